@@ -1,0 +1,23 @@
+"""IsoMax, IsoMax+ and DisMax: out-of-distribution detection by the head and the loss.
+
+Replace a network's last ``nn.Linear`` by a head, train with :class:`IsoMaxLoss`, and read
+known from unknown off the entropy of the output.
+"""
+
+from isomax.calibration import RejectionThreshold, fit_temperature
+from isomax.detectors import EntropicScore, MaxMeanLogitEntropyScore, MinimumDistanceScore
+from isomax.heads import DisMaxHead, IsoMaxHead, IsoMaxPlusHead
+from isomax.losses import FractionalProbabilityLoss, IsoMaxLoss
+
+__all__ = [
+    "DisMaxHead",
+    "EntropicScore",
+    "FractionalProbabilityLoss",
+    "IsoMaxHead",
+    "IsoMaxLoss",
+    "IsoMaxPlusHead",
+    "MaxMeanLogitEntropyScore",
+    "MinimumDistanceScore",
+    "RejectionThreshold",
+    "fit_temperature",
+]

@@ -1,0 +1,231 @@
+r"""What is set after training, on held-out in-distribution data only: a temperature for the
+probabilities and a rejection threshold for the scores."""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def fit_temperature(
+    logits: Tensor, labels: Tensor, bounds: tuple[float, float] = (1e-3, 1e3)
+) -> float:
+    r"""The temperature :math:`T` that makes :math:`\mathrm{softmax}(z / T)` best calibrated.
+
+    .. math:: T = \arg\min_T \; -\frac{1}{N} \sum_i \log
+        \mathrm{softmax}\Bigl(\frac{z_i}{T}\Bigr)_{y_i}
+
+    The loss is convex in :math:`1 / T`, so bisection on the sign of its derivative finds the
+    minimum. Dividing by :math:`T > 0` never changes the predicted class.
+
+    An IsoMax network at inference is under-confident by design (the entropic scale is gone), so
+    its temperature lies far below one, outside the range that
+    ``pytorch_ood.utils.temperature_calibration`` searches. Use it for the probabilities; the
+    OOD scores are taken at :math:`T = 1`, as undoing the entropy maximisation would weaken them.
+
+    :param logits: logits of held-out ID data, :math:`N \times C`
+    :param labels: their classes, :math:`N`
+    :param bounds: the interval that is searched
+    :return: :math:`T`, unitless
+    :raises ValueError: if shapes do not fit, a label is not in :math:`[0, C)`, or logits are
+        not finite
+
+    Source: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017.
+
+    >>> logits = torch.tensor([[0.2, 0.0], [0.2, 0.0], [0.2, 0.0], [0.2, 0.0]])
+    >>> round(fit_temperature(logits, torch.tensor([0, 0, 0, 1])), 3)  # 0.2 / log 3
+    0.182
+    """
+    if logits.dim() != 2 or labels.shape != logits.shape[:1] or not len(labels):
+        raise ValueError(
+            f"logits have shape {tuple(logits.shape)}, labels {tuple(labels.shape)}; expected "
+            "[N, C] and [N] with N at least 1"
+        )
+    if labels.min() < 0 or labels.max() >= logits.shape[1]:
+        raise ValueError(
+            f"labels lie in [{int(labels.min())}, {int(labels.max())}]; expected "
+            f"[0, {logits.shape[1]}): calibrate on in-distribution data only"
+        )
+    logits = logits.detach().double()
+    if bad := int((~logits.isfinite()).any(dim=1).sum()):
+        raise ValueError(f"{bad} of {len(logits)} rows of logits are not finite; leave them out")
+
+    def derivative(inverse_temperature: float) -> float:
+        probabilities = (logits * inverse_temperature).softmax(dim=1)
+        expected = (probabilities * logits).sum(dim=1)
+        return float((expected - logits.gather(1, labels[:, None])[:, 0]).mean())
+
+    low, high = math.log(1 / bounds[1]), math.log(1 / bounds[0])
+    for _ in range(60):
+        middle = (low + high) / 2
+        if derivative(math.exp(middle)) > 0:
+            high = middle
+        else:
+            low = middle
+    return math.exp(-(low + high) / 2)
+
+
+def expected_calibration_error(logits: Tensor, labels: Tensor, bins: int = 15) -> float:
+    r"""Mean gap between confidence and accuracy over bins of equal width.
+
+    .. math:: \mathrm{ECE} = \sum_b \frac{|B_b|}{N} \,
+        \bigl| \mathrm{acc}(B_b) - \mathrm{conf}(B_b) \bigr|
+
+    :param logits: :math:`N \times C`
+    :param labels: :math:`N`
+    :param bins: number of bins over :math:`[0, 1]`
+    :return: ECE as a fraction in :math:`[0, 1]`
+
+    Source: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017.
+
+    >>> expected_calibration_error(torch.tensor([[100.0, 0.0]]), torch.tensor([0]))
+    0.0
+    """
+    confidence, predicted = F.softmax(logits.double(), dim=1).max(dim=1)
+    correct = (predicted == labels).double()
+    index = (confidence * bins).long().clamp(max=bins - 1)
+    gaps = torch.zeros(bins, dtype=torch.float64).index_add_(0, index, correct - confidence)
+    return float(gaps.abs().sum() / len(labels))
+
+
+class RejectionThreshold:
+    r"""A score threshold with a guaranteed false-alarm rate, from in-distribution data alone.
+
+    From the scores :math:`s_1, \dots, s_n` of held-out ID samples (not used in training), the
+    threshold is the :math:`k`-th smallest with
+
+    .. math:: k = \lceil (n + 1)(1 - \alpha) \rceil
+
+    and a sample is rejected when its score lies above it. A fresh ID sample, exchangeable with
+    the held-out ones, is then rejected with probability at most :math:`\alpha`: the split
+    conformal guarantee, which holds for every :math:`n`, score and network. It takes
+    :math:`n \ge 1 / \alpha - 1` samples.
+
+    With predicted classes given to both :meth:`fit` and :meth:`rejects`, every predicted class
+    gets a threshold and a guarantee of its own (Mondrian conformal prediction).
+
+    Source: Vovk et al., "Algorithmic Learning in a Random World", 2005; Angelopoulos and Bates,
+    "A Gentle Introduction to Conformal Prediction", https://arxiv.org/abs/2107.07511.
+
+    >>> threshold = RejectionThreshold(alpha=0.1).fit(torch.arange(1.0, 20.0))
+    >>> threshold.value
+    tensor(18.)
+    >>> threshold.rejects(torch.tensor([17.5, 18.0, 18.5]))
+    tensor([False, False,  True])
+    """
+
+    def __init__(self, alpha: float = 0.05) -> None:
+        r"""
+        :param alpha: tolerated false-alarm rate :math:`\alpha`, a fraction in (0, 1)
+        :raises ValueError: if alpha is not in (0, 1)
+        """
+        self.alpha = _checked_alpha(alpha)
+        self.value: Tensor | None = None  #: a scalar, or one threshold per class
+
+    @property
+    def samples_needed(self) -> int:
+        r"""The least number of held-out samples (per class) that :math:`\alpha` takes."""
+        samples = max(1, math.floor(1 / self.alpha) - 1)
+        while _rank(samples, self.alpha) > samples:
+            samples += 1
+        return samples
+
+    def fit(self, scores: Tensor, predicted: Tensor | None = None) -> "RejectionThreshold":
+        r"""Set the threshold.
+
+        :param scores: outlier scores of held-out ID samples, :math:`N`; larger means more
+            likely OOD
+        :param predicted: predicted classes :math:`N`, for one threshold per class; every class
+            from 0 to the largest must occur often enough
+        :return: self
+        :raises ValueError: if there are too few samples, or scores that are NaN
+        """
+        scores = _checked_scores(scores)
+        if predicted is None:
+            self.value = self._threshold(scores, "")
+            return self
+        if predicted.shape != scores.shape:
+            raise ValueError(
+                f"predicted has shape {tuple(predicted.shape)}, scores {tuple(scores.shape)}"
+            )
+        self.value = torch.stack(
+            [
+                self._threshold(scores[predicted == label], f" predicted as class {label}")
+                for label in range(int(predicted.max()) + 1)
+            ]
+        )
+        return self
+
+    def rejects(self, scores: Tensor, predicted: Tensor | None = None) -> Tensor:
+        r"""Which samples to reject as OOD.
+
+        :param scores: outlier scores, any shape
+        :param predicted: predicted classes of the same shape, if :meth:`fit` was given them
+        :return: boolean, of the same shape; NaN scores are rejected
+        :raises ValueError: if not fitted, or predicted classes are given to one of the two only
+        """
+        if self.value is None:
+            raise ValueError("the threshold is not set; call fit(scores) first")
+        if (predicted is None) != (self.value.dim() == 0):
+            raise ValueError(
+                "pass predicted classes to both fit() and rejects(), or to neither of them"
+            )
+        value = self.value if predicted is None else self.value.to(scores.device)[predicted]
+        # not "scores > value", which accepts NaN
+        return ~(scores <= value.to(scores.device))
+
+    def _threshold(self, scores: Tensor, where: str) -> Tensor:
+        rank = _rank(len(scores), self.alpha)
+        if rank > len(scores):
+            raise ValueError(
+                f"alpha={self.alpha} takes at least {self.samples_needed} held-out samples, got "
+                f"{len(scores)}{where}; give more, or choose alpha of at least "
+                f"{1 / (len(scores) + 1):.4g}"
+            )
+        return scores.sort().values[rank - 1]
+
+
+def threshold_curve(scores: Tensor, points: int = 2000) -> list[tuple[float, float]]:
+    r"""All thresholds that :class:`RejectionThreshold` can give for these scores.
+
+    So that another :math:`\alpha` can be chosen later without the scores: the threshold for
+    :math:`\alpha` is that of the largest tabulated rate not above :math:`\alpha`.
+
+    :param scores: outlier scores of held-out ID samples, :math:`N`
+    :param points: how many pairs to keep at most; the curve is thinned where rates are large,
+        which makes a threshold at most more careful
+    :return: pairs (:math:`\alpha`, threshold), rates ascending
+    :raises ValueError: if there are no scores, or some are NaN
+
+    >>> threshold_curve(torch.tensor([3.0, 1.0, 2.0]))
+    [(0.25, 3.0), (0.5, 2.0), (0.75, 1.0)]
+    """
+    ordered = _checked_scores(scores).double().sort(descending=True).values.tolist()
+    size = len(ordered)
+    kept = range(size)
+    if size > points:
+        spaced = (round(size ** (i / (points - 1))) - 1 for i in range(points))
+        kept = sorted({*range(min(size, points // 2)), *spaced})[:points]  # type: ignore[assignment]
+    return [((index + 1) / (size + 1), ordered[index]) for index in kept]
+
+
+def _rank(samples: int, alpha: float) -> int:
+    # a float product may land just above a whole number that it should equal
+    return math.ceil(round((samples + 1) * (1 - alpha), 9))
+
+
+def _checked_alpha(alpha: float) -> float:
+    if not 0 < alpha < 1:
+        hint = f"; for {alpha:g}% pass {alpha / 100:g}" if 1 <= alpha < 100 else ""
+        raise ValueError(f"alpha is {alpha}; expected a fraction in (0, 1){hint}")
+    return float(alpha)
+
+
+def _checked_scores(scores: Tensor) -> Tensor:
+    scores = scores.detach().flatten()
+    if not len(scores):
+        raise ValueError("there are no scores; pass those of held-out in-distribution samples")
+    if bad := int(scores.isnan().sum()):
+        raise ValueError(f"{bad} of {len(scores)} scores are NaN; find out why before you go on")
+    return scores

@@ -1,0 +1,94 @@
+"""The papers' scores as detectors of pytorch-ood's API: larger means more likely OOD."""
+
+from collections.abc import Callable
+
+from pytorch_ood.api import DetectorInfo, LogitsDetector, Task
+from torch import Tensor
+
+from isomax.functional import (
+    entropic_score,
+    max_mean_logit_entropy_score,
+    minimum_distance_score,
+)
+from isomax.papers import DISMAX, ISOMAX, ISOMAX_PLUS
+
+_TASKS = frozenset({Task.CLASSIFICATION, Task.SEGMENTATION})
+
+
+class EntropicScore(LogitsDetector):
+    r"""Entropy of the posteriors at inference, without the entropic scale.
+
+    .. math:: \mathrm{ES}(x) = -\sum_k \pi_k \log \pi_k, \quad \pi = \mathrm{softmax}(f(x))
+
+    Needs no fitting, no outliers and no backward pass. Put the model in evaluation mode first.
+    """
+
+    info = DetectorInfo(paper=ISOMAX, tasks=_TASKS, ai_coded=True)
+
+    def __init__(self, model: Callable[[Tensor], Tensor] | None) -> None:
+        """
+        :param model: the model with an IsoMax head; may be ``None`` when using
+            ``predict_logits(...)`` directly
+        """
+        super().__init__()
+        self.model = model
+
+    def predict_logits(self, logits: Tensor) -> Tensor:
+        r"""
+        :param logits: :math:`B \times C`, or :math:`B \times C \times H \times W`
+        :return: entropies in nats, :math:`B` (:math:`B \times H \times W`)
+        """
+        return entropic_score(logits)
+
+
+class MinimumDistanceScore(LogitsDetector):
+    r"""Distance to the nearest prototype.
+
+    .. math:: \mathrm{MDS}(x) = \min_k d_k(x) = -\max_k f_k(x)
+
+    Needs no fitting, no outliers and no backward pass. Put the model in evaluation mode first.
+    """
+
+    info = DetectorInfo(paper=ISOMAX_PLUS, tasks=_TASKS, ai_coded=True)
+
+    def __init__(self, model: Callable[[Tensor], Tensor] | None) -> None:
+        """
+        :param model: the model with an IsoMax or IsoMax+ head; may be ``None`` when using
+            ``predict_logits(...)`` directly
+        """
+        super().__init__()
+        self.model = model
+
+    def predict_logits(self, logits: Tensor) -> Tensor:
+        r"""
+        :param logits: :math:`B \times C`, or :math:`B \times C \times H \times W`
+        :return: distances, :math:`B` (:math:`B \times H \times W`)
+        """
+        return minimum_distance_score(logits)
+
+
+class MaxMeanLogitEntropyScore(LogitsDetector):
+    r"""Maximum and mean logit combined with the entropy of the posteriors.
+
+    .. math:: \mathrm{MMLES}(x) = -\Bigl(\max_k f_k(x) + \frac{1}{C} \sum_k f_k(x)\Bigr)
+        + \mathrm{ES}(x)
+
+    Needs no fitting, no outliers and no backward pass. Put the model in evaluation mode first.
+    """
+
+    info = DetectorInfo(paper=DISMAX, tasks=_TASKS, ai_coded=True)
+
+    def __init__(self, model: Callable[[Tensor], Tensor] | None) -> None:
+        """
+        :param model: the model with a DisMax head; may be ``None`` when using
+            ``predict_logits(...)`` directly
+        """
+        super().__init__()
+        self.model = model
+
+    def predict_logits(self, logits: Tensor) -> Tensor:
+        r"""
+        :param logits: :math:`B \times C`, or :math:`B \times C \times H \times W`
+        :return: scores, :math:`B` (:math:`B \times H \times W`)
+        """
+        return max_mean_logit_entropy_score(logits)

@@ -1,0 +1,452 @@
+r"""The mathematics of IsoMax, IsoMax+ and DisMax as pure functions.
+
+Notation: features :math:`f` of shape :math:`B \times D`, prototypes :math:`p_k` of shape
+:math:`C \times D`, distances :math:`d_k` and logits of shape :math:`B \times C`, entropic scale
+:math:`E_s`. Every function that takes features of shape :math:`B \times D` also takes feature maps
+:math:`B \times D \times H \times W`, and every function that takes logits :math:`B \times C` also
+takes :math:`B \times C \times H \times W`: each pixel is then a sample of its own.
+
+Sources:
+
+- IsoMax: Macêdo et al., "Entropic Out-of-Distribution Detection: Seamless Detection of Unknown
+  Examples", IEEE TNNLS 2022, https://arxiv.org/abs/2006.04005
+- IsoMax+: Macêdo and Ludermir, "Enhanced Isotropy Maximization Loss",
+  https://arxiv.org/abs/2105.14399
+- DisMax: Macêdo et al., "Distinction Maximization Loss", https://arxiv.org/abs/2205.05874
+"""
+
+import math
+import warnings
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+ENTROPIC_SCALE = 10.0
+"""The entropic scale of all three papers: a constant, never tuned."""
+
+REDUCTIONS = ("mean", "sum", "none")
+
+
+# -- Distances ---------------------------------------------------------------------------------
+
+
+def isomax_distances(features: Tensor, prototypes: Tensor) -> Tensor:
+    r"""Euclidean (not squared) distances of the features to the prototypes.
+
+    .. math:: d_k = \lVert f - p_k \rVert_2
+
+    Computed as :math:`\sqrt{\lVert f \rVert^2 + \lVert p_k \rVert^2 - 2 f \cdot p_k}`, one matrix
+    product like a linear layer, with a closed-form gradient that needs two more, again like a
+    linear layer. The gradient at distance zero is zero.
+
+    *Accuracy.* The expansion cancels where a feature nearly coincides with a prototype. With
+    :math:`\epsilon` the machine epsilon (1.2e-7 in float32), the absolute error of
+    :math:`d_k^2` stays below :math:`8 \epsilon (\lVert f \rVert + \lVert p_k \rVert)^2`. So
+    :math:`d_k` is right to a relative 1e-5 wherever it is at least a quarter of
+    :math:`\lVert f \rVert + \lVert p_k \rVert`, and to an absolute
+    :math:`10^{-3} (\lVert f \rVert + \lVert p_k \rVert)` everywhere. Half precision is computed
+    in float32, under autocast too.
+
+    :param features: :math:`B \times D`, or :math:`B \times D \times H \times W`
+    :param prototypes: :math:`C \times D`
+    :return: distances :math:`B \times C`, or :math:`B \times C \times H \times W`, in the unit of
+        the features; at least float32
+    :raises ValueError: if rank or width of the features do not fit, or some are NaN (checked on
+        the CPU only, where looking at values costs no synchronisation)
+
+    Source: IsoMax, the isotropic (exclusively distance-based) logits.
+
+    >>> isomax_distances(torch.tensor([[3.0, 4.0]]), torch.tensor([[0.0, 0.0], [3.0, 0.0]]))
+    tensor([[5., 4.]])
+    """
+    rows, prototypes = _as_rows(features, prototypes)
+    with _without_autocast(rows):
+        distances = _euclidean(rows, prototypes)
+    return _as_map(distances, features)
+
+
+def isomaxplus_distances(features: Tensor, prototypes: Tensor, distance_scale: Tensor) -> Tensor:
+    r"""Scaled distances between the directions of features and prototypes.
+
+    .. math:: d_k = |s| \, \Bigl\lVert \frac{f}{\lVert f \rVert} - \frac{p_k}{\lVert p_k \rVert}
+        \Bigr\rVert_2
+
+    The direction of an all-zero vector is the zero vector, with zero gradient. Accuracy as in
+    :func:`isomax_distances`, with both norms one.
+
+    :param features: :math:`B \times D`, or :math:`B \times D \times H \times W`
+    :param prototypes: :math:`C \times D`
+    :param distance_scale: the learned scalar :math:`s`
+    :return: distances :math:`B \times C` (:math:`B \times C \times H \times W`), in
+        :math:`[0, 2 |s|]`
+    :raises ValueError: as :func:`isomax_distances`
+
+    Source: IsoMax+, the isometric distance.
+
+    >>> isomaxplus_distances(
+    ...     torch.tensor([[2.0, 0.0]]), torch.tensor([[5.0, 0.0], [-1.0, 0.0]]), torch.tensor(1.0)
+    ... )
+    tensor([[0., 2.]])
+    """
+    rows, prototypes = _as_rows(features, prototypes)
+    with _without_autocast(rows):
+        distances = _euclidean(_direction(rows), _direction(prototypes))
+        distances = distance_scale.to(distances.dtype).abs() * distances
+    return _as_map(distances, features)
+
+
+def dismax_distances(features: Tensor, prototypes: Tensor, distance_scale: Tensor) -> Tensor:
+    r"""The distances of IsoMax+ divided by :math:`\sqrt 2`.
+
+    .. math:: d_k = \frac{|s|}{\sqrt 2} \, \Bigl\lVert \frac{f}{\lVert f \rVert} -
+        \frac{p_k}{\lVert p_k \rVert} \Bigr\rVert_2
+
+    Parameters, shapes and errors as in :func:`isomaxplus_distances`; the values lie in
+    :math:`[0, \sqrt 2 |s|]`.
+
+    Source: DisMax, distances before the enhanced logits.
+
+    >>> dismax_distances(
+    ...     torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 3.0], [1.0, 0.0]]), torch.tensor(-1.0)
+    ... )
+    tensor([[1., 0.]])
+    """
+    return isomaxplus_distances(features, prototypes, distance_scale) / math.sqrt(2)
+
+
+def dismax_logits(distances: Tensor) -> Tensor:
+    r"""Logits of DisMax ("enhanced logits") from its distances.
+
+    .. math:: z_k = -\Bigl(d_k + \frac{1}{C} \sum_{j=1}^C d_j\Bigr)
+
+    The logits of IsoMax and IsoMax+ are simply :math:`z_k = -d_k`.
+
+    :param distances: :math:`B \times C`, or :math:`B \times C \times H \times W`
+    :return: logits of the same shape
+
+    Source: DisMax, enhanced logits (all-distances-aware logits).
+
+    >>> dismax_logits(torch.tensor([[1.0, 3.0]]))
+    tensor([[-3., -5.]])
+    """
+    return -(distances + distances.mean(dim=1, keepdim=True))
+
+
+# -- Loss --------------------------------------------------------------------------------------
+
+
+def isomax_loss(
+    logits: Tensor,
+    target: Tensor,
+    entropic_scale: float = ENTROPIC_SCALE,
+    reduction: str = "mean",
+) -> Tensor:
+    r"""The loss of IsoMax, IsoMax+ and DisMax: cross-entropy of the logits times
+    :math:`E_s`.
+
+    .. math:: \mathcal{L}(z, y) = -\log \frac{e^{E_s z_y}}{\sum_k e^{E_s z_k}}
+
+    The log-softmax is computed in one step: the softmax-then-log form of the reference code
+    overflows (logits (0, -50, -60) and :math:`E_s = 10` give it an infinite loss).
+
+    Outliers (labels < 0) contribute nothing: ``mean`` averages over the other samples, ``none``
+    gives them zero, and a batch of only outliers has loss zero.
+
+    :param logits: :math:`B \times C`, or :math:`B \times C \times H \times W`, without the scale
+    :param target: labels :math:`B` (:math:`B \times H \times W`), or class probabilities of the
+        shape of the logits (mixup, label smoothing)
+    :param entropic_scale: :math:`E_s`; there in training, taken away at inference
+    :param reduction: ``mean``, ``sum`` or ``none``
+    :return: a scalar, or with ``none`` one value per sample
+    :raises ValueError: if shapes do not fit, a label is not below C, or the reduction is unknown
+
+    Source: IsoMax, the loss with the entropic scale; the same in IsoMax+ and DisMax.
+
+    >>> isomax_loss(torch.tensor([[0.0, -50.0, -60.0]]), torch.tensor([1]))
+    tensor(500.)
+    """
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction is {reduction!r}; choose one of {', '.join(REDUCTIONS)}")
+    _check_target(logits, target)
+    scaled = entropic_scale * logits
+    if target.is_floating_point():
+        return F.cross_entropy(scaled, target, reduction=reduction)
+    losses = F.cross_entropy(
+        scaled, target.masked_fill(target < 0, -1), reduction="none", ignore_index=-1
+    )
+    if reduction == "none":
+        return losses
+    if reduction == "sum":
+        return losses.sum()
+    return losses.sum() / (target >= 0).sum().clamp(min=1)
+
+
+def fractional_probability_loss(
+    logits: Tensor, target: Tensor, entropic_scale: float = ENTROPIC_SCALE
+) -> Tensor:
+    r"""DisMax's loss on a batch made by :func:`mosaic`.
+
+    .. math:: \mathcal{L} = \frac{1}{B} \sum_i \mathrm{KL}\bigl(t_i \,\Vert\,
+        \mathrm{softmax}(E_s z_i)\bigr)
+
+    On a plain image the target :math:`t_i` is one-hot and the term is :func:`isomax_loss`, so
+    with half of the batch mosaics this is the paper's mean of the two losses.
+
+    :param logits: :math:`B \times C`, without the scale
+    :param target: class probabilities :math:`B \times C`, from :func:`mosaic`
+    :param entropic_scale: :math:`E_s`
+    :return: a scalar; zero where the scaled posteriors equal the targets
+    :raises ValueError: if the shapes differ
+
+    Source: DisMax, fractional probability regularisation (FPR).
+
+    >>> logits = torch.tensor([[0.25, 0.75]]).log() / 10
+    >>> fractional_probability_loss(logits, torch.tensor([[0.25, 0.75]])).abs() < 1e-6
+    tensor(True)
+    """
+    if not target.is_floating_point():
+        raise ValueError("target holds labels; pass the class probabilities that mosaic() returns")
+    cross_entropy = isomax_loss(logits, target, entropic_scale)
+    return cross_entropy + torch.xlogy(target, target).sum(dim=1).mean()
+
+
+def mosaic(
+    images: Tensor, labels: Tensor, num_classes: int, generator: torch.Generator | None = None
+) -> tuple[Tensor, Tensor]:
+    r"""Shuffle a batch and turn its second half into mosaics, the batch transform of DisMax.
+
+    A mosaic takes each of its quadrants from another image of the second half; its target gives
+    0.25 to the class of each quadrant (summed where classes repeat). Feed the result to
+    :func:`fractional_probability_loss`.
+
+    :param images: :math:`B \times 3 \times H \times W`
+    :param labels: :math:`B`
+    :param num_classes: :math:`C`
+    :param generator: source of randomness, on the CPU
+    :return: images of the same shape, and class probabilities :math:`B \times C`; the first
+        :math:`\lceil B / 2 \rceil` are plain images with one-hot targets
+    :raises ValueError: if a label is not in :math:`[0, C)`
+
+    Source: DisMax, fractional probability regularisation (FPR).
+
+    >>> images, target = mosaic(torch.rand(4, 3, 8, 8), torch.tensor([0, 1, 2, 2]), num_classes=3)
+    >>> images.shape, target.sum(dim=1)
+    (torch.Size([4, 3, 8, 8]), tensor([1., 1., 1., 1.]))
+    """
+    if labels.min() < 0 or labels.max() >= num_classes:
+        bad = labels[(labels < 0) | (labels >= num_classes)][0]
+        raise ValueError(f"label {int(bad)} is not in [0, {num_classes}); drop outliers first")
+    shuffled = torch.randperm(len(images), generator=generator).to(images.device)
+    images, target = images[shuffled], F.one_hot(labels[shuffled], num_classes).float()
+    plain = len(images) - len(images) // 2
+    sources, source_target = images[plain:].clone(), target[plain:].clone()
+    target[plain:] = 0
+    height, width = images.shape[-2] // 2, images.shape[-1] // 2
+    quadrants = [
+        (rows, columns)
+        for rows in (slice(None, height), slice(height, None))
+        for columns in (slice(None, width), slice(width, None))
+    ]
+    # the batch is shuffled already, so shifting it pairs four different images at random
+    for shift, (rows, columns) in enumerate(quadrants):
+        images[plain:, :, rows, columns] = sources.roll(shift, dims=0)[:, :, rows, columns]
+        target[plain:] += source_target.roll(shift, dims=0) / 4
+    return images, target
+
+
+# -- Scores: larger means more likely OOD ------------------------------------------------------
+
+
+def entropic_score(logits: Tensor) -> Tensor:
+    r"""Entropy of the posteriors at inference, the score of IsoMax.
+
+    .. math:: \mathrm{ES} = -\sum_k \pi_k \log \pi_k, \quad \pi = \mathrm{softmax}(z)
+
+    (The paper's score is the negative of it; here larger means more likely OOD.)
+
+    :param logits: :math:`B \times C`, or :math:`B \times C \times H \times W`, without the
+        entropic scale
+    :return: entropies in nats, :math:`B` (:math:`B \times H \times W`), in :math:`[0, \log C]`
+
+    Source: IsoMax, entropic score.
+
+    >>> entropic_score(torch.tensor([[-1.0, -1.0], [0.0, -1000.0]]))
+    tensor([0.6931, 0.0000])
+    """
+    log_probabilities = logits.log_softmax(dim=1)
+    # 0 * log 0 = 0 also where the logarithm is -inf
+    return torch.special.entr(log_probabilities.exp()).sum(dim=1)
+
+
+def minimum_distance_score(logits: Tensor) -> Tensor:
+    r"""Distance to the nearest prototype, the score of IsoMax+.
+
+    .. math:: \mathrm{MDS} = \min_k d_k = -\max_k z_k
+
+    :param logits: :math:`B \times C`, or :math:`B \times C \times H \times W`
+    :return: distances, :math:`B` (:math:`B \times H \times W`)
+
+    Source: IsoMax+, minimum distance score.
+
+    >>> minimum_distance_score(torch.tensor([[-3.0, -1.0]]))
+    tensor([1.])
+    """
+    return -logits.amax(dim=1)
+
+
+def max_mean_logit_entropy_score(logits: Tensor) -> Tensor:
+    r"""Maximum and mean logit combined with the entropy, the score of DisMax.
+
+    .. math:: \mathrm{MMLES} = -\Bigl(\max_k z_k + \frac{1}{C} \sum_k z_k\Bigr) + \mathrm{ES}(z)
+
+    :param logits: :math:`B \times C`, or :math:`B \times C \times H \times W`
+    :return: scores, :math:`B` (:math:`B \times H \times W`)
+
+    Source: DisMax, max-mean logit entropy score.
+
+    >>> max_mean_logit_entropy_score(torch.tensor([[-2.0, -2.0]]))
+    tensor([4.6931])
+    """
+    return entropic_score(logits) - logits.amax(dim=1) - logits.mean(dim=1)
+
+
+# -- Details -----------------------------------------------------------------------------------
+
+
+def _euclidean(features: Tensor, prototypes: Tensor) -> Tensor:
+    if torch.is_grad_enabled() and (features.requires_grad or prototypes.requires_grad):
+        return _EuclideanDistance.apply(features, prototypes)  # type: ignore[no-any-return]
+    return _EuclideanDistance.forward(features, prototypes)
+
+
+class _EuclideanDistance(torch.autograd.Function):
+    r"""Distances of rows with their closed-form gradient.
+
+    With :math:`G = \partial L / \partial d` and :math:`W = G / d` (zero where :math:`d = 0`):
+    :math:`\partial f = \mathrm{rowsum}(W) f - W p`,
+    :math:`\partial p = \mathrm{colsum}(W) p - W^\top f`. Autograd's own gradient of the expansion
+    costs twice the time and three copies of the prototypes.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(features: Tensor, prototypes: Tensor) -> Tensor:
+        feature_norms = torch.linalg.vector_norm(features, dim=1, keepdim=True).square()
+        if _values_are_free_to_read(feature_norms) and bool(feature_norms.isnan().any()):
+            _refuse_nan_rows(feature_norms)
+        squared = torch.addmm(feature_norms, features, prototypes.T, alpha=-2)
+        # vector_norm makes no copy of the prototypes; after the product they are in the cache
+        prototype_norms = torch.linalg.vector_norm(prototypes, dim=1).square()
+        return squared.add_(prototype_norms).clamp_(min=0).sqrt_()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs, output)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        features, prototypes, distances = ctx.saved_tensors
+        grad_features = grad_prototypes = None
+        with _without_autocast(grad):
+            weights = grad / distances.masked_fill(distances == 0, torch.inf)
+            if ctx.needs_input_grad[0]:
+                grad_features = weights.sum(1, keepdim=True) * features
+                grad_features = torch.addmm(grad_features, weights, prototypes, alpha=-1)
+            if ctx.needs_input_grad[1]:
+                grad_prototypes = weights.sum(0).unsqueeze(1) * prototypes
+                # in place: a second tensor of the prototypes' size would cost more than the sum
+                grad_prototypes.addmm_(weights.T, features, alpha=-1)
+        return grad_features, grad_prototypes
+
+
+def _direction(vectors: Tensor) -> Tensor:
+    norms = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
+    # dividing by inf gives an all-zero vector the direction zero, and zero gradient
+    return vectors / norms.masked_fill(norms == 0, torch.inf)
+
+
+def _as_rows(features: Tensor, prototypes: Tensor) -> tuple[Tensor, Tensor]:
+    """Features and prototypes as rows of one dtype, at least float32."""
+    if features.dim() not in (2, 4):
+        raise ValueError(
+            f"features have shape {tuple(features.shape)}; expected [B, D], or [B, D, H, W] for "
+            "dense prediction (pool or flatten them before the head)"
+        )
+    if features.shape[1] != prototypes.shape[1]:
+        raise ValueError(
+            f"features have width {features.shape[1]} (shape {tuple(features.shape)}), the "
+            f"prototypes {prototypes.shape[1]}; build the head with in_features={features.shape[1]}"
+        )
+    if features.dim() == 4:
+        features = features.movedim(1, -1).flatten(0, 2)
+    dtype = torch.promote_types(
+        torch.promote_types(features.dtype, prototypes.dtype), torch.float32
+    )
+    return features.to(dtype), prototypes.to(dtype)
+
+
+def _refuse_nan_rows(norms: Tensor) -> None:
+    rows = norms.flatten().isnan().nonzero().flatten().tolist()
+    listed = ", ".join(map(str, rows[:10])) + (", ..." if len(rows) > 10 else "")
+    raise ValueError(
+        f"features of {len(rows)} of {len(norms)} rows are NaN: {listed}; look for a learning "
+        "rate that is too high, or for NaN in the inputs of these rows"
+    )
+
+
+def _as_map(rows: Tensor, features: Tensor) -> Tensor:
+    """Back from one row per pixel to the layout of the features."""
+    if features.dim() == 2:
+        return rows
+    batch, _, height, width = features.shape
+    return rows.unflatten(0, (batch, height, width)).movedim(-1, 1)
+
+
+def _check_target(logits: Tensor, target: Tensor) -> None:
+    if logits.dim() not in (2, 4):
+        raise ValueError(
+            f"logits have shape {tuple(logits.shape)}; expected [B, C] or [B, C, H, W]"
+        )
+    if target.is_floating_point():
+        if target.shape != logits.shape:
+            raise ValueError(
+                f"class probabilities have shape {tuple(target.shape)}, logits "
+                f"{tuple(logits.shape)}; they must be equal (for labels pass integers)"
+            )
+        return
+    expected = (logits.shape[0], *logits.shape[2:])
+    if tuple(target.shape) != expected:
+        raise ValueError(f"labels have shape {tuple(target.shape)}; expected {expected}")
+    if not _values_are_free_to_read(target) or target.numel() == 0:
+        return
+    if (largest := int(target.max())) >= logits.shape[1]:
+        raise ValueError(
+            f"label {largest} with {logits.shape[1]} classes; labels go from 0 to "
+            f"{logits.shape[1] - 1}, outliers are < 0"
+        )
+    if bool((target < 0).any()):
+        warnings.warn(
+            "Discarding samples with targets < 0 (OOD), which this loss does not use.",
+            stacklevel=4,
+        )
+
+
+def _values_are_free_to_read(tensor: Tensor) -> bool:
+    # a look at the values stalls an accelerator, and breaks the graph of a compiler
+    return (
+        not torch.compiler.is_compiling()
+        and tensor.device.type == "cpu"
+        and not torch.jit.is_tracing()
+        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    )
+
+
+def _without_autocast(tensor: Tensor) -> Any:
+    device = tensor.device.type
+    if device == "meta" or not torch.is_autocast_enabled(device):
+        return nullcontext()
+    return torch.autocast(device, enabled=False)
