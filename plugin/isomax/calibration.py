@@ -2,10 +2,14 @@ r"""What is set after training, on held-out in-distribution data only: a tempera
 probabilities and a rejection threshold for the scores."""
 
 import math
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from isomax.functional import SCORES
 
 
 def fit_temperature(
@@ -17,7 +21,9 @@ def fit_temperature(
         \mathrm{softmax}\Bigl(\frac{z_i}{T}\Bigr)_{y_i}
 
     The loss is convex in :math:`1 / T`, so bisection on the sign of its derivative finds the
-    minimum. Dividing by :math:`T > 0` never changes the predicted class.
+    minimum. Dividing by :math:`T > 0` never changes the predicted class. As in Platt scaling, the
+    labels are smoothed by :math:`1 / (N + 2)`: data that are all classified right would otherwise
+    ask for certainty, :math:`T = 0`.
 
     An IsoMax network at inference is under-confident by design (the entropic scale is gone), so
     its temperature lies far below one, outside the range that
@@ -31,10 +37,12 @@ def fit_temperature(
     :raises ValueError: if shapes do not fit, a label is not in :math:`[0, C)`, or logits are
         not finite
 
-    Source: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017.
+    Source: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017; the smoothing: Platt,
+    "Probabilistic Outputs for Support Vector Machines", 1999.
 
-    >>> logits = torch.tensor([[0.2, 0.0], [0.2, 0.0], [0.2, 0.0], [0.2, 0.0]])
-    >>> round(fit_temperature(logits, torch.tensor([0, 0, 0, 1])), 3)  # 0.2 / log 3
+    >>> logits = torch.tensor([[0.2, 0.0]]).expand(4000, 2)
+    >>> labels = torch.tensor([0, 0, 0, 1]).repeat(1000)
+    >>> round(fit_temperature(logits, labels), 3)  # three of four are right: 0.2 / log 3
     0.182
     """
     if logits.dim() != 2 or labels.shape != logits.shape[:1] or not len(labels):
@@ -51,10 +59,13 @@ def fit_temperature(
     if bad := int((~logits.isfinite()).any(dim=1).sum()):
         raise ValueError(f"{bad} of {len(logits)} rows of logits are not finite; leave them out")
 
+    smoothing = 1 / (len(logits) + 2)
+    target = (1 - smoothing) * logits.gather(1, labels[:, None])[:, 0].mean()
+    target = target + smoothing * logits.mean()
+
     def derivative(inverse_temperature: float) -> float:
         probabilities = (logits * inverse_temperature).softmax(dim=1)
-        expected = (probabilities * logits).sum(dim=1)
-        return float((expected - logits.gather(1, labels[:, None])[:, 0]).mean())
+        return float((probabilities * logits).sum(dim=1).mean() - target)
 
     low, high = math.log(1 / bounds[1]), math.log(1 / bounds[0])
     for _ in range(60):
@@ -208,6 +219,67 @@ def threshold_curve(scores: Tensor, points: int = 2000) -> list[tuple[float, flo
         spaced = (round(size ** (i / (points - 1))) - 1 for i in range(points))
         kept = sorted({*range(min(size, points // 2)), *spaced})[:points]  # type: ignore[assignment]
     return [((index + 1) / (size + 1), ordered[index]) for index in kept]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Everything a deployed model needs to turn logits into probabilities and verdicts."""
+
+    score: str  #: the outlier score, a name in :data:`isomax.functional.SCORES`
+    temperature: float  #: divides the logits for the probabilities; the score is taken without
+    alpha: float  #: tolerated false-alarm rate
+    threshold: float  #: samples with a larger score are rejected
+    samples: int  #: number of held-out ID samples behind it
+    curve: list[tuple[float, float]]  #: (alpha, threshold) for other rates, see threshold_curve
+
+    @classmethod
+    def fit(
+        cls, logits: Tensor, labels: Tensor, score: str = "entropic_score", alpha: float = 0.05
+    ) -> "Calibration":
+        r"""Fit temperature and threshold on held-out ID data.
+
+        :param logits: :math:`N \times C`, without the entropic scale
+        :param labels: :math:`N`
+        :param score: a name in :data:`isomax.functional.SCORES`
+        :param alpha: tolerated false-alarm rate
+        :raises ValueError: as :func:`fit_temperature` and :class:`RejectionThreshold`
+        """
+        scores = SCORES[score](logits)
+        threshold = RejectionThreshold(alpha).fit(scores).value
+        assert threshold is not None
+        return cls(
+            score=score,
+            temperature=fit_temperature(logits, labels),
+            alpha=alpha,
+            threshold=float(threshold),
+            samples=len(scores),
+            curve=threshold_curve(scores),
+        )
+
+    def score_of(self, logits: Tensor) -> Tensor:
+        """The outlier scores of logits."""
+        return SCORES[self.score](logits)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> "Calibration":
+        """From JSON.
+
+        :raises ValueError: if a value cannot be what it should be
+        """
+        if content["score"] not in SCORES:
+            raise ValueError(f"unknown score {content['score']!r}")
+        return cls(
+            score=content["score"],
+            temperature=float(content["temperature"]),
+            alpha=_checked_alpha(content["alpha"]),
+            threshold=float(content["threshold"]),
+            samples=int(content["samples"]),
+            curve=[(float(rate), float(value)) for rate, value in content["curve"]],
+        )
 
 
 def _rank(samples: int, alpha: float) -> int:

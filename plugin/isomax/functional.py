@@ -17,6 +17,7 @@ Sources:
 
 import math
 import warnings
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -313,12 +314,19 @@ def max_mean_logit_entropy_score(logits: Tensor) -> Tensor:
     return entropic_score(logits) - logits.amax(dim=1) - logits.mean(dim=1)
 
 
+SCORES: dict[str, Callable[[Tensor], Tensor]] = {
+    score.__name__: score
+    for score in (entropic_score, minimum_distance_score, max_mean_logit_entropy_score)
+}
+"""The scores by name."""
+
+
 # -- Details -----------------------------------------------------------------------------------
 
 
 def _euclidean(features: Tensor, prototypes: Tensor) -> Tensor:
     if torch.is_grad_enabled() and (features.requires_grad or prototypes.requires_grad):
-        return _EuclideanDistance.apply(features, prototypes)  # type: ignore[no-any-return]
+        return _EuclideanDistance.apply(features, prototypes)
     return _EuclideanDistance.forward(features, prototypes)
 
 

@@ -16,6 +16,7 @@ class _DistanceHead(nn.Module):
     """Prototypes and the entropic scale; the logits are the subclass's."""
 
     learns_distance_scale = False
+    score: str  #: the score that the paper pairs with the head, a name in ``functional.SCORES``
 
     def __init__(
         self,
@@ -96,6 +97,8 @@ class IsoMaxHead(_DistanceHead):
     torch.Size([4, 10])
     """
 
+    score = "entropic_score"
+
     def reset_parameters(self) -> None:
         """Set the prototypes to zero."""
         nn.init.zeros_(self.prototypes)
@@ -116,6 +119,7 @@ class IsoMaxPlusHead(_DistanceHead):
     """
 
     learns_distance_scale = True
+    score = "minimum_distance_score"
 
     def reset_parameters(self) -> None:
         """Draw the prototypes from a standard normal; set the distance scale to one."""
@@ -137,6 +141,8 @@ class DisMaxHead(IsoMaxPlusHead):
 
     Source: "Distinction Maximization Loss", https://arxiv.org/abs/2205.05874.
     """
+
+    score = "max_mean_logit_entropy_score"
 
     def logits(self, features: Tensor) -> Tensor:
         return functional.dismax_logits(

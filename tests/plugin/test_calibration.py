@@ -40,13 +40,20 @@ def test_temperature_lowers_the_calibration_error_and_keeps_the_classes(digits_l
 
 
 def test_temperature_minimises_the_negative_log_likelihood(digits_logits):
-    logits, labels = digits_logits
+    logits, labels = (tensor.repeat(50, *[1] * (tensor.dim() - 1)) for tensor in digits_logits)
     best = fit_temperature(logits, labels)
 
     def loss(temperature):
         return torch.nn.functional.cross_entropy(logits.double() / temperature, labels)
 
     assert loss(best) <= min(loss(best * 1.01), loss(best / 1.01))
+
+
+def test_temperature_of_data_that_are_all_classified_right_is_not_zero():
+    logits = torch.tensor([[1.0, 0.0], [0.0, 1.0]]).repeat(50, 1)
+    temperature = fit_temperature(logits, torch.tensor([0, 1]).repeat(50))
+    confidence = float((logits / temperature).softmax(dim=1)[0, 0])
+    assert confidence == pytest.approx(1 - 1 / 102 / 2, abs=1e-4)
 
 
 def test_calibration_error_of_a_known_case():

@@ -1,0 +1,126 @@
+"""The model folder: ``model.safetensors`` and ``config.json`` as timm's ``local-dir:`` source reads
+them, and ``calibration.json``."""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+from safetensors import SafetensorError
+from timm.models._hub import save_for_hf
+from torch import nn
+
+from isomax.calibration import Calibration
+
+WEIGHTS, CONFIG, CALIBRATION = "model.safetensors", "config.json", "calibration.json"
+
+
+class ModelFolderError(ValueError):
+    """A folder that is not a model folder, or one that is damaged; says what is wrong."""
+
+
+def save_model(
+    model: nn.Module,
+    folder: str | Path,
+    class_names: Sequence[str] | None = None,
+    data_config: dict[str, Any] | None = None,
+    calibration: Calibration | None = None,
+) -> Path:
+    """Write a model folder, whole or not at all.
+
+    It is written beside its place and moved there when complete: a full disk or a kill leaves an
+    older folder as it was.
+
+    :param model: a timm model, with or without one of our heads
+    :param folder: where; replaced if it is a model folder already
+    :param class_names: label names, in the order of the logits
+    :param data_config: preprocessing, as ``timm.data.resolve_model_data_config`` gives it, where
+        it differs from the model's own
+    :param calibration: temperature and threshold
+    :return: the folder
+    :raises ModelFolderError: if the folder exists and is no model folder
+    :raises ValueError: if the number of class names is not the model's number of classes
+    """
+    folder = Path(folder)
+    if folder.exists() and any(folder.iterdir()) and not (folder / CONFIG).is_file():
+        raise ModelFolderError(f"{folder} exists and is not a model folder; choose another place")
+    if class_names is not None and len(class_names) != model.num_classes:
+        raise ValueError(f"{len(class_names)} class names for {model.num_classes} classes")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
+        new, old = Path(scratch) / "new", Path(scratch) / "old"
+        save_for_hf(
+            model,
+            str(new),
+            model_config={"label_names": list(class_names)} if class_names else None,
+            safe_serialization=True,
+            data_config=data_config,
+        )
+        if calibration is not None:
+            save_calibration(calibration, new)
+        if folder.exists():
+            folder.rename(old)
+        new.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+    return folder
+
+
+def load_model(folder: str | Path) -> nn.Module:
+    """The model of a model folder, in evaluation mode, on the CPU.
+
+    Nothing is unpickled: weights come from ``model.safetensors`` only. The class names are in
+    ``model.pretrained_cfg["label_names"]``.
+
+    :raises ModelFolderError: if the folder is none, or damaged
+    """
+    folder = Path(folder)
+    config = _read_json(folder, CONFIG)
+    if not (folder / WEIGHTS).is_file():
+        raise ModelFolderError(f"{folder} has no {WEIGHTS}; it is not a model folder")
+    architecture = config.get("architecture")
+    if not timm.is_model(str(architecture)):
+        raise ModelFolderError(
+            f"{folder / CONFIG} names the architecture {architecture!r}, which timm does not have"
+        )
+    try:
+        model = timm.create_model(f"local-dir:{folder}", pretrained=True)
+    except SafetensorError as error:
+        raise ModelFolderError(f"{folder / WEIGHTS} is damaged: {error}") from error
+    return model.eval()
+
+
+def save_calibration(calibration: Calibration, folder: str | Path) -> None:
+    """Write ``calibration.json`` into a model folder."""
+    target = Path(folder) / CALIBRATION
+    partial = target.with_suffix(".partial")
+    partial.write_text(json.dumps(calibration.to_dict(), indent=1))
+    partial.replace(target)
+
+
+def load_calibration(folder: str | Path) -> Calibration | None:
+    """The calibration of a model folder; ``None`` if it has not been calibrated.
+
+    :raises ModelFolderError: if the file is damaged
+    """
+    if not (Path(folder) / CALIBRATION).is_file():
+        return None
+    try:
+        return Calibration.from_dict(_read_json(Path(folder), CALIBRATION))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelFolderError(f"{Path(folder) / CALIBRATION} is damaged: {error}") from error
+
+
+def _read_json(folder: Path, name: str) -> dict[str, Any]:
+    path = folder / name
+    if not path.is_file():
+        raise ModelFolderError(f"{folder} has no {name}; it is not a model folder")
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise ModelFolderError(f"{path} is damaged: {error}") from error
+    if not isinstance(content, dict):
+        raise ModelFolderError(f"{path} is damaged: it holds no JSON object")
+    return content

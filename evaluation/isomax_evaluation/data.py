@@ -1,0 +1,268 @@
+"""A dataset by name or folder, as images with labels and class names.
+
+Names: ``digits`` (1,797 handwritten digits that ship with scikit-learn), ``gaussian-noise`` and
+``uniform-noise`` (pytorch-ood's), a folder with one subfolder per class (with ``train`` and
+``test`` or ``val`` above them, or without), and every name that ``timm.data.create_dataset``
+knows (``torch/cifar10``, ``hfds/...``).
+"""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm.data
+import torch
+from PIL import Image
+from pytorch_ood.dataset.img import GaussianNoise, UniformNoise
+from torch.utils import data as torch_data
+
+from isomax_evaluation.errors import InputError
+
+DIGITS_KNOWN, DIGITS_HELD_OUT = tuple("0123456"), tuple("789")
+NOISE = {"gaussian-noise": GaussianNoise, "uniform-noise": UniformNoise}
+SPLIT_FOLDERS = {"train": ("train", "training"), "test": ("test", "val", "validation", "eval")}
+OOD_LABEL = -1
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images with labels: a dataset, or a part of one."""
+
+    name: str
+    source: Any  #: indexable; items are (PIL image, anything)
+    labels: np.ndarray  #: class of each image that ``indices`` names; OOD sets: -1
+    class_names: tuple[str, ...]
+    indices: np.ndarray  #: which items of the source
+    paths: list[str] | None = field(default=None, repr=False)  #: files of the source, if it has any
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def take(self, chosen: Sequence[int] | np.ndarray) -> "Images":
+        """The part with these positions."""
+        chosen = np.asarray(chosen, dtype=int)
+        return Images(
+            self.name,
+            self.source,
+            self.labels[chosen],
+            self.class_names,
+            self.indices[chosen],
+            self.paths,
+        )
+
+    def image(self, position: int) -> Image.Image:
+        """One image, as RGB."""
+        image: Image.Image = self.source[int(self.indices[position])][0]
+        return image.convert("RGB")
+
+    def as_ood(self) -> "Images":
+        """The same images labelled as out-of-distribution."""
+        labels = np.full(len(self), OOD_LABEL)
+        return Images(self.name, self.source, labels, (), self.indices, self.paths)
+
+
+class Transformed(torch_data.Dataset):
+    """Images under a transform, as a ``torch.utils.data.Dataset`` of (tensor, label)."""
+
+    def __init__(self, images: Images, transform: Callable[[Image.Image], torch.Tensor]) -> None:
+        self.images = images
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, position: int) -> tuple[torch.Tensor, int]:
+        return self.transform(self.images.image(position)), int(self.images.labels[position])
+
+
+def open_splits(name: str, root: str | None = None) -> tuple[Images, Images]:
+    """Training and test images of an in-distribution dataset.
+
+    A dataset without a split of its own is split four to one, by class, always the same way.
+
+    :param name: as this module's docstring says; ``digits`` means its known classes
+    :param root: folder that named datasets are read from
+    :raises InputError: if there is no such dataset, or it has fewer than two classes
+    """
+    if name == "digits":
+        return stratified_split(_digits(DIGITS_KNOWN), 0.2, seed=0)
+    if Path(name).is_dir() and not _split_folder(Path(name), "train"):
+        train, test = stratified_split(_folder(Path(name), name), 0.2, seed=0)
+    else:
+        train, test = open_images(name, "train", root), open_images(name, "test", root)
+    if len(train.class_names) < 2:
+        raise InputError(
+            f"{name} has {len(train.class_names)} class ({', '.join(train.class_names)}); a "
+            "classifier needs at least two, each in a folder of its own"
+        )
+    if train.class_names != test.class_names:
+        missing = sorted(set(train.class_names) ^ set(test.class_names))
+        raise InputError(
+            f"the classes of {name} differ between training and test: {', '.join(missing[:10])} "
+            "occur in only one of them"
+        )
+    return train, test
+
+
+def open_images(name: str, split: str = "test", root: str | None = None) -> Images:
+    """The images of one split.
+
+    :param name: as this module's docstring says; ``digits-held-out`` are the classes that
+        ``digits`` leaves out
+    :param split: ``train`` or ``test``; a dataset without splits gives all its images
+    :param root: folder that named datasets are read from
+    :raises InputError: if there is no such dataset
+    """
+    if name == "digits":
+        return open_splits(name)[split == "test"]
+    if name == "digits-held-out":
+        return _digits(DIGITS_HELD_OUT, name)
+    if name in NOISE:
+        return _noise(name)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return _folder(_split_folder(path, split) or path, path.name)
+    if "/" in name and not name.startswith(("/", ".", "~")):
+        return _named(name, split, root)
+    raise InputError(
+        f"there is no dataset or folder {name!r}; give a folder with one subfolder per class, "
+        "'digits', 'gaussian-noise', 'uniform-noise', or a name that timm knows, such as "
+        "torch/cifar10"
+    )
+
+
+def stratified_split(images: Images, share: float, seed: int) -> tuple[Images, Images]:
+    """Two parts with the same classes; the second holds ``share`` of each class, at least one.
+
+    :raises InputError: if a class has only one image
+    """
+    generator = np.random.default_rng(seed)
+    second = []
+    for label in np.unique(images.labels):
+        members = np.flatnonzero(images.labels == label)
+        if len(members) < 2:
+            raise InputError(
+                f"class {images.class_names[label]!r} of {images.name} has one image only; it "
+                "takes two to hold some out"
+            )
+        count = min(max(1, round(share * len(members))), len(members) - 1)
+        second.append(generator.permutation(members)[:count])
+    chosen = np.zeros(len(images), dtype=bool)
+    chosen[np.concatenate(second)] = True
+    return images.take(np.flatnonzero(~chosen)), images.take(np.flatnonzero(chosen))
+
+
+def limit_per_class(images: Images, limit: int | None, seed: int = 0) -> Images:
+    """At most ``limit`` images of each class, drawn at random, in the original order."""
+    if limit is None:
+        return images
+    generator = np.random.default_rng(seed)
+    groups = [np.flatnonzero(images.labels == label) for label in np.unique(images.labels)]
+    return images.take(np.sort(np.concatenate([generator.permutation(g)[:limit] for g in groups])))
+
+
+def unreadable(images: Images, workers: int, progress: Callable[[int], None]) -> dict[str, str]:
+    """Decode every file once; the ones that do not decode, with the reason.
+
+    :param workers: processes to decode in
+    :param progress: called with the number of files done since the last call
+    """
+    if images.paths is None:
+        return {}
+    paths = [images.paths[index] for index in images.indices]
+    chunks = [paths[start : start + 256] for start in range(0, len(paths), 256)]
+    bad: dict[str, str] = {}
+    with ProcessPoolExecutor(max(1, workers)) as pool:
+        for chunk, found in zip(chunks, pool.map(_undecodable, chunks), strict=True):
+            bad.update(found)
+            progress(len(chunk))
+    return bad
+
+
+def _undecodable(paths: list[str]) -> dict[str, str]:
+    bad = {}
+    for path in paths:
+        try:
+            with Image.open(path) as image:
+                image.convert("RGB")
+        except Exception as error:  # Pillow's decoders raise whatever they please
+            bad[path] = f"{type(error).__name__}: {error}".replace(path, "the file")
+    return bad
+
+
+def _digits(classes: tuple[str, ...], name: str = "digits") -> Images:
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    pixels = np.round(digits.images * (255 / 16)).astype(np.uint8)
+    source = [(Image.fromarray(image), None) for image in pixels]
+    targets = digits.target.astype(str)
+    indices = np.flatnonzero(np.isin(targets, classes))
+    labels = np.array([classes.index(target) for target in targets[indices]])
+    return Images(name, source, labels, classes, indices)
+
+
+def _noise(name: str, count: int = 500) -> Images:
+    size, made = (32, 32, 3), []
+    # drawn once: pytorch-ood's noise sets give other images at every access
+    for image, _ in (NOISE[name](count, size=size, seed=0)[i] for i in range(count)):
+        made.append((image, None))
+    return Images(name, made, np.full(count, OOD_LABEL), (), np.arange(count))
+
+
+def _split_folder(folder: Path, split: str) -> Path | None:
+    for name in SPLIT_FOLDERS[split]:
+        if (folder / name).is_dir():
+            return folder / name
+    return None
+
+
+def _folder(folder: Path, name: str) -> Images:
+    try:
+        source = timm.data.create_dataset("", root=str(folder), search_split=False)
+    except RuntimeError as error:
+        raise InputError(f"{folder} has no images in its subfolders") from error
+    classes = source.reader.class_to_idx
+    samples = source.reader.samples
+    return Images(
+        name,
+        _Files([path for path, _ in samples]),
+        np.array([label for _, label in samples]),
+        tuple(sorted(classes, key=classes.__getitem__)),
+        np.arange(len(samples)),
+        [path for path, _ in samples],
+    )
+
+
+class _Files:
+    """Image files; unlike timm's own dataset it never puts another image in a bad one's place."""
+
+    def __init__(self, paths: list[str]) -> None:
+        self.paths = paths
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, None]:
+        with Image.open(self.paths[index]) as image:
+            return image.convert("RGB"), None
+
+
+def _named(name: str, split: str, root: str | None) -> Images:
+    try:
+        source = timm.data.create_dataset(
+            name, root=root, split="train" if split == "train" else "validation"
+        )
+    except (AssertionError, RuntimeError, ValueError, OSError, ImportError) as error:
+        where = f"in {root}" if root else "(no data root given)"
+        raise InputError(f"cannot open dataset {name!r} {where}: {error}") from error
+    reader = getattr(source, "reader", None)
+    if reader is not None and hasattr(reader, "dataset"):  # Hugging Face datasets
+        labels = np.array(reader.dataset[reader.label_key])
+        names = reader.dataset.features[reader.label_key].names
+    else:
+        labels = np.array(source.targets)
+        names = source.classes
+    return Images(
+        name.rpartition("/")[2], source, labels, tuple(map(str, names)), np.arange(len(labels))
+    )
