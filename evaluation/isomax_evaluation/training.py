@@ -15,10 +15,6 @@ import timm.data
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object, set_seed
-from isomax.calibration import Calibration, RejectionThreshold
-from isomax.functional import mosaic
-from isomax_adapters.timm import attach, create_model, save_model
-from isomax_adapters.timm.attach import head_modules
 from rich.progress import Progress
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
@@ -28,6 +24,10 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Sampler
 from torchvision import transforms
 
+from isomax.calibration import Calibration, RejectionThreshold
+from isomax.functional import mosaic
+from isomax_adapters.timm import attach, create_model, save_model
+from isomax_adapters.timm.attaching import head_modules
 from isomax_evaluation import data
 from isomax_evaluation.data import Images, Transformed
 from isomax_evaluation.errors import InputError
@@ -74,7 +74,7 @@ def train(
     Run again with the same arguments, it goes on from the last finished epoch.
 
     :param dataset: name or folder, see :mod:`isomax_evaluation.data`
-    :param output: folder that gets ``model/`` (a model folder), ``metrics.jsonl`` and the checkpoint
+    :param output: folder that gets ``model/`` (a model folder), ``metrics.jsonl`` and checkpoints
     :param model: a timm architecture
     :param loss: one of ``softmax``, ``isomax``, ``isomax+``, ``dismax``, ``dismax+fpr``
     :param recipe: a recipe or the name of one
@@ -91,9 +91,7 @@ def train(
     :raises InputError: if anything given cannot be used, before training starts
     """
     recipe = RECIPES[recipe] if isinstance(recipe, str) else recipe
-    job = Job(
-        model, loss, recipe, seed, pretrained, small_images, image_size, alpha, workers
-    )
+    job = Job(model, loss, recipe, seed, pretrained, small_images, image_size, alpha, workers)
     check_job(job)
     train_images, test_images = data.open_splits(dataset, root)
     train_images = data.limit_per_class(train_images, images_per_class)
@@ -112,7 +110,9 @@ def train(
         settings.pop("workers")
         if accelerator.is_main_process:
             claim_folder(output, settings)
-        return train_model(job, train_images, val_images, test_images, output, accelerator, progress)
+        return train_model(
+            job, train_images, val_images, test_images, output, accelerator, progress
+        )
 
 
 def check_job(job: Job) -> None:
@@ -265,13 +265,17 @@ def fit(
     model = model.to(accelerator.device)
     optimizer = _optimizer(model, recipe)
     batches = _EpochBatches(
-        len(images), recipe.batch_size, job.seed, accelerator.process_index,
-        accelerator.num_processes, recipe.accumulate,
+        len(images),
+        recipe.batch_size,
+        job.seed,
+        accelerator.process_index,
+        accelerator.num_processes,
+        recipe.accumulate,
     )
     loader = DataLoader(
         Transformed(images, _train_transform(recipe, config)),
         batch_sampler=batches,
-        num_workers=job.workers,
+        num_workers=images_workers(images, job),
         pin_memory=accelerator.device.type == "cuda",
     )
     scheduler, _ = create_scheduler_v2(
@@ -293,7 +297,8 @@ def fit(
     optimizer = accelerator.prepare_optimizer(optimizer)
     trained, frozen = None, None
     task = progress.add_task(
-        f"{job.loss}, seed {job.seed}", total=recipe.epochs * len(batches),
+        f"{job.loss}, seed {job.seed}",
+        total=recipe.epochs * len(batches),
         completed=len(history) * len(batches),
     )
     for epoch in range(len(history), recipe.epochs):
@@ -302,9 +307,7 @@ def fit(
         if frozen != (freeze := epoch < recipe.freeze_epochs) or trained is None:
             frozen = freeze
             _freeze_backbone(model, freeze)
-            trained = accelerator.prepare_model(
-                torch.compile(model) if recipe.compile else model
-            )
+            trained = accelerator.prepare_model(torch.compile(model) if recipe.compile else model)
         trained.train()
         if freeze:
             _train_only_heads(model)
@@ -345,7 +348,7 @@ def fit(
         history.append(
             {
                 "epoch": epoch + 1,
-                "step": (epoch + 1) * batches.updates,
+                "time": time.time(),
                 "train_loss": train_loss,
                 "val_accuracy": _accuracy(logits, labels),
                 "lr": optimizer.param_groups[0]["lr"],
@@ -388,6 +391,11 @@ def evaluate(
         logits[rank :: len(shares)] = share
         labels[rank :: len(shares)] = share_labels
     return logits, labels
+
+
+def images_workers(images: Images, job: Job) -> int:
+    """Decoding files pays for processes of its own; images in memory do not."""
+    return job.workers if images.paths else 0
 
 
 class _EpochBatches(Sampler[list[int]]):
@@ -483,16 +491,14 @@ def _mixup(recipe: Recipe, num_classes: int, mosaics: bool) -> Any:
     )
 
 
-def _eval_loader(
-    images: Images, transform: Any, job: Job, accelerator: Accelerator
-) -> DataLoader:
+def _eval_loader(images: Images, transform: Any, job: Job, accelerator: Accelerator) -> DataLoader:
     share = images.take(
         np.arange(accelerator.process_index, len(images), accelerator.num_processes)
     )
     return DataLoader(
         Transformed(share, transform),
         batch_size=max(64, job.recipe.batch_size),
-        num_workers=job.workers,
+        num_workers=images_workers(images, job),
     )
 
 
@@ -521,9 +527,7 @@ def _stop_if_not_finite(losses: list[Tensor], epoch: int, step: int, output: Pat
     if bool(losses[-1].isfinite()):
         return
     kept = (
-        f"the checkpoint of epoch {epoch} is kept in {output}"
-        if epoch
-        else "no epoch was finished"
+        f"the checkpoint of epoch {epoch} is kept in {output}" if epoch else "no epoch was finished"
     )
     raise InputError(
         f"the loss is {float(losses[-1])} in epoch {epoch + 1}, step {step + 1}; {kept}. Lower "

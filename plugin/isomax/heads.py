@@ -63,12 +63,16 @@ class _DistanceHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         r"""
-        :param features: :math:`B \times D`, or :math:`B \times D \times H \times W`
-        :return: logits :math:`B \times C` (:math:`B \times C \times H \times W`), at most zero;
-            at least float32
+        :param features: :math:`B \times D`, feature maps :math:`B \times D \times H \times W`, or
+            tokens :math:`B \times N \times D` as ``nn.Linear`` takes them
+        :return: logits :math:`B \times C` (:math:`B \times C \times H \times W`,
+            :math:`B \times N \times C`), at most zero; at least float32
         :raises ValueError: if rank or width do not fit, or features are NaN (CPU only)
         """
-        logits = self.logits(features)
+        if features.dim() == 3:
+            logits = self.logits(features.flatten(0, 1)).unflatten(0, features.shape[:2])
+        else:
+            logits = self.logits(features)
         return self.entropic_scale * logits if self.drop_in and self.training else logits
 
     @property

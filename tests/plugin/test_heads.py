@@ -46,6 +46,12 @@ def test_dense_features_give_dense_logits(head_class):
 
 
 @every_head
+def test_tokens_are_taken_as_a_linear_layer_takes_them(head_class):
+    head, tokens = make(head_class), torch.randn(2, 3, 8)
+    torch.testing.assert_close(head(tokens)[:, 1], head(tokens[:, 1]))
+
+
+@every_head
 def test_drop_in_carries_the_entropic_scale_in_training_only(head_class):
     plain, drop_in = make(head_class), make(head_class, drop_in=True)
     features, labels = torch.randn(6, 8), torch.randint(5, (6,))

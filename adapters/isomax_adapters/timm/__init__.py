@@ -4,7 +4,7 @@ Importing this package registers ``isomax_<arch>``, ``isomaxplus_<arch>``, ``dis
 ``softmax_<arch>`` with timm for every architecture that has a classifier.
 """
 
-from isomax_adapters.timm.attach import HEADS, attach, head_of
+from isomax_adapters.timm.attaching import HEADS, attach, head_of
 from isomax_adapters.timm.folder import (
     ModelFolderError,
     load_calibration,

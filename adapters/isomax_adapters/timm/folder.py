@@ -10,7 +10,8 @@ from typing import Any
 
 import timm
 from safetensors import SafetensorError
-from timm.models._hub import save_for_hf
+from safetensors.torch import save_file
+from timm.models._hub import save_config_for_hf
 from torch import nn
 
 from isomax.calibration import Calibration
@@ -52,11 +53,14 @@ def save_model(
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
         new, old = Path(scratch) / "new", Path(scratch) / "old"
-        save_for_hf(
+        new.mkdir()
+        # clones: safetensors refuses tensors that share memory, as tied weights do
+        tensors = {name: t.detach().cpu().clone() for name, t in model.state_dict().items()}
+        save_file(tensors, new / WEIGHTS)
+        save_config_for_hf(
             model,
-            str(new),
+            str(new / CONFIG),
             model_config={"label_names": list(class_names)} if class_names else None,
-            safe_serialization=True,
             data_config=data_config,
         )
         if calibration is not None:

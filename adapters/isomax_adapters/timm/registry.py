@@ -8,7 +8,7 @@ import timm
 from timm.models import _registry, load_pretrained
 from torch import Tensor, nn
 
-from isomax_adapters.timm.attach import PREFIXES, attach
+from isomax_adapters.timm.attaching import PREFIXES, attach
 from isomax_adapters.timm.stem import use_small_image_stem
 
 _MODULE = "isomax"  # timm.list_models(module="isomax") lists ours

@@ -1,8 +1,9 @@
 """Attach a head to every architecture of the installed timm; print the count and each exception.
 
-``python tests/adapters/timm/sweep.py``, or ``tox -e sweep``. First every architecture on the meta
-device: a head must be in the place of every classifier leaf. Then the smallest member of each of
-timm's model families on real tensors: forward, backward, logits, reset_classifier, save and load.
+``tox -e sweep``, or ``python tests/adapters/timm/sweep.py [PATTERN...]``. First every architecture
+on the meta device: a head must be in the place of every classifier leaf. Then the smallest member
+of each of timm's model families on real tensors: forward, backward, logits, reset_classifier, save
+and load.
 """
 
 import math
@@ -10,6 +11,7 @@ import sys
 import tempfile
 import traceback
 
+import pytest
 import timm
 import torch
 from rich.progress import track
@@ -19,7 +21,7 @@ from torch import nn
 
 import isomax_adapters.timm as isomax_timm
 from isomax.functional import isomax_distances
-from isomax_adapters.timm.attach import head_modules
+from isomax_adapters.timm.attaching import head_modules
 from isomax_adapters.timm.registry import is_ours
 
 CLASSES = 7  # no layer of timm's has this width by itself
@@ -38,7 +40,7 @@ def sweep_meta() -> tuple[dict[str, int], dict[str, str], list[str]]:
     sizes: dict[str, int] = {}
     failures: dict[str, str] = {}
     encoders = []
-    architectures = [name for name in timm.list_models() if not is_ours(name)]
+    architectures = [name for name in timm.list_models(sys.argv[1:] or "*") if not is_ours(name)]
     for name in track(architectures, description="meta device"):
         try:
             with torch.device("meta"):
@@ -89,10 +91,11 @@ def check_real(name: str) -> None:
         assert logits.shape == (2, CLASSES), f"logits of shape {tuple(logits.shape)}"
         assert (logits <= 0).all(), "a logit above zero"
         for head, (features, output) in seen.items():
-            expected = -isomax_distances(features, head.prototypes)
-            torch.testing.assert_close(output, expected)
+            if features.dim() == 3:  # tokens
+                features, output = features.flatten(0, 1), output.flatten(0, 1)
+            torch.testing.assert_close(output, -isomax_distances(features, head.prototypes))
         assert seen, "no head was used"
-        if len(seen) == 1:
+        if len(heads) == 1:
             (output,) = (out for _, out in seen.values())
             torch.testing.assert_close(logits, output.flatten(1))
         features = model.forward_head(model.forward_features(images), pre_logits=True)
@@ -124,8 +127,7 @@ def main() -> int:
             check_real(name)
         except Exception as error:
             wrong[name] = f"{type(error).__name__}: {error}".strip().partition("\n")[0]
-            if "-v" in sys.argv:
-                traceback.print_exc()
+            traceback.print_exc()
     print(f"real tensors: {len(smallest) - len(wrong)} of {len(smallest)} families")
     for name, reason in wrong.items():
         print(f"  {name} ({math.ceil(sizes[name] / 1e6)} M parameters): {reason}")

@@ -1,0 +1,225 @@
+"""The parts of the ONNX graph around the network: preprocessing before it, the verdict after it.
+
+Written in ONNX's text format; needs onnx and nothing else.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import onnx
+from onnx import compose, parser
+
+METADATA_KEY = "isomax"
+OUTPUTS = ("label", "confidence", "score", "is_ood", "logits", "probabilities")
+_MODES = {"bicubic": "cubic", "bilinear": "linear", "nearest": "nearest"}
+
+# Pillow's resampling, which timm's transforms use: antialiased, weights outside left out
+_RESIZE = """Resize<mode="{mode}", antialias={antialias}, exclude_outside={exclude_outside},
+    coordinate_transformation_mode="half_pixel", cubic_coeff_a=-0.5>"""
+
+_SCORES = {
+    "entropic_score": """
+        log_posteriors = LogSoftmax<axis=1>(logits)
+        posteriors = Exp(log_posteriors)
+        terms = Mul(posteriors, log_posteriors)
+        negative_entropy = ReduceSum<keepdims=0>(terms, axis)
+        score = Neg(negative_entropy)
+    """,
+    "minimum_distance_score": """
+        largest = ReduceMax<keepdims=0>(logits, axis)
+        score = Neg(largest)
+    """,
+    "max_mean_logit_entropy_score": """
+        log_posteriors = LogSoftmax<axis=1>(logits)
+        posteriors = Exp(log_posteriors)
+        terms = Mul(posteriors, log_posteriors)
+        negative_entropy = ReduceSum<keepdims=0>(terms, axis)
+        largest = ReduceMax<keepdims=0>(logits, axis)
+        mean = ReduceMean<keepdims=0>(logits, axis)
+        max_mean = Add(largest, mean)
+        negative_score = Add(max_mean, negative_entropy)
+        score = Neg(negative_score)
+    """,
+}
+
+
+def preprocessing(config: dict[str, Any], opset: int, ir_version: int) -> onnx.ModelProto:
+    """timm's evaluation transform as a graph.
+
+    Input ``images``, uint8 ``[N, H, W, 3]`` RGB, any size; output ``pixels``, float
+    ``[N, 3, h, w]``.
+
+    :param config: as ``timm.data.resolve_model_data_config`` gives it
+    :raises ValueError: if the configuration has a resampling or crop that cannot be exported
+    """
+    if config["interpolation"] not in _MODES:
+        raise ValueError(
+            f"interpolation {config['interpolation']!r} has no ONNX counterpart; export a model "
+            f"whose preprocessing uses {', '.join(_MODES)}"
+        )
+    mode = _MODES[config["interpolation"]]
+    smooth = int(mode != "nearest")
+    height, width = config["input_size"][1:]
+    scaled = [math.floor(side / config["crop_pct"]) for side in (height, width)]
+    crop_mode = config.get("crop_mode") or "center"
+    resize = _RESIZE.format(mode=mode, antialias=smooth, exclude_outside=smooth)
+    # v / 255 normalised, as one multiplication and one addition
+    factor = [1 / (255 * std) for std in config["std"]]
+    offset = [-mean / std for mean, std in zip(config["mean"], config["std"], strict=True)]
+    text = f"""
+    <ir_version: {ir_version}, opset_import: ["": {opset}]>
+    preprocessing (uint8[N, H, W, 3] images) => (float[N, 3, {height}, {width}] pixels) {{
+        planes = Transpose<perm=[0, 3, 1, 2]>(images)
+        count = Shape<start=0, end=2>(planes)
+        size = Shape<start=2>(planes)
+        {_target_size(crop_mode, scaled)}
+        resized_shape = Concat<axis=0>(count, resized_size)
+        resized = {resize}(planes, , , resized_shape)
+        {_crop(crop_mode, (height, width), config["mean"])}
+        cropped_float = Cast<to=1>(cropped)
+        factor = Constant<value=float[1, 3, 1, 1] {{{_list(factor)}}}>()
+        offset = Constant<value=float[1, 3, 1, 1] {{{_list(offset)}}}>()
+        scaled = Mul(cropped_float, factor)
+        pixels = Add(scaled, offset)
+    }}
+    """
+    return parser.parse_model(text)
+
+
+def verdict(
+    num_classes: int, score: str, temperature: float, threshold: float, opset: int, ir_version: int
+) -> onnx.ModelProto:
+    """From ``raw`` logits, float ``[N, C]``, to the outputs that users read.
+
+    :param score: a name in ``isomax.functional.SCORES``
+    """
+    text = f"""
+    <ir_version: {ir_version}, opset_import: ["": {opset}]>
+    verdict (float[N, {num_classes}] raw) => (
+        int64[N] label, float[N] confidence, float[N] score, bool[N] is_ood,
+        float[N, {num_classes}] logits, float[N, {num_classes}] probabilities
+    ) {{
+        logits = Identity(raw)
+        axis = Constant<value_ints=[1]>()
+        temperature = Constant<value_float={_number(temperature)}>()
+        threshold = Constant<value_float={_number(threshold)}>()
+        label = ArgMax<axis=1, keepdims=0>(logits)
+        tempered = Div(logits, temperature)
+        probabilities = Softmax<axis=1>(tempered)
+        confidence = ReduceMax<keepdims=0>(probabilities, axis)
+        {_SCORES[score]}
+        accepted = LessOrEqual(score, threshold)
+        is_ood = Not(accepted)
+    }}
+    """
+    return parser.parse_model(text)
+
+
+def assemble(
+    network: onnx.ModelProto,
+    config: dict[str, Any],
+    score: str,
+    temperature: float,
+    threshold: float,
+    metadata: dict[str, Any],
+) -> onnx.ModelProto:
+    """Preprocessing, network and verdict as one checked model.
+
+    :param network: one input, float ``[N, 3, h, w]``; one output, logits ``[N, C]``
+    :param metadata: stored as JSON under ``isomax`` in ``metadata_props``
+    :raises ValueError: if the parts do not fit or the result is not valid ONNX
+    """
+    opset = next(o.version for o in network.opset_import if o.domain in ("", "ai.onnx"))
+    versions = (opset, network.ir_version)
+    (pixels,), (logits,) = network.graph.input, network.graph.output
+    classes = len(metadata["class_names"])
+    network = compose.add_prefix(network, "network/")
+    front = compose.merge_models(
+        preprocessing(config, *versions),
+        network,
+        io_map=[("pixels", f"network/{pixels.name}")],
+    )
+    model = compose.merge_models(
+        front,
+        verdict(classes, score, temperature, threshold, *versions),
+        io_map=[(f"network/{logits.name}", "raw")],
+    )
+    onnx.helper.set_model_props(model, {METADATA_KEY: json.dumps(metadata)})
+    model.producer_name = "isomax"
+    model.graph.name = "isomax"
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def _target_size(crop_mode: str, scaled: Sequence[int]) -> str:
+    if crop_mode == "squash":
+        return f"resized_size = Constant<value_ints=[{_list(scaled)}]>()"
+    if crop_mode == "center" and scaled[0] == scaled[1]:
+        # torchvision: the shorter side becomes the target, the longer int(target * long / short)
+        return f"""
+        target = Constant<value_ints=[{scaled[0]}]>()
+        shortest = ReduceMin<keepdims=1>(size)
+        longer = Mul(size, target)
+        resized_size = Div(longer, shortest)
+        """
+    if crop_mode in ("center", "border"):
+        # timm's ResizeKeepRatio: the shorter (center) or longer (border) side decides
+        reduce = "ReduceMin" if crop_mode == "center" else "ReduceMax"
+        return f"""
+        target = Constant<value_floats=[{_list(map(float, scaled))}]>()
+        size_float = Cast<to=1>(size)
+        ratios = Div(size_float, target)
+        ratio = {reduce}<keepdims=1>(ratios)
+        unrounded = Div(size_float, ratio)
+        rounded = Round(unrounded)
+        resized_size = Cast<to=7>(rounded)
+        """
+    raise ValueError(f"crop mode {crop_mode!r} cannot be exported; use center, squash or border")
+
+
+def _crop(crop_mode: str, size: Sequence[int], mean: Sequence[float]) -> str:
+    slices = f"""
+        crop_size = Constant<value_ints=[{_list(size)}]>()
+        two = Constant<value_float=2.0>()
+        axes = Constant<value_ints=[2, 3]>()
+        room = Sub(padded_size, crop_size)
+        room_float = Cast<to=1>(room)
+        half = Div(room_float, two)
+        rounded_half = Round(half)
+        start = Cast<to=7>(rounded_half)
+        end = Add(start, crop_size)
+        cropped = Slice(padded, start, end, axes)
+    """
+    if crop_mode != "border":
+        return "padded = Identity(resized)\npadded_size = Identity(resized_size)" + slices
+    fill = [float(round(255 * value)) for value in mean]
+    # borders in the colour of the mean: shift it to zero, pad with zeros, shift back
+    return (
+        f"""
+        fill = Constant<value=float[1, 3, 1, 1] {{{_list(fill)}}}>()
+        target_size = Constant<value_ints=[{_list(size)}]>()
+        zero = Constant<value_ints=[0, 0]>()
+        one_half = Constant<value_ints=[2, 2]>()
+        missing = Sub(target_size, resized_size)
+        lacking = Max(missing, zero)
+        before = Div(lacking, one_half)
+        after = Sub(lacking, before)
+        pads = Concat<axis=0>(zero, before, zero, after)
+        resized_float = Cast<to=1>(resized)
+        shifted = Sub(resized_float, fill)
+        padded_shifted = Pad(shifted, pads)
+        padded = Add(padded_shifted, fill)
+        padded_size = Shape<start=2>(padded)
+    """
+        + slices
+    )
+
+
+def _number(value: float) -> str:
+    return repr(float(value))
+
+
+def _list(values: Any) -> str:
+    return ", ".join(_number(v) if isinstance(v, float) else str(v) for v in values)

@@ -1,0 +1,148 @@
+"""Replace the classifier of a timm model by an IsoMax, IsoMax+ or DisMax head."""
+
+import copy
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from isomax.heads import DisMaxHead, IsoMaxHead, IsoMaxPlusHead, _DistanceHead
+
+HEADS: dict[str, type[_DistanceHead]] = {
+    "isomax": IsoMaxHead,
+    "isomax+": IsoMaxPlusHead,
+    "dismax": DisMaxHead,
+}
+PREFIXES = {
+    "isomax": "isomax_",
+    "isomax+": "isomaxplus_",
+    "dismax": "dismax_",
+    "softmax": "softmax_",
+}
+
+
+def attach(
+    model: nn.Module, head: str = "isomax", num_classes: int | None = None, drop_in: bool = False
+) -> nn.Module:
+    """Put a head in the place of a timm model's classifier, in place.
+
+    Every layer whose width is the number of classes is replaced: the one linear layer or 1x1
+    convolution of most models, both of a distilled pair, each of an ensemble, VOLO's auxiliary
+    head. Everything else, and everything timm can do with a model, stays: pretrained layers before
+    the last, ``forward_head(pre_logits=True)``, ``reset_classifier(n)``, which keeps the kind of
+    head, and the rest.
+
+    :param model: a model from ``timm.create_model``
+    :param head: ``isomax``, ``isomax+`` or ``dismax``
+    :param num_classes: number of classes; the model's own if not given
+    :param drop_in: logits carry the entropic scale while training, for loops that bring plain
+        cross-entropy; otherwise train with :class:`isomax.IsoMaxLoss`
+    :return: the same model
+    :raises ValueError: if the head is unknown, the model has no classifier, or its number of
+        classes is neither given nor known
+    """
+    if head not in HEADS:
+        raise ValueError(f"unknown head {head!r}; choose one of {', '.join(HEADS)}")
+    name = _architecture(model)
+    if not hasattr(model, "get_classifier") or not hasattr(model, "reset_classifier"):
+        raise ValueError(
+            f"{name} has no classifier to replace (it is an encoder); choose a timm model with "
+            "get_classifier() and reset_classifier()"
+        )
+    if num_classes is None:
+        num_classes = model.num_classes
+    if num_classes < 1:
+        raise ValueError(f"{name} was created without classes; pass num_classes to attach()")
+    if num_classes != model.num_classes:
+        type(model).reset_classifier(model, num_classes)
+    _replace(model, HEADS[head], drop_in)
+    model._isomax_head = head
+    model.reset_classifier = partial(_reset_classifier, model)
+    # what save_model writes down, so that timm builds the same model again
+    model.pretrained_cfg = dict(model.pretrained_cfg, architecture=PREFIXES[head] + name)
+    model._model_args = dict(
+        getattr(model, "_model_args", {}), num_classes=num_classes, drop_in=drop_in
+    )
+    return model
+
+
+def head_of(model: nn.Module) -> str:
+    """The kind of head a timm model has: ``softmax``, ``isomax``, ``isomax+`` or ``dismax``."""
+    return getattr(model, "_isomax_head", "softmax")
+
+
+def head_modules(model: nn.Module) -> list[_DistanceHead]:
+    """The IsoMax heads of a model, most often one; empty for a model with a linear classifier."""
+    return [module for module in model.modules() if isinstance(module, _DistanceHead)]
+
+
+def classifier_names(model: nn.Module) -> list[str]:
+    """Names of the layers that give a timm model's logits, in the order of its modules.
+
+    Found by what they are: a weightless copy of the model is asked for a number of classes that
+    no layer has, and the layers that then have this width are the ones. So are layers of the
+    classifier that timm takes away when asked (the distilled half of RepViT's).
+
+    :raises ValueError: if there are none
+    """
+    weightless = {
+        id(tensor): nn.Parameter(tensor.to("meta"), requires_grad=False)
+        if isinstance(tensor, nn.Parameter)
+        else tensor.to("meta")
+        for tensor in (*model.parameters(), *model.buffers())
+    }
+    twin = copy.deepcopy(model, memo=dict(weightless))
+    widths = {_width(module) for module in model.modules()}
+    probe = next(number for number in range(7, 10_000) if number not in widths)
+    with torch.device("meta"):
+        type(twin).reset_classifier(twin, probe)
+    found = {name for name, module in twin.named_modules() if _width(module) == probe}
+    parents = {name.rpartition(".")[0] for name in found}
+    classifier = model.get_classifier()
+    parts = classifier if isinstance(classifier, (tuple, list)) else (classifier,)
+    inside = {id(module) for part in parts for module in part.modules()}
+    names = []
+    for name, module in model.named_modules():
+        # beside a layer that was found stands the hidden layer of an MLP
+        alone = name.rpartition(".")[0] not in parents
+        taken = id(module) in inside and alone and _width(module) == model.num_classes > 0
+        if name in found or taken:
+            names.append(name)
+    if not names:
+        raise ValueError(
+            f"{_architecture(model)} makes no nn.Linear or 1x1 nn.Conv2d for its classes"
+        )
+    return names
+
+
+def _width(module: nn.Module) -> int:
+    if isinstance(module, nn.Conv2d):
+        return int(module.out_channels)
+    return int(module.out_features) if isinstance(module, (nn.Linear, _DistanceHead)) else 0
+
+
+def _architecture(model: nn.Module) -> str:
+    name = getattr(model, "pretrained_cfg", {}).get("architecture") or type(model).__name__
+    for prefix in PREFIXES.values():
+        name = name.removeprefix(prefix)
+    return str(name)
+
+
+def _reset_classifier(model: Any, num_classes: int, *args: Any, **kwargs: Any) -> None:
+    """timm's own ``reset_classifier``, and then the same kind of head again."""
+    head, drop_in = model._isomax_head, model._model_args["drop_in"]
+    type(model).reset_classifier(model, num_classes, *args, **kwargs)
+    model._model_args = dict(model._model_args, num_classes=num_classes)
+    if num_classes > 0:
+        _replace(model, HEADS[head], drop_in)
+
+
+def _replace(model: nn.Module, head_class: type[_DistanceHead], drop_in: bool) -> None:
+    for name in classifier_names(model):
+        old: Any = model.get_submodule(name)
+        width = old.in_channels if isinstance(old, nn.Conv2d) else old.in_features
+        like = next(old.parameters())
+        new = head_class(width, _width(old), drop_in, device=like.device, dtype=like.dtype)
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, new.train(old.training))

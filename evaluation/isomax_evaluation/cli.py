@@ -1,0 +1,282 @@
+"""The ``isomax`` command: parses and prints; torch and MLflow are imported where they are needed."""
+
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    help="Images that a classifier does not know: train timm models with IsoMax, compare OOD "
+    "detectors, export to ONNX, score.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Output = Annotated[Path, typer.Option(help="Folder for everything that is written.")]
+Model = Annotated[str, typer.Option(help="A timm architecture, such as resnet18.")]
+Root = Annotated[str | None, typer.Option(help="Folder that named datasets are read from.")]
+Pretrained = Annotated[bool, typer.Option(help="Start from timm's pretrained weights.")]
+SmallImages = Annotated[
+    bool, typer.Option(help="3x3 stride-1 stem without pooling, 32x32 inputs (CIFAR).")
+]
+ImageSize = Annotated[int | None, typer.Option(help="Input height and width.")]
+PerClass = Annotated[int | None, typer.Option(help="Use at most N training images per class.")]
+Alpha = Annotated[float, typer.Option(help="Share of known images that may be rejected.")]
+SkipBad = Annotated[bool, typer.Option(help="Leave out images that do not decode.")]
+Workers = Annotated[int, typer.Option(help="Processes that decode images.")]
+Epochs = Annotated[int | None, typer.Option(help="Epochs, instead of the recipe's.")]
+BatchSize = Annotated[int | None, typer.Option(help="Batch size, instead of the recipe's.")]
+LearningRate = Annotated[float | None, typer.Option(help="Learning rate, instead of the recipe's.")]
+Track = Annotated[
+    bool, typer.Option(help="Log to MLflow: MLFLOW_TRACKING_URI, or SQLite in the output folder.")
+]
+
+
+@app.command()
+def compare(
+    id: Annotated[str, typer.Option(help="In-distribution data: a folder or a name.")] = "digits",
+    ood: Annotated[
+        list[str] | None, typer.Option(help="OOD data: a folder or a name; repeat for more.")
+    ] = None,
+    losses: Annotated[str, typer.Option(help="Comma-separated.")] = "softmax,isomax",
+    detectors: Annotated[str | None, typer.Option(help="Comma-separated, or 'all'.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="A timm architecture; test_resnet for digits.")
+    ] = None,
+    recipe: Annotated[str | None, typer.Option(help="A named recipe.")] = None,
+    seeds: Annotated[int, typer.Option(help="Train with so many seeds.")] = 3,
+    output: Output = Path("isomax-out"),
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    lr: LearningRate = None,
+    pretrained: Pretrained = False,
+    small_images: SmallImages = False,
+    image_size: ImageSize = None,
+    data_root: Root = None,
+    images_per_class: PerClass = None,
+    test_images: Annotated[
+        int | None, typer.Option(help="Use at most N test images of each dataset.")
+    ] = None,
+    alpha: Alpha = 0.05,
+    skip_bad_images: SkipBad = False,
+    workers: Workers = 2,
+    track: Track = True,
+) -> None:
+    """Train a backbone with each loss and compare OOD detectors on it.
+
+    Without arguments: handwritten digits, offline, in under three minutes.
+    """
+    digits = id == "digits"
+    with _one_line_errors():
+        from rich.console import Console
+
+        from isomax_evaluation import comparison
+        from isomax_evaluation.report import terminal_table
+
+        names = comparison.DETECTORS
+        if detectors == "all":
+            names = comparison.NAMES
+        elif detectors:
+            names = tuple(_split(detectors))
+        done = comparison.compare(
+            id=id,
+            ood=ood or (["digits-held-out", "uniform-noise"] if digits else []),
+            losses=_split(losses),
+            detectors=names,
+            model=model or ("test_resnet" if digits else "resnet18"),
+            recipe=_recipe(recipe or ("digits" if digits else "finetune"), epochs, batch_size, lr),
+            seeds=seeds,
+            output=output,
+            pretrained=pretrained,
+            small_images=small_images,
+            image_size=image_size,
+            root=data_root,
+            images_per_class=images_per_class,
+            test_images=test_images,
+            alpha=alpha,
+            skip_bad_images=skip_bad_images,
+            workers=workers,
+        )
+        console = Console()
+        # piped into a file, a table that is cut to 80 columns is of no use
+        width = console.width if console.is_terminal else 160
+        Console(width=width).print(terminal_table(done.results, done.costs))
+        for row in done.left_out.itertuples():
+            typer.echo(f"left out: {row.detector} with {row.loss}, {row.reason}")
+        typer.echo(f"\nreport: {output / 'report.html'}\ntable:  {output / 'results.csv'}")
+        typer.echo(f"ONNX:   {done.onnx}, try: isomax score {done.onnx} IMAGE_OR_FOLDER")
+        if track:
+            _track(output)
+
+
+@app.command()
+def train(
+    data: Annotated[str, typer.Option(help="A folder with one subfolder per class, or a name.")],
+    output: Output = Path("isomax-out"),
+    model: Model = "resnet18",
+    loss: Annotated[
+        str, typer.Option(help="softmax, isomax, isomax+, dismax, dismax+fpr.")
+    ] = "isomax",
+    recipe: Annotated[str, typer.Option(help="A named recipe.")] = "finetune",
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    lr: LearningRate = None,
+    seed: Annotated[int, typer.Option(help="Seed of all randomness.")] = 0,
+    pretrained: Pretrained = False,
+    small_images: SmallImages = False,
+    image_size: ImageSize = None,
+    data_root: Root = None,
+    images_per_class: PerClass = None,
+    alpha: Alpha = 0.05,
+    skip_bad_images: SkipBad = False,
+    workers: Workers = 2,
+    track: Track = True,
+) -> None:
+    """Train or fine-tune a timm model; calibrate its threshold; write a model folder.
+
+    Run the same command again to go on after an interruption.
+    """
+    with _one_line_errors():
+        from isomax_evaluation import training
+
+        folder = training.train(
+            data,
+            output,
+            model=model,
+            loss=loss,
+            recipe=_recipe(recipe, epochs, batch_size, lr),
+            seed=seed,
+            pretrained=pretrained,
+            small_images=small_images,
+            image_size=image_size,
+            alpha=alpha,
+            root=data_root,
+            images_per_class=images_per_class,
+            skip_bad_images=skip_bad_images,
+            workers=workers,
+        )
+        typer.echo((output / "summary.json").read_text().strip())
+        typer.echo(f"model folder: {folder}, next: isomax export {folder} model.onnx")
+        if track:
+            _track(output)
+
+
+@app.command()
+def export(
+    model_folder: Annotated[Path, typer.Argument(help="Folder written by isomax train.")],
+    path: Annotated[Path, typer.Argument(help="The ONNX file to write.")] = Path("model.onnx"),
+) -> None:
+    """Export a model folder to one ONNX file: raw pixels in, verdict out."""
+    with _one_line_errors():
+        from isomax_adapters.onnx import export as export_onnx
+
+        typer.echo(f"wrote {export_onnx(model_folder, path)}, verified against PyTorch")
+
+
+@app.command()
+def score(
+    model: Annotated[Path, typer.Argument(help="File written by isomax export.")],
+    paths: Annotated[list[Path], typer.Argument(help="Images, and folders of images.")],
+    alpha: Annotated[
+        float | None, typer.Option(help="Another false-alarm rate than the exported one.")
+    ] = None,
+) -> None:
+    """Label, confidence, outlier score and verdict of each image. Exit status 1 if some failed."""
+    with _one_line_errors():
+        from isomax_adapters.onnx.runtime import Scorer, find_images
+
+        if missing := [str(path) for path in paths if not path.exists()]:
+            from isomax_evaluation.errors import InputError
+
+            raise InputError(f"no such file or folder: {', '.join(missing)}")
+        scorer = Scorer(model, alpha=alpha)
+        failed = 0
+        typer.echo("file\tlabel\tconfidence\tscore\tverdict")
+        for result in scorer.stream(find_images(paths)):
+            if result.error:
+                failed += 1
+                typer.echo(f"{result.source}: not scored: {result.error}", err=True)
+                continue
+            verdict = "OOD" if result.is_ood else "ID"
+            typer.echo(
+                f"{result.source}\t{result.class_name}\t{result.confidence:.4f}\t"
+                f"{result.score:.5f}\t{verdict}"
+            )
+    if failed:
+        typer.echo(f"{failed} could not be scored", err=True)
+        raise typer.Exit(1)
+
+
+@app.command()
+def speed(
+    quick: Annotated[bool, typer.Option(help="Fewer repetitions.")] = False,
+) -> None:
+    """Measure what the heads cost against nn.Linear, on this machine."""
+    with _one_line_errors():
+        from rich.console import Console
+
+        from isomax_evaluation.head_speed import measure
+
+        Console(width=120).print(measure(quick))
+
+
+@app.command()
+def track(
+    output: Annotated[Path, typer.Argument(help="Output folder of isomax compare or train.")],
+) -> None:
+    """Send an output folder to MLflow; what is there already is not sent again."""
+    with _one_line_errors():
+        _track(output)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()
+
+
+def _track(output: Path) -> None:
+    from rich.console import Console
+
+    with Console(stderr=True).status("logging to MLflow"):
+        from isomax_adapters.mlflow import track as send
+        from isomax_adapters.mlflow import ui_command
+
+        uri = send(output)
+    typer.echo(f"MLflow: {ui_command(uri)}")
+
+
+def _recipe(name: str, epochs: int | None, batch_size: int | None, lr: float | None) -> Any:
+    from isomax_evaluation.errors import InputError
+    from isomax_evaluation.recipes import RECIPES
+
+    if name not in RECIPES:
+        raise InputError(f"unknown recipe {name!r}; choose from {', '.join(RECIPES)}")
+    given = {"epochs": epochs, "batch_size": batch_size, "lr": lr}
+    return replace(RECIPES[name], **{k: v for k, v in given.items() if v is not None})
+
+
+def _split(names: str) -> list[str]:
+    return [name.strip() for name in names.split(",") if name.strip()]
+
+
+class _one_line_errors:  # noqa: N801
+    """Errors that name what the user can change become one line and exit status 2."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type | None, error: BaseException | None, traceback: object) -> None:
+        expected = ("InputError", "ModelError", "ModelFolderError", "ExportError", "TrackingError")
+        if error is not None and type(error).__name__ in expected:
+            typer.echo(f"isomax: {' '.join(str(error).split())}", err=True)
+            raise typer.Exit(2) from None
+        if isinstance(error, KeyboardInterrupt):
+            typer.echo("isomax: stopped; the same command goes on from here", err=True)
+            raise typer.Exit(130) from None
+        if isinstance(error, BrokenPipeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(141) from None

@@ -1,0 +1,196 @@
+"""The table as text and as one self-contained HTML file with plots."""
+
+import base64
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jinja2 import Environment, PackageLoader, select_autoescape
+from plotly.offline import get_plotlyjs
+from rich.table import Table
+
+from isomax_evaluation.data import Images
+from isomax_evaluation.outputs import write_whole
+
+HIGHER_IS_BETTER = {"AUROC": True, "AUPR-IN": True, "AUPR-OUT": True, "FPR95TPR": False}
+QUANTILES = 500  # of each set of scores, so that the file stays small whatever their number
+EXAMPLES = 8
+
+
+def table_rows(results: pd.DataFrame, costs: pd.DataFrame) -> list[dict[str, Any]]:
+    """One row per loss, detector and OOD set: mean and standard deviation over seeds, costs."""
+    rows = []
+    by = costs.set_index(["loss", "detector"])
+    grouped = results.groupby(["ood", "loss", "detector"], sort=False)
+    for (ood, loss, detector), group in grouped:
+        cost = by.loc[(loss, detector)]
+        row = {
+            "ood": ood,
+            "loss": loss,
+            "detector": detector,
+            "passes": f"{cost.forward:.0f} + {cost.backward:.0f}",
+            "ms": float(cost.ms_per_image),
+            "relative": float(cost.relative_time),
+        }
+        for name in ("accuracy", *HIGHER_IS_BETTER):
+            values = 100 * group[name]
+            row[name] = float(values.mean())
+            row[f"{name} std"] = float(values.std(ddof=1)) if len(values) > 1 else float("nan")
+        rows.append(row)
+    order = list(results["ood"].unique())
+    rows.sort(key=lambda row: order.index(row["ood"]))  # stable: losses and detectors stay put
+    for ood in order:
+        same = [row for row in rows if row["ood"] == ood]
+        for name, higher in HIGHER_IS_BETTER.items():
+            best = (max if higher else min)(row[name] for row in same)
+            for row in same:
+                row[f"{name} best"] = row[name] == best
+    return rows
+
+
+def terminal_table(results: pd.DataFrame, costs: pd.DataFrame) -> Table:
+    """The same for the terminal; the best of each column and OOD set is marked with a star."""
+    seeds = results["seed"].nunique()
+    table = Table(
+        title=f"percent, mean ± std over {seeds} seeds; * best on its OOD set; "
+        "passes: forward + backward; time: against plain softmax inference",
+        title_justify="left",
+    )
+    for column in ("OOD set", "loss", "detector", "accuracy"):
+        table.add_column(column, no_wrap=True)
+    for column in (*HIGHER_IS_BETTER, "passes", "ms/image", "time"):
+        table.add_column(column, justify="right", no_wrap=True)
+    previous = None
+    for row in table_rows(results, costs):
+        if previous not in (None, row["ood"]):
+            table.add_section()
+        previous = row["ood"]
+        table.add_row(
+            row["ood"],
+            row["loss"],
+            row["detector"],
+            _spread(row, "accuracy"),
+            *(_spread(row, name) for name in HIGHER_IS_BETTER),
+            row["passes"],
+            f"{row['ms']:.2f}",
+            f"{row['relative']:.2f}x",
+        )
+    return table
+
+
+def write_report(
+    output: Path,
+    results: pd.DataFrame,
+    costs: pd.DataFrame,
+    left_out: pd.DataFrame,
+    id_test: Images,
+    ood_sets: Sequence[Images],
+    model: str,
+) -> Path:
+    """``report.html`` in the output folder: works from the file, offline.
+
+    :param results: one row per loss, seed, detector and OOD set
+    :param costs: one row per loss and detector
+    :param left_out: loss, detector, reason
+    :param id_test: the ID test images that were scored
+    :param ood_sets: the OOD images that were scored
+    :param model: the architecture
+    """
+    scores = _scores(output, results)
+    environment = Environment(
+        loader=PackageLoader("isomax_evaluation", "templates"), autoescape=select_autoescape()
+    )
+    rows = table_rows(results, costs)
+    html = environment.get_template("report.html").render(
+        rows=rows,
+        metrics=list(HIGHER_IS_BETTER),
+        seeds=int(results["seed"].nunique()),
+        model=model,
+        id_name=id_test.name,
+        left_out=left_out.to_dict("records"),
+        examples=_examples(scores, rows, id_test, ood_sets),
+        # "</" would end the script element
+        data=json.dumps(_quantiles(scores)).replace("</", "<\\/"),
+        points=json.dumps(rows).replace("NaN", "null").replace("</", "<\\/"),
+        plotly=get_plotlyjs(),
+    )
+    path = output / "report.html"
+    write_whole(path, lambda partial: partial.write_text(html, encoding="utf-8"))
+    return path
+
+
+def _spread(row: dict[str, Any], name: str) -> str:
+    star = "*" if row.get(f"{name} best") else ""
+    spread = row[f"{name} std"]
+    return f"{star}{row[name]:.1f}" + ("" if np.isnan(spread) else f" ±{spread:.1f}")
+
+
+def _scores(output: Path, results: pd.DataFrame) -> dict[str, dict[str, np.ndarray]]:
+    """Scores of the first seed, by "loss, detector" and dataset."""
+    scores: dict[str, dict[str, np.ndarray]] = {}
+    first = results["seed"].min()
+    for loss in results["loss"].unique():
+        folder = output / "runs" / f"{loss.replace('+', 'plus')}-seed{first}"
+        with np.load(folder / "scores.npz") as arrays:
+            for key in arrays.files:
+                detector, _, dataset = key.partition("|")
+                scores.setdefault(f"{loss}, {detector}", {})[dataset] = arrays[key]
+    return scores
+
+
+def _quantiles(scores: dict[str, dict[str, np.ndarray]]) -> dict[str, dict[str, list[float]]]:
+    grid = np.linspace(0, 1, QUANTILES)
+    return {
+        name: {
+            dataset: [
+                float(f"{value:.5g}") for value in np.quantile(values[np.isfinite(values)], grid)
+            ]
+            for dataset, values in by_dataset.items()
+        }
+        for name, by_dataset in scores.items()
+    }
+
+
+def _examples(
+    scores: dict[str, dict[str, np.ndarray]],
+    rows: list[dict[str, Any]],
+    id_test: Images,
+    ood_sets: Sequence[Images],
+) -> list[dict[str, Any]]:
+    """The ID images scored most OOD and the OOD images scored most ID, by the best IsoMax row."""
+    ours = [row for row in rows if row["loss"] != "softmax"] or rows
+    strips = []
+    for images in ood_sets:
+        best = max((r for r in ours if r["ood"] == images.name), key=lambda r: r["AUROC"])
+        name = f"{best['loss']}, {best['detector']}"
+        most_ood = np.argsort(-scores[name]["id"])[:EXAMPLES]
+        most_id = np.argsort(scores[name][images.name])[:EXAMPLES]
+        strips += [
+            {
+                "title": f"{id_test.name} (ID) scored most OOD by {name}",
+                "images": [
+                    (_thumbnail(id_test, i), id_test.class_names[id_test.labels[i]])
+                    for i in most_ood
+                ],
+            },
+            {
+                "title": f"{images.name} (OOD) scored most ID by {name}",
+                "images": [(_thumbnail(images, i), "") for i in most_id],
+            },
+        ]
+    unique = {strip["title"]: strip for strip in strips}
+    return list(unique.values())
+
+
+def _thumbnail(images: Images, position: int) -> str:
+    image = images.image(position)
+    image.thumbnail((96, 96))
+    if image.width < 64:
+        image = image.resize((64, 64 * image.height // image.width), resample=0)
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,98 @@
+"""What inference costs: passes counted, times measured side by side."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+
+import pandas as pd
+import torch
+from pytorch_ood.api import Detector
+from torch import Tensor, nn
+
+from isomax_adapters.pytorch_ood import Parts
+
+
+def alternate(
+    functions: Mapping[str, Callable[[], object]], repeats: int, warmup: int = 2
+) -> dict[str, float]:
+    """Median seconds of each function, run in turns so that a noisy machine is noisy for all."""
+    for _ in range(warmup):
+        for function in functions.values():
+            function()
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    for _ in range(repeats):
+        for name, function in functions.items():
+            started = time.perf_counter()
+            function()
+            times[name].append(time.perf_counter() - started)
+    return {name: statistics.median(measured) for name, measured in times.items()}
+
+
+def cost_of_detectors(
+    baseline: nn.Module,
+    detectors: Mapping[str, tuple[Parts, Detector]],
+    images: Tensor,
+    repeats: int = 7,
+) -> pd.DataFrame:
+    """What it costs to score a batch, against classifying it with a softmax model.
+
+    :param baseline: the softmax model, in evaluation mode
+    :param detectors: fitted detectors with the model that each of them works on
+    :param images: a batch
+    :return: per detector: forward and backward passes through the backbone, milliseconds per
+        image, and time as a multiple of the baseline's
+    """
+
+    def classify() -> None:
+        with torch.no_grad():
+            baseline(images)
+
+    functions: dict[str, Callable[[], object]] = {"": classify}
+    for name, (_, detector) in detectors.items():
+        functions[name] = _predictor(detector, images)
+    seconds = alternate(functions, repeats)
+    rows = []
+    for name, (parts, detector) in detectors.items():
+        forward, backward = count_passes(parts, _predictor(detector, images))
+        rows.append(
+            {
+                "name": name,
+                "forward": forward,
+                "backward": backward,
+                "ms_per_image": 1000 * seconds[name] / len(images),
+                "relative_time": seconds[name] / seconds[""],
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def count_passes(parts: Parts, function: Callable[[], object]) -> tuple[int, int]:
+    """How often ``function`` runs forward and backward through the backbone's first layer."""
+    forward, backward = 0, 0
+    first = next(m for m in parts.model.modules() if list(m.parameters(recurse=False)))
+
+    def count_forward(module: nn.Module, args: object, output: Tensor) -> None:
+        nonlocal forward
+        forward += 1
+        if output.requires_grad:
+            output.register_hook(count_backward)
+
+    def count_backward(gradient: Tensor) -> None:
+        nonlocal backward
+        backward += 1
+
+    hook = first.register_forward_hook(count_forward)
+    try:
+        function()
+    finally:
+        hook.remove()
+    return forward, backward
+
+
+def _predictor(detector: Detector, images: Tensor) -> Callable[[], object]:
+    def predict() -> None:
+        # detectors that need gradients switch them on themselves
+        with torch.no_grad():
+            detector.predict(images)
+
+    return predict

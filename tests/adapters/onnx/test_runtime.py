@@ -1,0 +1,239 @@
+"""Scoring without torch. These tests also run where only numpy, ONNX Runtime and Pillow are."""
+
+import io
+import os
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import onnxruntime
+import pytest
+from PIL import Image
+
+from isomax_adapters.onnx.runtime import ModelError, Result, Scorer, find_images
+
+MEAN, STD = np.array([0.5, 0.4, 0.3]), np.array([0.2, 0.3, 0.4])
+
+
+@pytest.fixture(scope="module")
+def scorer(model_path):
+    return Scorer(model_path)
+
+
+def colour(red, green, blue, size=(8, 8)):
+    return np.full((*size, 3), (red, green, blue), dtype=np.uint8)
+
+
+def encoded(image, kind="PNG"):
+    buffer = io.BytesIO()
+    (Image.fromarray(image) if isinstance(image, np.ndarray) else image).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def by_hand(image):
+    """The outputs from the definition of the tiny model, in float64."""
+    features = (image.reshape(-1, 3).mean(axis=0) / 255 - MEAN) / STD
+    prototypes = (np.eye(3) - MEAN) / STD
+    logits = -np.linalg.norm(features - prototypes, axis=1)
+    p = np.exp(logits) / np.exp(logits).sum()
+    tempered = np.exp(logits / 0.25) / np.exp(logits / 0.25).sum()
+    return logits.argmax(), tempered.max(), -(p * np.log(p)).sum()
+
+
+def test_label_confidence_score_and_verdict_are_the_formulas(scorer):
+    images = [colour(250, 10, 5), colour(128, 120, 110), np.random.default_rng(0).integers(
+        0, 256, (8, 8, 3), dtype=np.uint8)]  # fmt: skip
+    for image, result in zip(images, scorer.score(images), strict=True):
+        label, confidence, score = by_hand(image)
+        assert result.label == label
+        assert result.confidence == pytest.approx(confidence, abs=1e-5)
+        assert result.score == pytest.approx(score, abs=1e-5)
+        assert result.is_ood == (score > 0.9)
+    assert scorer.score(images)[0].class_name == "red"
+    assert not scorer.score(images)[0].is_ood
+    assert scorer.score(images)[1].is_ood
+
+
+def test_paths_bytes_and_arrays_give_the_same(scorer, tmp_path):
+    image = colour(10, 200, 40, size=(30, 20))
+    path = tmp_path / "a.png"
+    path.write_bytes(encoded(image))
+    results = scorer.score([path, str(path), encoded(image), image])
+    assert len({(r.label, r.confidence, r.score) for r in results}) == 1
+    assert scorer.score(path) == scorer.score([path])
+    assert scorer.score(image)[0].score == results[0].score
+
+
+def test_images_of_many_sizes_come_back_in_order(scorer):
+    generator = np.random.default_rng(0)
+    shades = generator.integers(0, 256, (60, 3))
+    images = [colour(*shade, size=(8 + i % 5, 8 + i % 3)) for i, shade in enumerate(shades)]
+    together = scorer.score(images, batch_size=7)
+    alone = [scorer.score(image)[0] for image in images]
+    assert [r.label for r in together] == [r.label for r in alone]
+    np.testing.assert_allclose([r.score for r in together], [r.score for r in alone], rtol=1e-5)
+
+
+def test_run_gives_all_outputs(scorer):
+    outputs = scorer.run(np.stack([colour(1, 2, 3)] * 2))
+    shapes = {name: value.shape for name, value in outputs.items()}
+    assert shapes == {
+        "label": (2,),
+        "confidence": (2,),
+        "score": (2,),
+        "is_ood": (2,),
+        "logits": (2, 3),
+        "probabilities": (2, 3),
+    }
+    assert outputs["label"].dtype == np.int64
+    np.testing.assert_allclose(outputs["probabilities"].sum(axis=1), 1, rtol=1e-6)
+
+
+def test_another_alpha_takes_its_threshold_from_the_curve(model_path):
+    assert Scorer(model_path).threshold == 0.9
+    assert Scorer(model_path, alpha=0.01).threshold == 1.05
+    assert Scorer(model_path, alpha=0.3).threshold == 0.9  # never less careful than asked for
+    with pytest.raises(ValueError, match="more held-out samples than the 99"):
+        Scorer(model_path, alpha=0.001)
+    with pytest.raises(ValueError, match=r"in \(0, 1\)"):
+        Scorer(model_path, alpha=2)
+    image = colour(128, 120, 110)
+    score = by_hand(image)[2]
+    assert score > 0.9
+    assert Scorer(model_path, alpha=0.01).score(image)[0].is_ood == (score > 1.05)
+
+
+# -- Hostile input -----------------------------------------------------------------------------
+
+
+def test_what_does_not_decode_is_reported_and_the_others_are_scored(scorer, tmp_path):
+    good = encoded(colour(200, 10, 10, size=(40, 40)), "JPEG")
+    inputs = [good, good[: len(good) // 2], b"", b"not an image", tmp_path / "missing.jpg", good]
+    results = scorer.score(inputs)
+    assert [bool(r.error) for r in results] == [False, True, True, True, True, False]
+    assert all(r.is_ood and np.isnan(r.score) for r in results if r.error)
+    assert "No such file" in results[4].error
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "I;16", "F"])
+def test_every_mode_is_scored_as_rgb(scorer, mode):
+    image = Image.fromarray(colour(180, 60, 30, size=(16, 16)))
+    image = image.convert("L").convert(mode) if mode in ("I;16", "F") else image.convert(mode)
+    data = encoded(image, "TIFF")
+    with Image.open(io.BytesIO(data)) as opened:
+        expected = scorer.score(np.asarray(opened.convert("RGB")))[0].score
+    assert scorer.score(data)[0].score == expected
+
+
+def test_exif_orientation_is_not_applied(scorer):
+    image = Image.fromarray(np.concatenate([colour(250, 0, 0), colour(0, 250, 0)]))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", exif=exif)
+    assert scorer.score(buffer.getvalue())[0].score == scorer.score(np.asarray(image))[0].score
+
+
+def test_one_pixel_is_enough_and_too_many_are_refused(model_path, scorer):
+    assert not scorer.score(colour(9, 9, 9, size=(1, 1)))[0].error
+    huge = encoded(Image.new("1", (20_000, 20_000)))
+    assert "pixels" in scorer.score(huge)[0].error
+    small = Scorer(model_path, max_pixels=10)
+    assert "more than 10" in small.score(encoded(colour(1, 1, 1)))[0].error
+
+
+def test_animations_are_scored_by_their_first_frame(scorer):
+    frames = [Image.fromarray(colour(*c)) for c in ((250, 0, 0), (0, 0, 250))]
+    buffer = io.BytesIO()
+    frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:])
+    assert scorer.score(buffer.getvalue())[0].class_name == "red"
+
+
+def test_mutated_jpegs_neither_crash_nor_go_missing(scorer):
+    generator = np.random.default_rng(0)
+    image = Image.fromarray(generator.integers(0, 256, (6, 6, 3), dtype=np.uint8)).resize((48, 48))
+    original = np.frombuffer(encoded(image, "JPEG"), dtype=np.uint8)
+    mutated = []
+    for _ in range(1000):
+        data = original.copy()
+        places = generator.integers(0, len(data), generator.integers(1, 12))
+        data[places] = generator.integers(0, 256, len(places))
+        mutated.append(data.tobytes()[: generator.integers(len(data) // 2, len(data) + 1)])
+    results = scorer.score(mutated)
+    assert len(results) == 1000
+    assert all(result.error or np.isfinite(result.score) for result in results)
+    assert any(result.error for result in results)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.zeros((8, 8), np.uint8),
+        np.zeros((8, 8, 3), np.float32),
+        np.zeros((8, 8, 4), np.uint8),
+        np.zeros((0, 8, 3), np.uint8),
+    ],
+)
+def test_arrays_of_another_kind_are_reported(scorer, array):
+    assert scorer.score([array])[0].error
+    with pytest.raises(ValueError, match="expected"):
+        scorer.run(array[None])
+
+
+def test_files_that_are_no_model_are_refused(tmp_path):
+    with pytest.raises(ModelError, match="no file"):
+        Scorer(tmp_path / "missing.onnx")
+    (tmp_path / "junk.onnx").write_bytes(b"\x08\x07junk")
+    with pytest.raises(ModelError, match="not an ONNX model"):
+        Scorer(tmp_path / "junk.onnx")
+    sample = os.path.join(os.path.dirname(onnxruntime.__file__), "datasets", "mul_1.onnx")
+    with pytest.raises(ModelError, match="was not exported by isomax"):
+        Scorer(sample)
+
+
+def test_find_images_walks_folders_in_order(tmp_path):
+    for name in ("b/2.jpg", "a/1.PNG", "a/c/0.webp", "a/notes.txt", "z.jpeg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    found = [os.path.relpath(path, tmp_path) for path in find_images([tmp_path])]
+    assert found == ["z.jpeg", "a/1.PNG", "a/c/0.webp", "b/2.jpg"]
+    assert list(find_images([tmp_path / "a/notes.txt"])) == [str(tmp_path / "a/notes.txt")]
+
+
+def test_memory_does_not_grow_with_the_number_of_inputs(scorer):
+    """The stream takes inputs as it goes: at most three batches ahead of what it gave."""
+    taken = 0
+
+    def inputs():
+        nonlocal taken
+        for _ in range(200):
+            taken += 1
+            yield colour(9, 9, 9)
+
+    for given, _ in enumerate(scorer.stream(inputs(), batch_size=8)):
+        assert taken <= given + 1 + 4 * 8
+
+
+def test_one_scorer_serves_many_threads(scorer):
+    expected = scorer.score(colour(200, 0, 0))
+    seen: list[list[Result]] = []
+    threads = [
+        threading.Thread(target=lambda: seen.append(scorer.score(colour(200, 0, 0))))
+        for _ in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert seen == [expected] * 8
+
+
+def test_only_numpy_onnxruntime_and_pillow_are_imported():
+    code = (
+        "import sys, isomax_adapters.onnx.runtime as r;"
+        "heavy = {'torch', 'timm', 'onnx', 'pandas', 'mlflow', 'scipy'} & set(sys.modules);"
+        "sys.exit(', '.join(sorted(heavy)) or 0)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr

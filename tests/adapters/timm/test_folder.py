@@ -1,0 +1,140 @@
+import json
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+
+import isomax_adapters.timm as isomax_timm
+from isomax.calibration import Calibration
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    model = timm.create_model("test_resnet", num_classes=3)
+    return isomax_timm.attach(model, "dismax").eval()
+
+
+@pytest.fixture
+def calibration():
+    return Calibration.fit(-torch.rand(50, 3), torch.arange(50) % 3, alpha=0.1)
+
+
+def test_round_trip(model, calibration, tmp_path):
+    images = torch.randn(2, 3, 48, 48)
+    config = {"input_size": (3, 48, 48), "mean": (0.1, 0.2, 0.3), "crop_pct": 1.0}
+    folder = isomax_timm.save_model(
+        model, tmp_path / "m", ["cat", "dog", "owl"], config, calibration
+    )
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "calibration.json",
+        "config.json",
+        "model.safetensors",
+    ]
+    loaded = isomax_timm.load_model(folder)
+    assert not loaded.training
+    assert torch.equal(loaded(images), model(images))
+    assert isomax_timm.head_of(loaded) == "dismax"
+    assert loaded.pretrained_cfg["label_names"] == ["cat", "dog", "owl"]
+    resolved = timm.data.resolve_model_data_config(loaded)
+    assert resolved["input_size"] == (3, 48, 48)
+    assert tuple(resolved["mean"]) == (0.1, 0.2, 0.3)
+    assert isomax_timm.load_calibration(folder) == calibration
+    # timm's own way, unaided
+    theirs = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    assert torch.equal(theirs(images), model(images))
+    # and with another number of classes: the backbone's weights, a new head
+    other = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=7).eval()
+    torch.testing.assert_close(other.forward_features(images), model.forward_features(images))
+    assert other(images).shape == (2, 7)
+
+
+@pytest.mark.parametrize("drop_in", [True, False])
+def test_the_mode_of_the_head_is_kept(drop_in, tmp_path):
+    model = timm.create_model("isomax_test_resnet", num_classes=3, drop_in=drop_in)
+    loaded = isomax_timm.load_model(isomax_timm.save_model(model, tmp_path / "m"))
+    assert loaded.get_classifier().drop_in is drop_in
+
+
+@pytest.mark.parametrize("name", ["softmax_resnet18", "isomaxplus_resnet18"])
+def test_small_image_stems_are_built_again(name, tmp_path):
+    model = timm.create_model(name, num_classes=3, small_images=True).eval()
+    loaded = isomax_timm.load_model(isomax_timm.save_model(model, tmp_path / "m"))
+    images = torch.randn(1, 3, 32, 32)
+    assert torch.equal(loaded(images), model(images))
+
+
+def test_a_linear_model_is_a_model_folder_too(tmp_path):
+    model = timm.create_model("test_vit", num_classes=3).eval()
+    loaded = isomax_timm.load_model(isomax_timm.save_model(model, tmp_path / "m"))
+    assert isomax_timm.head_of(loaded) == "softmax"
+    assert isomax_timm.load_calibration(tmp_path / "m") is None
+
+
+def test_saving_again_replaces_and_a_failure_leaves_the_old(model, tmp_path, monkeypatch):
+    folder = isomax_timm.save_model(model, tmp_path / "m")
+    before = (folder / "model.safetensors").read_bytes()
+    with torch.no_grad():
+        model.get_classifier().prototypes.add_(1)
+
+    def full_disk(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("isomax_adapters.timm.folder.save_config_for_hf", full_disk)
+        with pytest.raises(OSError, match="No space left"):
+            isomax_timm.save_model(model, folder)
+    assert (folder / "model.safetensors").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
+    isomax_timm.save_model(model, folder)
+    assert (folder / "model.safetensors").read_bytes() != before
+
+
+def test_nothing_is_overwritten_that_is_no_model_folder(model, tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(isomax_timm.ModelFolderError, match="not a model folder"):
+        isomax_timm.save_model(model, tmp_path)
+    with pytest.raises(ValueError, match="2 class names for 3 classes"):
+        isomax_timm.save_model(model, tmp_path / "m", ["a", "b"])
+
+
+def _truncate(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+
+
+def _replace_by_pickle(folder):
+    tensors = safetensors.torch.load_file(folder / "model.safetensors")
+    torch.save(tensors, folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+
+
+def _other_architecture(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"architecture": "resnet_of_doom"}))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (_truncate, "damaged"),
+        (_replace_by_pickle, "no model.safetensors"),
+        (_other_architecture, "resnet_of_doom"),
+        (lambda folder: (folder / "config.json").write_text("{"), "config.json is damaged"),
+        (lambda folder: (folder / "config.json").write_text("[]"), "no JSON object"),
+        (lambda folder: (folder / "config.json").unlink(), "no config.json"),
+    ],
+)
+def test_damaged_folders_are_named(model, tmp_path, damage, message):
+    folder = isomax_timm.save_model(model, tmp_path / "m")
+    damage(folder)
+    with pytest.raises(isomax_timm.ModelFolderError, match=message):
+        isomax_timm.load_model(folder)
+
+
+def test_a_damaged_calibration_is_named(model, calibration, tmp_path):
+    folder = isomax_timm.save_model(model, tmp_path / "m", calibration=calibration)
+    (folder / "calibration.json").write_text('{"score": "entropic_score"}')
+    with pytest.raises(isomax_timm.ModelFolderError, match="calibration.json is damaged"):
+        isomax_timm.load_calibration(folder)
