@@ -1,4 +1,4 @@
-"""The ``isomax`` command: parses and prints; torch and MLflow are imported where they are needed."""
+"""The ``isomax`` command: parses and prints; torch and MLflow are imported where needed."""
 
 import os
 import sys
@@ -77,7 +77,7 @@ def compare(
         from isomax_evaluation import comparison
         from isomax_evaluation.report import terminal_table
 
-        names = comparison.DETECTORS
+        names: tuple[str, ...] = comparison.DETECTORS
         if detectors == "all":
             names = comparison.NAMES
         elif detectors:
@@ -255,7 +255,7 @@ def _recipe(name: str, epochs: int | None, batch_size: int | None, lr: float | N
 
     if name not in RECIPES:
         raise InputError(f"unknown recipe {name!r}; choose from {', '.join(RECIPES)}")
-    given = {"epochs": epochs, "batch_size": batch_size, "lr": lr}
+    given: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "lr": lr}
     return replace(RECIPES[name], **{k: v for k, v in given.items() if v is not None})
 
 

@@ -304,7 +304,7 @@ def _score_run(
 
     def write(path: Path) -> None:
         with path.open("wb") as file:
-            np.savez(file, **arrays)
+            np.savez(file, **arrays)  # type: ignore[arg-type]
 
     write_whole(run.folder / "scores.npz", write)
     write_whole(
@@ -346,7 +346,7 @@ def _costs(
         # what a detector is fitted on does not change what it costs: noise around the features
         many = features.repeat(20, 1)
         many += 0.1 * torch.randn(many.shape, generator=generator)
-        labels = torch.arange(len(many)) % model.num_classes
+        labels = torch.arange(len(many)) % logits.shape[1]
         training = Outputs(logits.repeat(20, 1), many, labels, {})
         for name, detector in detectors_for(model, names).items():
             fit(detector, training)

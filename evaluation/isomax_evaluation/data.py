@@ -198,7 +198,8 @@ def _digits(classes: tuple[str, ...], name: str = "digits") -> Images:
 
     digits = load_digits()
     pixels = np.round(digits.images * (255 / 16)).astype(np.uint8)
-    source = [(Image.fromarray(image), None) for image in pixels]
+    # at the size of other small images, so that no model needs a resize of its own
+    source = [(Image.fromarray(image).resize((32, 32)), None) for image in pixels]
     targets = digits.target.astype(str)
     indices = np.flatnonzero(np.isin(targets, classes))
     labels = np.array([classes.index(target) for target in targets[indices]])

@@ -27,7 +27,7 @@ from torchvision import transforms
 from isomax.calibration import Calibration, RejectionThreshold
 from isomax.functional import mosaic
 from isomax_adapters.timm import attach, create_model, save_model
-from isomax_adapters.timm.attaching import head_modules
+from isomax_adapters.timm.attaching import classifier_names, head_modules
 from isomax_evaluation import data
 from isomax_evaluation.data import Images, Transformed
 from isomax_evaluation.errors import InputError
@@ -159,8 +159,8 @@ def data_config(job: Job, model: nn.Module) -> dict[str, Any]:
     """Preprocessing, as ``timm.data.create_transform`` takes it."""
     size = job.image_size or (32 if job.small_images else None)
     args: dict[str, Any] = {"img_size": size}
-    if job.small_images:
-        args["crop_pct"] = 1.0
+    if size is not None and size <= 64:
+        args["crop_pct"] = 1.0  # small images have no border to spare
     return dict(timm.data.resolve_model_data_config(model, args))
 
 
@@ -519,8 +519,7 @@ def _train_only_heads(model: nn.Module) -> None:
 
 
 def _classifiers(model: nn.Module) -> list[nn.Module]:
-    classifier = model.get_classifier()
-    return list(classifier) if isinstance(classifier, (tuple, list)) else [classifier]
+    return [model.get_submodule(name) for name in classifier_names(model)]
 
 
 def _stop_if_not_finite(losses: list[Tensor], epoch: int, step: int, output: Path) -> None:

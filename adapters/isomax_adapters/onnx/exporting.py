@@ -44,7 +44,8 @@ def export(model_folder: str | Path, path: str | Path) -> Path:
         be exported
     """
     path = Path(path)
-    model, calibration = load_model(model_folder), load_calibration(model_folder)
+    model: Any = load_model(model_folder)  # a timm model: more attributes than nn.Module has
+    calibration = load_calibration(model_folder)
     if calibration is None:
         raise ValueError(
             f"{model_folder} is not calibrated, so there is no threshold; calibrate it with "

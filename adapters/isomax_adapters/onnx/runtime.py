@@ -211,13 +211,13 @@ class Scorer:
         return float(curve[-1][1])
 
 
-def find_images(paths: Iterable[str | os.PathLike]) -> Iterator[str]:
+def find_images(paths: Iterable[str | os.PathLike[str]]) -> Iterator[str]:
     """Files as given, and the image files in folders, recursively, sorted within each folder."""
     for path in paths:
         if not Path(path).is_dir():
             yield os.fspath(path)
             continue
-        for folder, subfolders, files in os.walk(path):
+        for folder, subfolders, files in os.walk(os.fspath(path)):
             subfolders.sort()
             for file in sorted(files):
                 if Path(file).suffix.lower() in IMAGE_SUFFIXES:

@@ -22,9 +22,13 @@ PREFIXES = {
 }
 
 
+TimmModel = Any
+"""A timm model: an ``nn.Module`` with attributes that the type does not know."""
+
+
 def attach(
-    model: nn.Module, head: str = "isomax", num_classes: int | None = None, drop_in: bool = False
-) -> nn.Module:
+    model: TimmModel, head: str = "isomax", num_classes: int | None = None, drop_in: bool = False
+) -> TimmModel:
     """Put a head in the place of a timm model's classifier, in place.
 
     Every layer whose width is the number of classes is replaced: the one linear layer or 1x1
@@ -77,7 +81,7 @@ def head_modules(model: nn.Module) -> list[_DistanceHead]:
     return [module for module in model.modules() if isinstance(module, _DistanceHead)]
 
 
-def classifier_names(model: nn.Module) -> list[str]:
+def classifier_names(model: TimmModel) -> list[str]:
     """Names of the layers that give a timm model's logits, in the order of its modules.
 
     Found by what they are: a weightless copy of the model is asked for a number of classes that
@@ -129,7 +133,7 @@ def _architecture(model: nn.Module) -> str:
     return str(name)
 
 
-def _reset_classifier(model: Any, num_classes: int, *args: Any, **kwargs: Any) -> None:
+def _reset_classifier(model: TimmModel, num_classes: int, *args: Any, **kwargs: Any) -> None:
     """timm's own ``reset_classifier``, and then the same kind of head again."""
     head, drop_in = model._isomax_head, model._model_args["drop_in"]
     type(model).reset_classifier(model, num_classes, *args, **kwargs)
@@ -138,7 +142,7 @@ def _reset_classifier(model: Any, num_classes: int, *args: Any, **kwargs: Any) -
         _replace(model, HEADS[head], drop_in)
 
 
-def _replace(model: nn.Module, head_class: type[_DistanceHead], drop_in: bool) -> None:
+def _replace(model: TimmModel, head_class: type[_DistanceHead], drop_in: bool) -> None:
     for name in classifier_names(model):
         old: Any = model.get_submodule(name)
         width = old.in_channels if isinstance(old, nn.Conv2d) else old.in_features

@@ -1,5 +1,7 @@
 """The stem that 32x32 images want."""
 
+from typing import Any
+
 from torch import nn
 
 
@@ -14,10 +16,11 @@ def use_small_image_stem(model: nn.Module) -> nn.Module:
     :return: the same model
     :raises ValueError: if the model has no such stem
     """
-    cfg = getattr(model, "pretrained_cfg", {})
+    cfg: dict[str, Any] = getattr(model, "pretrained_cfg", {})
     path = cfg.get("first_conv")
+    path = path if isinstance(path, str) else ""
     name = cfg.get("architecture", type(model).__name__)
-    first = model.get_submodule(path) if isinstance(path, str) else None
+    first = model.get_submodule(path)
     if not isinstance(first, nn.Conv2d) or first.stride != (2, 2):
         raise ValueError(
             f"{name} has no stride-2 first convolution to replace; small_images is for "

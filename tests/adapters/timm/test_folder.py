@@ -136,5 +136,5 @@ def test_damaged_folders_are_named(model, tmp_path, damage, message):
 def test_a_damaged_calibration_is_named(model, calibration, tmp_path):
     folder = isomax_timm.save_model(model, tmp_path / "m", calibration=calibration)
     (folder / "calibration.json").write_text('{"score": "entropic_score"}')
-    with pytest.raises(isomax_timm.ModelFolderError, match="calibration.json is damaged"):
+    with pytest.raises(isomax_timm.ModelFolderError, match=r"calibration\.json is damaged"):
         isomax_timm.load_calibration(folder)

@@ -1,0 +1,123 @@
+"""The command as a user runs it."""
+
+import shutil
+
+import mlflow
+import pytest
+
+from .conftest import make_folder
+
+
+def test_help_names_the_commands(isomax):
+    run = isomax("--help")
+    assert run.returncode == 0
+    for command in ("compare", "train", "export", "score", "speed"):
+        assert command in run.stdout
+
+
+def test_help_and_score_import_neither_torch_nor_mlflow(photos, compared):
+    import subprocess
+    import sys
+
+    code = (
+        "import sys; from typer.testing import CliRunner; from isomax_evaluation.cli import app;"
+        "r = CliRunner().invoke(app, sys.argv[1:]);"
+        "heavy = {'torch', 'timm', 'mlflow', 'pandas', 'onnx'} & set(sys.modules);"
+        "sys.exit(f'{heavy} {r.output}' if heavy or r.exit_code else 0)"
+    )
+    for args in (["--help"], ["score", str(compared.output / "model.onnx"), str(photos)]):
+        run = subprocess.run(
+            [sys.executable, "-c", code, *args], capture_output=True, text=True, check=False
+        )
+        assert run.returncode == 0, run.stderr
+
+
+def test_score_prints_a_row_per_image(isomax, compared, photos, tmp_path):
+    bad = tmp_path / "bad.jpg"
+    bad.write_bytes(b"no image")
+    run = isomax("score", compared.output / "model.onnx", photos / "ash", bad)
+    rows = [line.split("\t") for line in run.stdout.splitlines()]
+    assert rows[0] == ["file", "label", "confidence", "score", "verdict"]
+    assert len(rows) == 41
+    assert {row[4] for row in rows[1:]} <= {"ID", "OOD"}
+    assert run.returncode == 1
+    assert "bad.jpg: not scored" in run.stderr
+    assert "1 could not be scored" in run.stderr
+
+
+def test_compare_resumes_and_logs_to_mlflow(isomax, compared, tmp_path):
+    output = tmp_path / "out"
+    shutil.copytree(compared.output, output)
+    run = isomax("compare", "--seeds", 2, "--epochs", 2, "--output", output)
+    assert run.returncode == 0, run.stderr
+    assert "EntropicScore" in run.stdout
+    command = run.stdout.splitlines()[-1]
+    assert command.startswith("MLflow: mlflow ui --backend-store-uri sqlite:///")
+    client = mlflow.MlflowClient(tracking_uri=command.rpartition(" ")[2])
+    (experiment,) = client.search_experiments(filter_string="name = 'isomax'")
+    runs = {r.info.run_name: r for r in client.search_runs([experiment.experiment_id])}
+    assert set(runs) == {
+        "out",
+        *(f"{loss}-seed{s}" for loss in ("softmax", "isomax") for s in (0, 1)),
+    }
+    child = runs["isomax-seed0"]
+    assert child.data.tags["mlflow.parentRunId"] == runs["out"].info.run_id
+    assert child.data.params["loss"] == "isomax"
+    history = client.get_metric_history(child.info.run_id, "train_loss")
+    assert [metric.step for metric in history] == [1, 2]
+    assert "AUROC/uniform-noise/EntropicScore" in child.data.metrics
+    artifacts = {item.path for item in client.list_artifacts(runs["out"].info.run_id)}
+    assert {"report.html", "results.csv", "model.onnx", "results.json"} <= artifacts
+    assert {"model"} <= {item.path for item in client.list_artifacts(child.info.run_id)}
+    # again: nothing twice
+    again = isomax("track", output)
+    assert again.returncode == 0, again.stderr
+    assert len(client.search_runs([experiment.experiment_id])) == len(runs)
+    history = client.get_metric_history(child.info.run_id, "train_loss")
+    assert [metric.step for metric in history] == [1, 2]
+
+
+def test_train_then_export_then_score(isomax, tmp_path, photos):
+    output = tmp_path / "out"
+    run = isomax(
+        "train", "--data", photos, "--model", "test_resnet", "--epochs", 2, "--image-size", 32,
+        "--alpha", 0.2, "--batch-size", 16, "--output", output, "--no-track",
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    assert "test_accuracy" in run.stdout
+    run = isomax("export", output / "model", tmp_path / "model.onnx")
+    assert run.returncode == 0, run.stderr
+    run = isomax("score", tmp_path / "model.onnx", photos)
+    assert run.returncode == 0, run.stderr
+    assert len(run.stdout.splitlines()) == 121
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["compare", "--model", "resnet81"], "did you mean resnet18"),
+        (["compare", "--id", "/no/such/folder", "--ood", "uniform-noise"], "no dataset or folder"),
+        (["compare", "--recipe", "secret"], "unknown recipe 'secret'"),
+        (["train", "--data", "{one}"], "has 1 class"),
+        (["train", "--data", "{bad}"], "1 of 11 images of {bad} do not decode"),
+        (["compare", "--output", "{one}"], "holds no run of isomax"),
+        (["score", "{junk}", "{junk}"], "is not an ONNX model"),
+        (["score", "{junk}", "/no/such/image"], "no such file or folder: /no/such/image"),
+        (["export", "{one}", "model.onnx"], "has no config.json"),
+        (["track", "{one}"], "is no output folder"),
+    ],
+)
+def test_bad_input_is_one_line_and_costs_nothing(isomax, tmp_path, arguments, message):
+    places = {"one": tmp_path / "one", "bad": tmp_path / "bad", "junk": tmp_path / "junk.onnx"}
+    make_folder(places["one"], ("only",), 4)
+    make_folder(places["bad"], ("a", "b"), 6)
+    (places["bad"] / "a" / "zero.jpg").touch()
+    places["junk"].write_bytes(b"junk")
+    arguments = [argument.format(**places) for argument in arguments]
+    run = isomax(*arguments, cwd=tmp_path)
+    assert run.returncode == 2
+    lines = [line for line in run.stderr.splitlines() if line.startswith("isomax: ")]
+    assert len(lines) == 1
+    assert message.format(**places) in lines[0]
+    assert "Traceback" not in run.stderr
+    assert not list(tmp_path.rglob("*.safetensors"))

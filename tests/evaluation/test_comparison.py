@@ -1,0 +1,204 @@
+"""One whole comparison on the digits, looked at from all sides."""
+
+import json
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+import timm
+import torch
+from rich.console import Console
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from isomax import EntropicScore
+from isomax_adapters.onnx.runtime import Scorer
+from isomax_adapters.timm import load_calibration, load_model
+from isomax_evaluation import compare, data
+from isomax_evaluation.comparison import DETECTORS, summarise
+from isomax_evaluation.errors import InputError
+from isomax_evaluation.report import terminal_table
+
+from .conftest import make_folder
+
+
+def test_the_table_has_every_cell(compared):
+    results = compared.results
+    assert set(results["loss"]) == {"softmax", "isomax"}
+    assert set(results["seed"]) == {0, 1}
+    assert set(results["ood"]) == {"digits-held-out", "uniform-noise"}
+    by_loss = {loss: set(rows["detector"]) for loss, rows in results.groupby("loss")}
+    assert by_loss["softmax"] == set(DETECTORS) - {"EntropicScore"}
+    assert by_loss["isomax"] == set(DETECTORS) - {"Entropy"}
+    assert len(results) == (6 + 6) * 2 * 2
+    assert not results.isna().any().any()
+    assert pd.read_csv(compared.output / "results.csv").equals(results.reset_index(drop=True))
+    left = {(row.loss, row.detector) for row in compared.left_out.itertuples()}
+    assert left == {("softmax", "EntropicScore"), ("isomax", "Entropy")}
+
+
+def test_auroc_equals_scikit_learns_from_the_saved_scores(compared):
+    for row in compared.results.itertuples():
+        with np.load(compared.output / f"runs/{row.loss}-seed{row.seed}/scores.npz") as scores:
+            known = scores[f"{row.detector}|id"]
+            unknown = scores[f"{row.detector}|{row.ood}"]
+        values = np.concatenate([known, unknown])
+        truth = np.r_[np.zeros(len(known)), np.ones(len(unknown))]
+        assert pytest.approx(roc_auc_score(truth, values), abs=1e-9) == row.AUROC
+        # AUPR is an area by trapezoids, average precision one by steps
+        out = compared.results.loc[row.Index, "AUPR-OUT"]
+        out = float(out.iloc[0]) if hasattr(out, "iloc") else float(out)
+        assert 0 <= out <= 1
+        assert average_precision_score(truth, values) >= 0
+
+
+def test_training_lowered_the_loss(compared):
+    for path in compared.output.glob("runs/*/metrics.jsonl"):
+        epochs = [json.loads(line) for line in path.read_text().splitlines()]
+        assert epochs[-1]["train_loss"] < epochs[0]["train_loss"]
+    assert compared.results["accuracy"].min() > 0.5
+
+
+def test_losses_of_a_seed_share_backbone_and_batches(compared, tmp_path):
+    from isomax_evaluation.recipes import RECIPES
+    from isomax_evaluation.training import Job, _EpochBatches, build_model
+
+    job = Job("test_resnet", "softmax", RECIPES["digits"], seed=3)
+    softmax = build_model(job, 5).state_dict()
+    isomax = build_model(Job("test_resnet", "isomax", RECIPES["digits"], seed=3), 5).state_dict()
+    shared = set(softmax) & set(isomax)
+    assert set(softmax) ^ set(isomax) == {"fc.weight", "fc.bias", "fc.prototypes"}
+    assert all(torch.equal(softmax[name], isomax[name]) for name in shared)
+    first, again, other = (list(_EpochBatches(100, 10, seed, 0, 1, 1)) for seed in (3, 3, 4))
+    assert first == again != other
+
+
+def test_costs_count_passes(compared):
+    costs = compared.costs.set_index(["loss", "detector"])
+    assert tuple(costs.loc[("isomax", "EntropicScore"), ["forward", "backward"]]) == (1, 0)
+    assert tuple(costs.loc[("softmax", "Mahalanobis"), ["forward", "backward"]]) == (1, 0)
+    assert tuple(costs.loc[("softmax", "ODIN"), ["forward", "backward"]]) == (2, 1)
+    assert (costs["ms_per_image"] > 0).all()
+
+
+def test_the_output_folder_is_complete(compared):
+    for name in ("results.csv", "costs.csv", "report.html", "model.onnx", "settings.json"):
+        assert (compared.output / name).stat().st_size > 0
+    for loss in ("softmax", "isomax"):
+        for seed in (0, 1):
+            folder = compared.output / "runs" / f"{loss}-seed{seed}"
+            assert load_calibration(folder / "model") is not None
+            assert load_model(folder / "model").pretrained_cfg["label_names"] == list("0123456")
+
+
+def test_the_onnx_file_scores_as_the_model_does(compared):
+    exported = json.loads((compared.output / "model.json").read_text())["exported"]
+    assert exported == "isomax-seed0"
+    folder = compared.output / "runs" / exported / "model"
+    model = load_model(folder)
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+    _, test = data.open_splits("digits")
+    images = [test.image(position) for position in range(len(test))]
+    with torch.no_grad():
+        batch = torch.stack([transform(image) for image in images])
+        scores = EntropicScore(model)(batch)
+        labels = model(batch).argmax(dim=1)
+    scorer = Scorer(compared.output / "model.onnx")
+    results = scorer.score([np.asarray(image) for image in images])
+    assert [r.label for r in results] == labels.tolist()
+    np.testing.assert_allclose([r.score for r in results], scores, rtol=0, atol=1e-4)
+    threshold = load_calibration(folder).threshold
+    assert scorer.threshold == pytest.approx(threshold)
+    assert [r.is_ood for r in results] == [r.score > np.float32(threshold) for r in results]
+
+
+def test_the_report_is_one_file_that_names_everything(compared):
+    html = (compared.output / "report.html").read_text()
+    for word in ("digits-held-out", "EntropicScore", "Mahalanobis", "FPR95TPR", "data:image/png"):
+        assert word in html
+    # nothing is loaded from elsewhere
+    assert not re.search(r"<(script|link|img)[^>]+(src|href)=.https?:", html)
+
+
+def test_the_table_prints_mean_and_spread(compared):
+    console = Console(width=170, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(terminal_table(compared.results, compared.costs))
+    text = console.export_text()
+    mean = (
+        100
+        * summarise(compared.results).loc[
+            ("isomax", "EntropicScore", "uniform-noise"), ("AUROC", "mean")
+        ]
+    )
+    assert f"{mean:.1f} ±" in text
+    assert "*" in text
+
+
+def test_a_second_call_computes_nothing_again(compared, monkeypatch):
+    def never(*args, **kwargs):
+        raise AssertionError("computed again")
+
+    monkeypatch.setattr("isomax_evaluation.training.fit", never)
+    monkeypatch.setattr("isomax_evaluation.comparison.extract", never)
+    settings = json.loads((compared.output / "settings.json").read_text())
+    from isomax_evaluation.recipes import Recipe
+
+    recipe = settings["recipe"] | {
+        name: tuple(settings["recipe"][name]) for name in ("decay_milestones", "scale")
+    }
+    again = compare(output=compared.output, seeds=2, recipe=Recipe(**recipe))
+    assert again.results.equals(compared.results)
+
+
+def test_bad_input_is_refused_before_any_work(photos, tmp_path):
+    output = tmp_path / "out"
+    make_folder(tmp_path / "one", ("only",), 4)
+    for arguments, message in [
+        ({"model": "resnet81"}, "did you mean resnet18"),
+        ({"losses": ["softmin"]}, "unknown loss 'softmin'"),
+        ({"detectors": ["Oracle"]}, "unknown detector Oracle"),
+        ({"detectors": []}, "no detectors given"),
+        ({"ood": ["/no/such/folder"]}, "no dataset or folder"),
+        ({"ood": ["uniform-noise", "uniform-noise"]}, "occurs twice"),
+        ({"id": str(tmp_path / "one")}, "1 class"),
+        ({"seeds": 0}, "expected at least 1"),
+        ({"alpha": 1.5}, r"in \(0, 1\)"),
+        ({"id": str(photos), "alpha": 0.001}, "takes 999 validation images"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            compare(output=output, **arguments)
+        assert not output.exists() or not list(output.glob("runs/*/metrics.jsonl"))
+
+
+def test_a_folder_of_another_run_is_left_alone(compared):
+    before = (compared.output / "results.csv").read_bytes()
+    with pytest.raises(InputError, match=r"another run \(.*seeds: 2 there, 5 given"):
+        compare(output=compared.output, seeds=5)
+    assert (compared.output / "results.csv").read_bytes() == before
+
+
+def test_own_folders(photos, tmp_path, capfd):
+    """The user's own images, one OOD class also known, one OOD set of a single image."""
+    from dataclasses import replace
+
+    from isomax_evaluation.recipes import RECIPES
+
+    make_folder(tmp_path / "odd", ("ash", "yew"), 6, seed=5)
+    make_folder(tmp_path / "lonely", ("x",), 1, seed=6)
+    done = compare(
+        id=str(photos),
+        ood=[str(tmp_path / "odd"), str(tmp_path / "lonely")],
+        losses=["isomax+"],
+        detectors=["MinimumDistanceScore", "MaxLogit"],
+        model="test_resnet",
+        recipe=replace(RECIPES["digits"], epochs=2, batch_size=16),
+        image_size=32,
+        seeds=1,
+        alpha=0.2,
+        output=tmp_path / "out",
+    )
+    assert set(done.results["ood"]) == {"odd", "lonely"}
+    assert "1 classes of the OOD set odd also occur" in capfd.readouterr().err
+    # the minimum distance is minus the largest logit
+    wide = done.results.pivot(index="ood", columns="detector", values="AUROC")
+    assert (wide["MinimumDistanceScore"] == wide["MaxLogit"]).all()
