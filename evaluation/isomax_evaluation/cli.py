@@ -1,12 +1,17 @@
 """The ``isomax`` command: parses and prints; torch and MLflow are imported where needed."""
 
+import inspect
 import os
 import sys
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from isomax_evaluation.errors import InputError
+from isomax_evaluation.recipes import RECIPES, Recipe
 
 app = typer.Typer(
     help="Images that a classifier does not know: train timm models with IsoMax, compare OOD "
@@ -28,15 +33,35 @@ PerClass = Annotated[int | None, typer.Option(help="Use at most N training image
 Alpha = Annotated[float, typer.Option(help="Share of known images that may be rejected.")]
 SkipBad = Annotated[bool, typer.Option(help="Leave out images that do not decode.")]
 Workers = Annotated[int, typer.Option(help="Processes that decode images.")]
-Epochs = Annotated[int | None, typer.Option(help="Epochs, instead of the recipe's.")]
-BatchSize = Annotated[int | None, typer.Option(help="Batch size, instead of the recipe's.")]
-LearningRate = Annotated[float | None, typer.Option(help="Learning rate, instead of the recipe's.")]
 Track = Annotated[
     bool, typer.Option(help="Log to MLflow: MLFLOW_TRACKING_URI, or SQLite in the output folder.")
 ]
 
 
+def _with_recipe_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Put an option for each field of a recipe in the place of ``**recipe_options``."""
+    signature = inspect.signature(command)
+    kept = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    added = []
+    for part in fields(Recipe):
+        kind = part.type if part.type in (int, float, str, bool) else str
+        if part.type == float | None:
+            kind = float
+        option = typer.Option(help=part.metadata["help"], rich_help_panel="Instead of the recipe's")
+        added.append(
+            inspect.Parameter(
+                part.name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=None,
+                annotation=Annotated[kind | None, option],
+            )
+        )
+    command.__signature__ = signature.replace(parameters=[*kept, *added])  # type: ignore[attr-defined]
+    return command
+
+
 @app.command()
+@_with_recipe_options
 def compare(
     id: Annotated[str, typer.Option(help="In-distribution data: a folder or a name.")] = "digits",
     ood: Annotated[
@@ -50,9 +75,6 @@ def compare(
     recipe: Annotated[str | None, typer.Option(help="A named recipe.")] = None,
     seeds: Annotated[int, typer.Option(help="Train with so many seeds.")] = 3,
     output: Output = Path("isomax-out"),
-    epochs: Epochs = None,
-    batch_size: BatchSize = None,
-    lr: LearningRate = None,
     pretrained: Pretrained = False,
     small_images: SmallImages = False,
     image_size: ImageSize = None,
@@ -65,6 +87,7 @@ def compare(
     skip_bad_images: SkipBad = False,
     workers: Workers = 2,
     track: Track = True,
+    **recipe_options: Any,
 ) -> None:
     """Train a backbone with each loss and compare OOD detectors on it.
 
@@ -88,7 +111,7 @@ def compare(
             losses=_split(losses),
             detectors=names,
             model=model or ("test_resnet" if digits else "resnet18"),
-            recipe=_recipe(recipe or ("digits" if digits else "finetune"), epochs, batch_size, lr),
+            recipe=_recipe(recipe or ("digits" if digits else "finetune"), recipe_options),
             seeds=seeds,
             output=output,
             pretrained=pretrained,
@@ -114,6 +137,7 @@ def compare(
 
 
 @app.command()
+@_with_recipe_options
 def train(
     data: Annotated[str, typer.Option(help="A folder with one subfolder per class, or a name.")],
     output: Output = Path("isomax-out"),
@@ -122,9 +146,6 @@ def train(
         str, typer.Option(help="softmax, isomax, isomax+, dismax, dismax+fpr.")
     ] = "isomax",
     recipe: Annotated[str, typer.Option(help="A named recipe.")] = "finetune",
-    epochs: Epochs = None,
-    batch_size: BatchSize = None,
-    lr: LearningRate = None,
     seed: Annotated[int, typer.Option(help="Seed of all randomness.")] = 0,
     pretrained: Pretrained = False,
     small_images: SmallImages = False,
@@ -135,6 +156,7 @@ def train(
     skip_bad_images: SkipBad = False,
     workers: Workers = 2,
     track: Track = True,
+    **recipe_options: Any,
 ) -> None:
     """Train or fine-tune a timm model; calibrate its threshold; write a model folder.
 
@@ -148,7 +170,7 @@ def train(
             output,
             model=model,
             loss=loss,
-            recipe=_recipe(recipe, epochs, batch_size, lr),
+            recipe=_recipe(recipe, recipe_options),
             seed=seed,
             pretrained=pretrained,
             small_images=small_images,
@@ -159,6 +181,8 @@ def train(
             skip_bad_images=skip_bad_images,
             workers=workers,
         )
+        if os.environ.get("RANK", "0") != "0":
+            return  # of several processes the first one speaks
         typer.echo((output / "summary.json").read_text().strip())
         typer.echo(f"model folder: {folder}, next: isomax export {folder} model.onnx")
         if track:
@@ -190,8 +214,6 @@ def score(
         from isomax_adapters.onnx.runtime import Scorer, find_images
 
         if missing := [str(path) for path in paths if not path.exists()]:
-            from isomax_evaluation.errors import InputError
-
             raise InputError(f"no such file or folder: {', '.join(missing)}")
         scorer = Scorer(model, alpha=alpha)
         failed = 0
@@ -249,14 +271,18 @@ def _track(output: Path) -> None:
     typer.echo(f"MLflow: {ui_command(uri)}")
 
 
-def _recipe(name: str, epochs: int | None, batch_size: int | None, lr: float | None) -> Any:
-    from isomax_evaluation.errors import InputError
-    from isomax_evaluation.recipes import RECIPES
-
+def _recipe(name: str, options: dict[str, Any]) -> Recipe:
     if name not in RECIPES:
         raise InputError(f"unknown recipe {name!r}; choose from {', '.join(RECIPES)}")
-    given: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "lr": lr}
-    return replace(RECIPES[name], **{k: v for k, v in given.items() if v is not None})
+    given = {key: value for key, value in options.items() if value is not None}
+    try:
+        for key in ("decay_milestones", "scale"):
+            if key in given:
+                number = int if key == "decay_milestones" else float
+                given[key] = tuple(number(part) for part in given[key].split(","))
+    except ValueError as error:
+        raise InputError(f"--{key.replace('_', '-')} takes numbers with commas: {error}") from error
+    return replace(RECIPES[name], **given)
 
 
 def _split(names: str) -> list[str]:

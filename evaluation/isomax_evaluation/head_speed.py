@@ -39,7 +39,8 @@ def measure(quick: bool = False) -> Table:
     for shape in SHAPES:
         table.add_row(str(shape), *(f"{ratio:.2f}x" for ratio in head_ratios(*shape, quick)))
     for name in MODELS:
-        table.add_row(f"{name}, batch 16", f"{model_ratio(name, quick):.3f}x")
+        inference, training = model_ratios(name, quick)
+        table.add_row(f"{name}, batch 16", f"{inference:.3f}x", "", "", "", f"{training:.3f}x")
     return table
 
 
@@ -95,18 +96,40 @@ def head_ratios(batch: int, width: int, classes: int, quick: bool = False) -> li
     ]
 
 
-def model_ratio(name: str, quick: bool = False) -> float:
-    """Inference of a whole model with an IsoMax head over that of the same with ``nn.Linear``."""
+def model_ratios(name: str, quick: bool = False) -> tuple[float, float]:
+    """A whole model with an IsoMax head over the same with ``nn.Linear``: inference at 224 pixels,
+    and a training step (forward, loss, backward, SGD) at 112 or the model's own size."""
     torch.manual_seed(0)
-    linear = timm.create_model(name).eval()
-    isomax = isomax_timm.attach(timm.create_model(name)).eval()
+    models = {"linear": timm.create_model(name), "isomax": timm.create_model(name)}
+    isomax_timm.attach(models["isomax"])
     images = torch.randn(16, 3, 224, 224)
+    labels = torch.randint(1000, (16,))
+    fixed = models["linear"].pretrained_cfg.get("fixed_input_size")
+    small = images if fixed else images[:, :, ::2, ::2].contiguous()
+    criteria = {"linear": F.cross_entropy, "isomax": IsoMaxLoss()}
+
+    def step(kind: str) -> Callable[[], object]:
+        model = models[kind]
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, nesterov=True)
+
+        def run() -> None:
+            optimizer.zero_grad()
+            criteria[kind](model(small), labels).backward()
+            optimizer.step()
+
+        return run
+
     with torch.no_grad():
-        seconds = alternate(
-            {"linear": lambda: linear(images), "isomax": lambda: isomax(images)},
-            5 if quick else 25,
+        for model in models.values():
+            model.eval()
+        inference = alternate(
+            {kind: lambda model=model: model(images) for kind, model in models.items()},  # type: ignore[misc]
+            5 if quick else 31,
         )
-    return seconds["isomax"] / seconds["linear"]
+    for model in models.values():
+        model.train()
+    training = alternate({kind: step(kind) for kind in models}, 3 if quick else 15)
+    return inference["isomax"] / inference["linear"], training["isomax"] / training["linear"]
 
 
 def peak_memory(run: Callable[[], object]) -> int:

@@ -59,12 +59,17 @@ def claim_folder(folder: Path, settings: dict[str, Any], name: str = "settings.j
                 f"{folder} holds another run ({'; '.join(differences)}); choose another output "
                 "folder, or give the settings of that run to go on with it"
             )
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    elif folder.exists() and (not folder.is_dir() or any(map(_is_foreign, folder.iterdir()))):
         raise InputError(
             f"{folder} is there already and holds no run of isomax; choose another output folder"
         )
     else:
         write_json(path, settings)
+
+
+def _is_foreign(path: Path) -> bool:
+    # a run killed at its very start leaves a file half written, or an empty subfolder
+    return not (path.name.endswith(".partial") or (path.is_dir() and not any(path.iterdir())))
 
 
 def _differences(found: Any, given: Any, where: str = "") -> list[str]:

@@ -1,62 +1,47 @@
-"""How to train: recipes as data. Names and meanings are timm's; losses are the papers'."""
+"""How to train: recipes as data. Names and meanings are timm's."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
-from torch import nn
-
-from isomax.losses import FractionalProbabilityLoss, IsoMaxLoss
+from dataclasses import dataclass, field
+from typing import Any
 
 
-@dataclass(frozen=True)
-class Loss:
-    """A head and the criterion it is trained with."""
-
-    head: str | None  #: a name in ``isomax_adapters.timm.HEADS``; ``None`` keeps the linear layer
-    criterion: Callable[[], nn.Module]
-    mosaic: bool = False  #: DisMax's fractional probability regularisation
-
-
-LOSSES = {
-    "softmax": Loss(None, nn.CrossEntropyLoss),
-    "isomax": Loss("isomax", IsoMaxLoss),
-    "isomax+": Loss("isomax+", IsoMaxLoss),
-    "dismax": Loss("dismax", IsoMaxLoss),
-    "dismax+fpr": Loss("dismax", FractionalProbabilityLoss, mosaic=True),
-}
+def _is(default: Any, help: str) -> Any:
+    return field(default=default, metadata={"help": help})
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides how a model is trained, but not on what."""
+    """Everything that decides how a model is trained, but not on what.
 
-    epochs: int = 30
-    batch_size: int = 64  #: over all processes and accumulated steps
-    opt: str = "sgd"  #: sgd is with Nesterov momentum, as in timm
-    lr: float = 0.05
-    momentum: float = 0.9
-    weight_decay: float = 1e-4
-    layer_decay: float | None = None
-    sched: str = "cosine"
-    warmup_epochs: int = 0
-    decay_milestones: tuple[int, ...] = ()  #: epochs at which sched="multistep" lowers the rate
-    decay_rate: float = 0.1
-    clip_grad: float | None = None
-    augment: str = "timm"  #: timm's training transform, "pad-crop" (CIFAR's) or "none"
-    hflip: float = 0.5
-    scale: tuple[float, float] = (0.35, 1.0)  #: area of timm's random resized crop
-    color_jitter: float = 0.0
-    auto_augment: str | None = None
-    reprob: float = 0.0  #: random erasing
-    smoothing: float = 0.0
-    mixup: float = 0.0
-    cutmix: float = 0.0
-    ema_decay: float = 0.0
-    freeze_epochs: int = 0  #: epochs in which only the head is trained
-    accumulate: int = 1  #: steps whose gradients are added up
-    mixed_precision: str = "no"  #: "no", "bf16" or "fp16"
-    compile: bool = False
-    channels_last: bool = False
+    Each field is an option of ``isomax train`` and ``isomax compare``.
+    """
+
+    epochs: int = _is(30, "Passes over the training images.")
+    batch_size: int = _is(64, "Images per update, over all processes and accumulated steps.")
+    opt: str = _is("sgd", "Optimiser, any of timm's; sgd has Nesterov momentum.")
+    lr: float = _is(0.05, "Learning rate.")
+    momentum: float = _is(0.9, "Momentum.")
+    weight_decay: float = _is(1e-4, "Weight decay.")
+    layer_decay: float | None = _is(None, "Factor of the learning rate from layer to layer.")
+    sched: str = _is("cosine", "Schedule of the learning rate, any of timm's.")
+    warmup_epochs: int = _is(0, "Epochs in which the learning rate rises.")
+    decay_milestones: tuple[int, ...] = _is((), "Epochs at which --sched multistep decays.")
+    decay_rate: float = _is(0.1, "Factor of each decay.")
+    clip_grad: float | None = _is(None, "Largest norm of the gradient.")
+    augment: str = _is("timm", "timm's training transform, pad-crop (CIFAR's) or none.")
+    hflip: float = _is(0.5, "Probability of a horizontal flip.")
+    scale: tuple[float, ...] = _is((0.35, 1.0), "Area of the random resized crop, from and to.")
+    color_jitter: float = _is(0.0, "Strength of colour jitter.")
+    auto_augment: str | None = _is(None, "timm's AutoAugment policy, such as rand-m9-mstd0.5.")
+    reprob: float = _is(0.0, "Probability of random erasing.")
+    smoothing: float = _is(0.0, "Label smoothing.")
+    mixup: float = _is(0.0, "Alpha of mixup.")
+    cutmix: float = _is(0.0, "Alpha of cutmix.")
+    ema_decay: float = _is(0.0, "Decay of the moving average of the weights; 0 for none.")
+    freeze_backbone: int = _is(0, "Train only the head in the first N epochs.")
+    accumulate: int = _is(1, "Steps whose gradients are added up for one update.")
+    mixed_precision: str = _is("no", "no, bf16 or fp16.")
+    compile: bool = _is(False, "Compile the model.")
+    channels_last: bool = _is(False, "Keep images channels-last in memory.")
 
 
 _MACEDO = Recipe(

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -14,6 +13,7 @@ import numpy as np
 import timm.data
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import gather_object, set_seed
 from rich.progress import Progress
 from timm.optim import create_optimizer_v2
@@ -25,15 +25,16 @@ from torch.utils.data import DataLoader, Sampler
 from torchvision import transforms
 
 from isomax.calibration import Calibration, RejectionThreshold
-from isomax.functional import mosaic
+from isomax.functional import NaNFeaturesError, mosaic
 from isomax_adapters.timm import attach, create_model, save_model
 from isomax_adapters.timm.attaching import classifier_names, head_modules
 from isomax_evaluation import data
 from isomax_evaluation.data import Images, Transformed
 from isomax_evaluation.errors import InputError
+from isomax_evaluation.losses import LOSSES
 from isomax_evaluation.outputs import claim_folder, write_lines, write_whole
 from isomax_evaluation.progress import progress_bar
-from isomax_evaluation.recipes import LOSSES, RECIPES, Recipe
+from isomax_evaluation.recipes import RECIPES, Recipe
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,7 @@ def train(
         settings.pop("workers")
         if accelerator.is_main_process:
             claim_folder(output, settings)
+        accelerator.wait_for_everyone()
         return train_model(
             job, train_images, val_images, test_images, output, accelerator, progress
         )
@@ -124,6 +126,8 @@ def check_job(job: Job) -> None:
         raise InputError(f"unknown loss {job.loss!r}; choose from {', '.join(LOSSES)}")
     if job.recipe.augment not in ("timm", "pad-crop", "none"):
         raise InputError(f"unknown augmentation {job.recipe.augment!r}; timm, pad-crop or none")
+    if job.recipe.mixed_precision not in ("no", "bf16", "fp16"):
+        raise InputError(f"unknown mixed_precision {job.recipe.mixed_precision!r}; no, bf16, fp16")
     if job.recipe.epochs < 1 or job.recipe.batch_size < 2:
         raise InputError(
             f"epochs is {job.recipe.epochs} and batch size {job.recipe.batch_size}; expected at "
@@ -135,7 +139,8 @@ def check_job(job: Job) -> None:
     try:
         RejectionThreshold(job.alpha)
         with torch.device("meta"):
-            build_model(job, num_classes=2, pretrained=False)
+            model = build_model(job, num_classes=2, pretrained=False)
+        _scheduler(_optimizer(model, job.recipe), job.recipe, updates=1)
     except ValueError as error:
         raise InputError(str(error)) from error
 
@@ -146,6 +151,9 @@ def build_model(job: Job, num_classes: int, pretrained: bool | None = None) -> n
     torch.manual_seed(job.seed)
     head = LOSSES[job.loss].head
     kwargs: dict[str, Any] = {"small_images": True} if job.small_images else {}
+    cfg = timm.models.get_pretrained_cfg(job.model) if timm.is_model(job.model) else None
+    if job.image_size and cfg is not None and cfg.fixed_input_size:
+        kwargs["img_size"] = job.image_size
     model = create_model(
         f"softmax_{job.model}" if job.small_images else job.model,
         pretrained=job.pretrained if pretrained is None else pretrained,
@@ -165,11 +173,13 @@ def data_config(job: Job, model: nn.Module) -> dict[str, Any]:
 
 
 def make_accelerator(recipe: Recipe) -> Accelerator:
+    """Devices, processes and precision, as the launcher set them up."""
+    # a process may train again, with another precision
+    AcceleratorState._reset_state()
     return Accelerator(
         mixed_precision=recipe.mixed_precision,
-        gradient_accumulation_steps=recipe.accumulate,
-        # a test on the CPU must not differ between machines with and without a GPU
-        cpu=os.environ.get("ISOMAX_CPU") == "1",
+        # without this Accelerate takes several processes on the CPU for one each
+        cpu=not torch.accelerator.is_available(),
     )
 
 
@@ -278,16 +288,7 @@ def fit(
         num_workers=images_workers(images, job),
         pin_memory=accelerator.device.type == "cuda",
     )
-    scheduler, _ = create_scheduler_v2(
-        optimizer,
-        sched=recipe.sched,
-        num_epochs=recipe.epochs,
-        decay_milestones=list(recipe.decay_milestones),
-        decay_rate=recipe.decay_rate,
-        warmup_epochs=recipe.warmup_epochs,
-        step_on_epochs=False,
-        updates_per_epoch=batches.updates,
-    )
+    scheduler = _scheduler(optimizer, recipe, batches.updates)
     ema = ModelEmaV3(model, decay=recipe.ema_decay) if recipe.ema_decay else None
     checkpoint = output / "checkpoint.pt"
     history: list[dict[str, Any]] = []
@@ -304,7 +305,7 @@ def fit(
     for epoch in range(len(history), recipe.epochs):
         set_seed(hash_seed(job.seed, epoch, accelerator.process_index))
         batches.epoch = epoch
-        if frozen != (freeze := epoch < recipe.freeze_epochs) or trained is None:
+        if frozen != (freeze := epoch < recipe.freeze_backbone) or trained is None:
             frozen = freeze
             _freeze_backbone(model, freeze)
             trained = accelerator.prepare_model(torch.compile(model) if recipe.compile else model)
@@ -323,10 +324,13 @@ def fit(
                 inputs, target = mixup(inputs, target)
             last = (step + 1) % recipe.accumulate == 0
             with nullcontext() if last else accelerator.no_sync(trained):
-                with accelerator.autocast():
-                    logits = trained(inputs)
+                try:
+                    with accelerator.autocast():
+                        logits = trained(inputs)
+                except NaNFeaturesError as error:
+                    raise _not_finite(str(error), epoch, step, output) from error
                 value = criterion(logits.float(), target)
-                accelerator.backward(value)
+                accelerator.backward(value / recipe.accumulate)
             losses.append(value.detach())
             if accelerator.device.type == "cpu" or step % 50 == 0:
                 _stop_if_not_finite(losses, epoch, step, output)
@@ -453,6 +457,23 @@ def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     return optimizer
 
 
+def _scheduler(optimizer: torch.optim.Optimizer, recipe: Recipe, updates: int) -> Any:
+    scheduler, _ = create_scheduler_v2(
+        optimizer,
+        sched=recipe.sched,
+        num_epochs=recipe.epochs,
+        decay_epochs=max(1, recipe.epochs // 3),
+        decay_milestones=list(recipe.decay_milestones),
+        decay_rate=recipe.decay_rate,
+        warmup_epochs=recipe.warmup_epochs,
+        step_on_epochs=False,
+        updates_per_epoch=updates,
+    )
+    if scheduler is None:
+        raise InputError(f"timm has no learning rate schedule {recipe.sched!r}")
+    return scheduler
+
+
 def _train_transform(recipe: Recipe, config: dict[str, Any]) -> Any:
     if recipe.augment == "none":
         return timm.data.create_transform(**config)
@@ -523,14 +544,17 @@ def _classifiers(model: nn.Module) -> list[nn.Module]:
 
 
 def _stop_if_not_finite(losses: list[Tensor], epoch: int, step: int, output: Path) -> None:
-    if bool(losses[-1].isfinite()):
-        return
+    if not bool(losses[-1].isfinite()):
+        raise _not_finite(f"the loss is {float(losses[-1])}", epoch, step, output)
+
+
+def _not_finite(what: str, epoch: int, step: int, output: Path) -> InputError:
     kept = (
         f"the checkpoint of epoch {epoch} is kept in {output}" if epoch else "no epoch was finished"
     )
-    raise InputError(
-        f"the loss is {float(losses[-1])} in epoch {epoch + 1}, step {step + 1}; {kept}. Lower "
-        "the learning rate, or clip the gradients"
+    return InputError(
+        f"{what}, in epoch {epoch + 1}, step {step + 1}; {kept}. Lower the learning rate, or clip "
+        "the gradients"
     )
 
 

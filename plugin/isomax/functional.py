@@ -28,6 +28,11 @@ from torch.nn import functional as F
 ENTROPIC_SCALE = 10.0
 """The entropic scale of all three papers: a constant, never tuned."""
 
+
+class NaNFeaturesError(ValueError):
+    """Some rows of the features are NaN; says which."""
+
+
 REDUCTIONS = ("mean", "sum", "none")
 
 
@@ -400,7 +405,7 @@ def _as_rows(features: Tensor, prototypes: Tensor) -> tuple[Tensor, Tensor]:
 def _refuse_nan_rows(norms: Tensor) -> None:
     rows = norms.flatten().isnan().nonzero().flatten().tolist()
     listed = ", ".join(map(str, rows[:10])) + (", ..." if len(rows) > 10 else "")
-    raise ValueError(
+    raise NaNFeaturesError(
         f"features of {len(rows)} of {len(norms)} rows are NaN: {listed}; look for a learning "
         "rate that is too high, or for NaN in the inputs of these rows"
     )

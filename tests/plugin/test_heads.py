@@ -1,11 +1,12 @@
 """Heads in the places where a ``nn.Linear`` lives: compilers, exporters, copies, processes."""
 
 import copy
-import os
+import subprocess
+import sys
 
 import pytest
 import torch
-from torch import multiprocessing, nn
+from torch import nn
 from torch.nn import functional as F
 
 from isomax import DisMaxHead, IsoMaxHead, IsoMaxLoss, IsoMaxPlusHead
@@ -161,39 +162,46 @@ def test_no_value_derived_from_the_prototypes_goes_stale(head_class):
     assert torch.equal(head(features), fresh(features))
 
 
-def _distributed_gradient(rank, port, queue):
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
-    torch.manual_seed(0)
-    features, labels = torch.randn(8, 8), torch.arange(8) % 5
-    model = nn.parallel.DistributedDataParallel(make(DisMaxHead))
-    half = slice(4 * rank, 4 * rank + 4)
-    IsoMaxLoss()(model(features[half]), labels[half]).backward()
-    if rank == 0:
-        queue.put([p.grad.numpy() for p in model.parameters()])
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+DISTRIBUTED = """
+import sys, torch
+from isomax import DisMaxHead, IsoMaxLoss
+
+torch.distributed.init_process_group("gloo")
+rank = torch.distributed.get_rank()
+head = DisMaxHead(8, 5)
+content = torch.load(sys.argv[1], weights_only=True)
+head.load_state_dict(content["head"])
+model = torch.nn.parallel.DistributedDataParallel(head)
+half = slice(4 * rank, 4 * rank + 4)
+IsoMaxLoss()(model(content["features"][half]), content["labels"][half]).backward()
+if rank == 0:
+    torch.save({name: p.grad for name, p in head.named_parameters()}, sys.argv[2])
+torch.distributed.destroy_process_group()
+"""
 
 
-def test_distributed_data_parallel_averages_the_gradients(free_port):
+def test_distributed_data_parallel_averages_the_gradients(free_port, tmp_path):
     torch.manual_seed(0)
     features, labels = torch.randn(8, 8), torch.arange(8) % 5
     head = make(DisMaxHead)
     IsoMaxLoss()(head(features), labels).backward()
-    context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    processes = [
-        context.Process(target=_distributed_gradient, args=(rank, free_port, queue))
-        for rank in range(2)
-    ]
-    for process in processes:
-        process.start()
-    gradients = queue.get(timeout=120)
-    for process in processes:
-        process.join()
-        assert process.exitcode == 0
-    for expected, actual in zip(head.parameters(), gradients, strict=True):
-        torch.testing.assert_close(expected.grad, torch.from_numpy(actual))
+    torch.save(
+        {"head": head.state_dict(), "features": features, "labels": labels}, tmp_path / "in.pt"
+    )
+    script = tmp_path / "script.py"
+    script.write_text(DISTRIBUTED)
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"),
+            *("--master-port", str(free_port), script, tmp_path / "in.pt", tmp_path / "out.pt"),
+        ],
+        check=True,
+        capture_output=True,
+        timeout=300,
+    )
+    gradients = torch.load(tmp_path / "out.pt", weights_only=True)
+    for name, parameter in head.named_parameters():
+        torch.testing.assert_close(gradients[name], parameter.grad)
 
 
 @pytest.mark.parametrize("sizes", [(0, 3), (4, 0)])

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from timm.models._hub import save_config_for_hf
@@ -54,8 +55,11 @@ def save_model(
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
         new, old = Path(scratch) / "new", Path(scratch) / "old"
         new.mkdir()
-        # clones: safetensors refuses tensors that share memory, as tied weights do
-        tensors = {name: t.detach().cpu().clone() for name, t in model.state_dict().items()}
+        # safetensors refuses tensors that share memory, as tied weights do, or are channels-last
+        tensors = {
+            name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+            for name, tensor in model.state_dict().items()
+        }
         save_file(tensors, new / WEIGHTS)
         save_config_for_hf(
             model,

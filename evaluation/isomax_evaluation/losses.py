@@ -1,0 +1,26 @@
+"""The losses that can be trained and compared: a head and the criterion that goes with it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import nn
+
+from isomax import FractionalProbabilityLoss, IsoMaxLoss
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A head and the criterion it is trained with."""
+
+    head: str | None  #: a name in ``isomax_adapters.timm.HEADS``; ``None`` keeps the linear layer
+    criterion: Callable[[], nn.Module]
+    mosaic: bool = False  #: DisMax's fractional probability regularisation
+
+
+LOSSES = {
+    "softmax": Loss(None, nn.CrossEntropyLoss),
+    "isomax": Loss("isomax", IsoMaxLoss),
+    "isomax+": Loss("isomax+", IsoMaxLoss),
+    "dismax": Loss("dismax", IsoMaxLoss),
+    "dismax+fpr": Loss("dismax", FractionalProbabilityLoss, mosaic=True),
+}
