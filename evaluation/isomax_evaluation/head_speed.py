@@ -106,7 +106,10 @@ def model_ratios(name: str, quick: bool = False) -> tuple[float, float]:
     labels = torch.randint(1000, (16,))
     fixed = models["linear"].pretrained_cfg.get("fixed_input_size")
     small = images if fixed else images[:, :, ::2, ::2].contiguous()
-    criteria = {"linear": F.cross_entropy, "isomax": IsoMaxLoss()}
+    criteria: dict[str, Callable[..., torch.Tensor]] = {
+        "linear": F.cross_entropy,
+        "isomax": IsoMaxLoss(),
+    }
 
     def step(kind: str) -> Callable[[], object]:
         model = models[kind]

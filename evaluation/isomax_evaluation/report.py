@@ -3,13 +3,15 @@
 import base64
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from jinja2 import Environment, PackageLoader, select_autoescape
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from plotly.offline import get_plotlyjs
 from rich.table import Table
 
@@ -100,6 +102,7 @@ def write_report(
     :param ood_sets: the OOD images that were scored
     :param model: the architecture
     """
+    write_plots(output, results)
     scores = _scores(output, results)
     environment = Environment(
         loader=PackageLoader("isomax_evaluation", "templates"), autoescape=select_autoescape()
@@ -121,6 +124,43 @@ def write_report(
     path = output / "report.html"
     write_whole(path, lambda partial: partial.write_text(html, encoding="utf-8"))
     return path
+
+
+def write_plots(output: Path, results: pd.DataFrame) -> None:
+    """``plots/roc.png`` and ``plots/scores.png``: each loss's best detector on each OOD set."""
+    scores = _scores(output, results)
+    sets, losses = results["ood"].unique(), results["loss"].unique()
+    mean = results.groupby(["loss", "ood", "detector"])["AUROC"].mean()
+    (output / "plots").mkdir(exist_ok=True)
+
+    def draw(name: str, plot: Callable[[Axes, str, str], None], rows: Sequence[str]) -> None:
+        figure = Figure(figsize=(4.5 * len(sets), 3.4 * len(rows)), layout="constrained")
+        axes = figure.subplots(len(rows), len(sets), squeeze=False)
+        for line, row in zip(axes, rows, strict=True):
+            for axis, ood in zip(line, sets, strict=True):
+                for loss in losses if row == "all" else [row]:
+                    detector = str(mean[loss, ood].idxmax())
+                    plot(axis, f"{loss}, {detector}", ood)
+                axis.legend(fontsize="small")
+        path = output / "plots" / name
+        write_whole(path, lambda partial: figure.savefig(partial, format="png", dpi=110))
+
+    def roc(axis: Axes, name: str, ood: str) -> None:
+        known, unknown = np.sort(scores[name]["id"]), np.sort(scores[name][ood])
+        cuts = np.unique(np.concatenate([known, unknown]))
+        rates = [1 - np.searchsorted(v, cuts, side="left") / len(v) for v in (known, unknown)]
+        axis.plot(*rates, label=name)
+        axis.set(title=ood, xlabel="ID images rejected", ylabel="OOD images rejected")
+
+    def histogram(axis: Axes, name: str, ood: str) -> None:
+        known, unknown = scores[name]["id"], scores[name][ood]
+        bins = np.histogram_bin_edges(np.concatenate([known, unknown]), 40).tolist()
+        axis.hist(known, bins, density=True, alpha=0.6, label="ID")
+        axis.hist(unknown, bins, density=True, alpha=0.6, label=ood, hatch="//")
+        axis.set(title=name, xlabel="outlier score", yticks=[])
+
+    draw("roc.png", roc, ["all"])
+    draw("scores.png", histogram, list(losses))
 
 
 def _spread(row: dict[str, Any], name: str) -> str:

@@ -82,7 +82,15 @@ def test_costs_count_passes(compared):
 
 
 def test_the_output_folder_is_complete(compared):
-    for name in ("results.csv", "costs.csv", "report.html", "model.onnx", "settings.json"):
+    for name in (
+        "results.csv",
+        "costs.csv",
+        "report.html",
+        "model.onnx",
+        "settings.json",
+        "plots/roc.png",
+        "plots/scores.png",
+    ):
         assert (compared.output / name).stat().st_size > 0
     for loss in ("softmax", "isomax"):
         for seed in (0, 1):

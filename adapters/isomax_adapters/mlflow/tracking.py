@@ -82,7 +82,8 @@ class _Mirror:
             tags = {"mlflow.runName": folder.name, "isomax.folder": str(folder)}
             if parent is not None:
                 tags["mlflow.parentRunId"] = parent
-            run = client.create_run(experiment, tags=tags)
+            started = int(1000 * (folder / "settings.json").stat().st_mtime)
+            run = client.create_run(experiment, start_time=started, tags=tags)
             self.state = {"uri": uri, "run_id": run.info.run_id, "steps": 0, "files": {}}
             self._write_state()
         self.run_id: str = self.state["run_id"]
@@ -92,8 +93,11 @@ class _Mirror:
         self._send_epochs()
         self._send_results()
         self._send_files()
-        if (self.folder / "results.csv").is_file() or (self.folder / "model").is_dir():
-            self.client.set_terminated(self.run_id)
+        for name in ("results.csv", "model/config.json"):
+            if (self.folder / name).is_file():
+                ended = int(1000 * (self.folder / name).stat().st_mtime)
+                self.client.set_terminated(self.run_id, end_time=ended)
+                break
 
     def _read_state(self) -> dict[str, Any]:
         path = self.folder / STATE
