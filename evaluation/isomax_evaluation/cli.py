@@ -4,6 +4,7 @@ import inspect
 import os
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -95,10 +96,11 @@ def compare(
     """
     digits = id == "digits"
     with _one_line_errors():
-        from rich.console import Console
+        with _status("loading PyTorch"):
+            from rich.console import Console
 
-        from isomax_evaluation import comparison
-        from isomax_evaluation.report import terminal_table
+            from isomax_evaluation import comparison
+            from isomax_evaluation.report import terminal_table
 
         names: tuple[str, ...] = comparison.DETECTORS
         if detectors == "all":
@@ -163,7 +165,8 @@ def train(
     Run the same command again to go on after an interruption.
     """
     with _one_line_errors():
-        from isomax_evaluation import training
+        with _status("loading PyTorch"):
+            from isomax_evaluation import training
 
         folder = training.train(
             data,
@@ -196,9 +199,11 @@ def export(
 ) -> None:
     """Export a model folder to one ONNX file: raw pixels in, verdict out."""
     with _one_line_errors():
-        from isomax_adapters.onnx import export as export_onnx
+        with _status("exporting"):
+            from isomax_adapters.onnx import export as export_onnx
 
-        typer.echo(f"wrote {export_onnx(model_folder, path)}, verified against PyTorch")
+            export_onnx(model_folder, path)
+        typer.echo(f"wrote {path}, verified against PyTorch")
 
 
 @app.command()
@@ -261,14 +266,19 @@ def main() -> None:
 
 
 def _track(output: Path) -> None:
-    from rich.console import Console
-
-    with Console(stderr=True).status("logging to MLflow"):
+    with _status("logging to MLflow"):
         from isomax_adapters.mlflow import track as send
         from isomax_adapters.mlflow import ui_command
 
         uri = send(output)
     typer.echo(f"MLflow: {ui_command(uri)}")
+
+
+def _status(what: str) -> AbstractContextManager[Any]:
+    """A sign of life on the terminal while something long goes on."""
+    from rich.console import Console
+
+    return Console(stderr=True).status(what)
 
 
 def _recipe(name: str, options: dict[str, Any]) -> Recipe:

@@ -154,6 +154,22 @@ def compare(
             _score_run(run, detectors, train_images, id_test, ood_sets, accelerator, progress)
             progress.advance(overall)
         costs = _costs(output, runs, detectors, id_test, progress)
+        task = progress.add_task("exporting to ONNX, writing the report", total=None)
+        done = _finish(output, runs, losses, detectors, costs, id_test, ood_sets)
+        progress.remove_task(task)
+    return done
+
+
+def _finish(
+    output: Path,
+    runs: Sequence[_Run],
+    losses: Sequence[str],
+    detectors: Sequence[str],
+    costs: pd.DataFrame,
+    id_test: Images,
+    ood_sets: Sequence[Images],
+) -> Comparison:
+    """Everything that is made of the results of all runs."""
     results = pd.concat([pd.read_csv(run.folder / "results.csv") for run in runs])
     write_whole(output / "results.csv", lambda path: results.to_csv(path, index=False))
     left_out = pd.DataFrame(

@@ -17,7 +17,8 @@ _MODES = {"bicubic": "cubic", "bilinear": "linear", "nearest": "nearest"}
 
 # Pillow's resampling, which timm's transforms use: antialiased, weights outside left out
 _RESIZE = """Resize<mode="{mode}", antialias={antialias}, exclude_outside={exclude_outside},
-    coordinate_transformation_mode="half_pixel", cubic_coeff_a=-0.5>"""
+    coordinate_transformation_mode="half_pixel", cubic_coeff_a=-0.5,
+    nearest_mode="round_prefer_ceil">"""
 
 _SCORES = {
     "entropic_score": """
