@@ -3,7 +3,7 @@
 import inspect
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import fields, replace
 from pathlib import Path
@@ -213,6 +213,12 @@ def score(
     alpha: Annotated[
         float | None, typer.Option(help="Another false-alarm rate than the exported one.")
     ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write a .csv, .jsonl or .parquet file; an interrupted one is continued."
+        ),
+    ] = None,
 ) -> None:
     """Label, confidence, outlier score and verdict of each image. Exit status 1 if some failed."""
     with _one_line_errors():
@@ -221,21 +227,43 @@ def score(
         if missing := [str(path) for path in paths if not path.exists()]:
             raise InputError(f"no such file or folder: {', '.join(missing)}")
         scorer = Scorer(model, alpha=alpha)
-        failed = 0
-        typer.echo("file\tlabel\tconfidence\tscore\tverdict")
-        for result in scorer.stream(find_images(paths)):
-            if result.error:
-                failed += 1
-                typer.echo(f"{result.source}: not scored: {result.error}", err=True)
-                continue
-            verdict = "OOD" if result.is_ood else "ID"
-            typer.echo(
-                f"{result.source}\t{result.class_name}\t{result.confidence:.4f}\t"
-                f"{result.score:.5f}\t{verdict}"
-            )
+        images = find_images(paths)
+        failed = _score_to_file(scorer, images, out) if out else _score_to_screen(scorer, images)
     if failed:
         typer.echo(f"{failed} could not be scored", err=True)
         raise typer.Exit(1)
+
+
+def _score_to_screen(scorer: Any, images: Iterable[str]) -> int:
+    failed = 0
+    typer.echo("file\tlabel\tconfidence\tscore\tverdict")
+    for result in scorer.stream(images):
+        # a tab or a line break in a name must not make another row
+        name = result.source.encode("utf-8", "backslashreplace").decode()
+        name = name.replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r")
+        if result.error:
+            failed += 1
+            typer.echo(f"{name}\t\t\t\terror")
+            typer.echo(f"{name}: not scored: {result.error}", err=True)
+            continue
+        verdict = "OOD" if result.is_ood else "ID"
+        typer.echo(
+            f"{name}\t{result.class_name}\t{result.confidence:.4f}\t{result.score:.5f}\t{verdict}"
+        )
+    return failed
+
+
+def _score_to_file(scorer: Any, images: Iterable[str], out: Path) -> int:
+    from isomax_evaluation.progress import progress_bar
+    from isomax_evaluation.scoring import score_to_file
+
+    with progress_bar() as progress:
+        task = progress.add_task("scoring", total=None)
+        total, failed = score_to_file(
+            scorer, images, out, lambda done: progress.advance(task, done)
+        )
+    typer.echo(f"{total} rows in {out}")
+    return failed
 
 
 @app.command()

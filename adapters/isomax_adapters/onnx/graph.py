@@ -13,12 +13,11 @@ from onnx import compose, parser
 
 METADATA_KEY = "isomax"
 OUTPUTS = ("label", "confidence", "score", "is_ood", "logits", "probabilities")
-_MODES = {"bicubic": "cubic", "bilinear": "linear", "nearest": "nearest"}
+_MODES = {"bicubic": "cubic", "bilinear": "linear"}
 
 # Pillow's resampling, which timm's transforms use: antialiased, weights outside left out
-_RESIZE = """Resize<mode="{mode}", antialias={antialias}, exclude_outside={exclude_outside},
-    coordinate_transformation_mode="half_pixel", cubic_coeff_a=-0.5,
-    nearest_mode="round_prefer_ceil">"""
+_RESIZE = """Resize<mode="{mode}", antialias=1, exclude_outside=1,
+    coordinate_transformation_mode="half_pixel", cubic_coeff_a=-0.5>"""
 
 _SCORES = {
     "entropic_score": """
@@ -60,12 +59,10 @@ def preprocessing(config: dict[str, Any], opset: int, ir_version: int) -> onnx.M
             f"interpolation {config['interpolation']!r} has no ONNX counterpart; export a model "
             f"whose preprocessing uses {', '.join(_MODES)}"
         )
-    mode = _MODES[config["interpolation"]]
-    smooth = int(mode != "nearest")
     height, width = config["input_size"][1:]
     scaled = [math.floor(side / config["crop_pct"]) for side in (height, width)]
     crop_mode = config.get("crop_mode") or "center"
-    resize = _RESIZE.format(mode=mode, antialias=smooth, exclude_outside=smooth)
+    resize = _RESIZE.format(mode=_MODES[config["interpolation"]])
     # v / 255 normalised, as one multiplication and one addition
     factor = [1 / (255 * std) for std in config["std"]]
     offset = [-mean / std for mean, std in zip(config["mean"], config["std"], strict=True)]
