@@ -1,10 +1,15 @@
 import os
 import socket
+import subprocess
+import sys
+from dataclasses import replace
 
 # two test processes on two cores: each library keeps to its own
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+
+from .image_folders import make_folder
 
 
 @pytest.fixture
@@ -12,3 +17,36 @@ def free_port():
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]
+
+
+@pytest.fixture(scope="session")
+def isomax():
+    """The command, as a subprocess."""
+
+    def run(*args, **kwargs):
+        code = "import sys; from isomax_evaluation.cli import main; sys.argv[0] = 'isomax'; main()"
+        return subprocess.run(
+            [sys.executable, "-c", code, *map(str, args)],
+            capture_output=True,
+            text=True,
+            check=False,
+            **kwargs,
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory):
+    """Three classes of 40 images."""
+    return make_folder(tmp_path_factory.mktemp("photos"), ("ash", "birch", "cedar"), 40)
+
+
+@pytest.fixture(scope="session")
+def compared(tmp_path_factory):
+    """A comparison on the digits, short but whole."""
+    from isomax_evaluation import compare
+    from isomax_evaluation.recipes import RECIPES
+
+    output = tmp_path_factory.mktemp("compare") / "out"
+    return compare(output=output, seeds=2, recipe=replace(RECIPES["digits"], epochs=2))

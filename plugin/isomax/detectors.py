@@ -15,7 +15,17 @@ from isomax.papers import DISMAX, ISOMAX, ISOMAX_PLUS
 _TASKS = frozenset({Task.CLASSIFICATION, Task.SEGMENTATION})
 
 
-class EntropicScore(LogitsDetector):
+class _Score(LogitsDetector):
+    def __init__(self, model: Callable[[Tensor], Tensor] | None) -> None:
+        """
+        :param model: a model with one of our heads, in evaluation mode; may be ``None`` when
+            using ``predict_logits(...)`` directly
+        """
+        super().__init__()
+        self.model = model
+
+
+class EntropicScore(_Score):
     r"""Entropy of the posteriors at inference, without the entropic scale.
 
     .. math:: \mathrm{ES}(x) = -\sum_k \pi_k \log \pi_k, \quad \pi = \mathrm{softmax}(f(x))
@@ -25,14 +35,6 @@ class EntropicScore(LogitsDetector):
 
     info = DetectorInfo(paper=ISOMAX, tasks=_TASKS, ai_coded=True)
 
-    def __init__(self, model: Callable[[Tensor], Tensor] | None) -> None:
-        """
-        :param model: the model with an IsoMax head; may be ``None`` when using
-            ``predict_logits(...)`` directly
-        """
-        super().__init__()
-        self.model = model
-
     def predict_logits(self, logits: Tensor) -> Tensor:
         r"""
         :param logits: :math:`B \times C`, or :math:`B \times C \times H \times W`
@@ -41,7 +43,7 @@ class EntropicScore(LogitsDetector):
         return entropic_score(logits)
 
 
-class MinimumDistanceScore(LogitsDetector):
+class MinimumDistanceScore(_Score):
     r"""Distance to the nearest prototype.
 
     .. math:: \mathrm{MDS}(x) = \min_k d_k(x) = -\max_k f_k(x)
@@ -51,14 +53,6 @@ class MinimumDistanceScore(LogitsDetector):
 
     info = DetectorInfo(paper=ISOMAX_PLUS, tasks=_TASKS, ai_coded=True)
 
-    def __init__(self, model: Callable[[Tensor], Tensor] | None) -> None:
-        """
-        :param model: the model with an IsoMax or IsoMax+ head; may be ``None`` when using
-            ``predict_logits(...)`` directly
-        """
-        super().__init__()
-        self.model = model
-
     def predict_logits(self, logits: Tensor) -> Tensor:
         r"""
         :param logits: :math:`B \times C`, or :math:`B \times C \times H \times W`
@@ -67,7 +61,7 @@ class MinimumDistanceScore(LogitsDetector):
         return minimum_distance_score(logits)
 
 
-class MaxMeanLogitEntropyScore(LogitsDetector):
+class MaxMeanLogitEntropyScore(_Score):
     r"""Maximum and mean logit combined with the entropy of the posteriors.
 
     .. math:: \mathrm{MMLES}(x) = -\Bigl(\max_k f_k(x) + \frac{1}{C} \sum_k f_k(x)\Bigr)
@@ -77,14 +71,6 @@ class MaxMeanLogitEntropyScore(LogitsDetector):
     """
 
     info = DetectorInfo(paper=DISMAX, tasks=_TASKS, ai_coded=True)
-
-    def __init__(self, model: Callable[[Tensor], Tensor] | None) -> None:
-        """
-        :param model: the model with a DisMax head; may be ``None`` when using
-            ``predict_logits(...)`` directly
-        """
-        super().__init__()
-        self.model = model
 
     def predict_logits(self, logits: Tensor) -> Tensor:
         r"""

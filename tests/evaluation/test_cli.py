@@ -5,7 +5,7 @@ import shutil
 import mlflow
 import pytest
 
-from .conftest import make_folder
+from ..image_folders import make_folder
 
 
 def test_help_names_the_commands(isomax):

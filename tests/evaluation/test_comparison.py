@@ -19,7 +19,7 @@ from isomax_evaluation.comparison import DETECTORS, summarise
 from isomax_evaluation.errors import InputError
 from isomax_evaluation.report import terminal_table
 
-from .conftest import make_folder
+from ..image_folders import make_folder
 
 
 def test_the_table_has_every_cell(compared):

@@ -5,7 +5,7 @@ from PIL import Image
 from isomax_evaluation import data
 from isomax_evaluation.errors import InputError
 
-from .conftest import make_folder
+from ..image_folders import make_folder
 
 
 def test_digits_are_split_by_class_and_known_from_held_out():
