@@ -1,5 +1,6 @@
 """The ``isomax`` command: parses and prints; torch and MLflow are imported where needed."""
 
+import errno
 import inspect
 import os
 import sys
@@ -224,9 +225,13 @@ def score(
     with _one_line_errors():
         from isomax_adapters.onnx.runtime import Scorer, find_images
 
-        if missing := [str(path) for path in paths if not path.exists()]:
+        # a name can be too long to exist, or lie in a folder that cannot be read
+        if missing := [str(path) for path in paths if not os.path.lexists(path)]:
             raise InputError(f"no such file or folder: {', '.join(missing)}")
-        scorer = Scorer(model, alpha=alpha)
+        try:
+            scorer = Scorer(model, alpha=alpha)
+        except ValueError as error:
+            raise InputError(str(error)) from error
         images = find_images(paths)
         failed = _score_to_file(scorer, images, out) if out else _score_to_screen(scorer, images)
     if failed:
@@ -238,9 +243,7 @@ def _score_to_screen(scorer: Any, images: Iterable[str]) -> int:
     failed = 0
     typer.echo("file\tlabel\tconfidence\tscore\tverdict")
     for result in scorer.stream(images):
-        # a tab or a line break in a name must not make another row
-        name = result.source.encode("utf-8", "backslashreplace").decode()
-        name = name.replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r")
+        name = _printable(result.source)
         if result.error:
             failed += 1
             typer.echo(f"{name}\t\t\t\terror")
@@ -248,9 +251,16 @@ def _score_to_screen(scorer: Any, images: Iterable[str]) -> int:
             continue
         verdict = "OOD" if result.is_ood else "ID"
         typer.echo(
-            f"{name}\t{result.class_name}\t{result.confidence:.4f}\t{result.score:.5f}\t{verdict}"
+            f"{name}\t{_printable(result.class_name)}\t{result.confidence:.4f}\t{result.score:.5f}\t{verdict}"
         )
     return failed
+
+
+def _printable(text: str) -> str:
+    """Without what would make another row, or steer the terminal."""
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text
+    )
 
 
 def _score_to_file(scorer: Any, images: Iterable[str], out: Path) -> int:
@@ -339,8 +349,11 @@ class _one_line_errors:  # noqa: N801
             typer.echo(f"isomax: {' '.join(str(error).split())}", err=True)
             raise typer.Exit(2) from None
         if isinstance(error, KeyboardInterrupt):
-            typer.echo("isomax: stopped; the same command goes on from here", err=True)
+            typer.echo("isomax: stopped", err=True)
             raise typer.Exit(130) from None
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            typer.echo(f"isomax: {error}; make room and run the same command again", err=True)
+            raise typer.Exit(2) from None
         if isinstance(error, BrokenPipeError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(141) from None

@@ -19,6 +19,7 @@ from PIL import Image
 from pytorch_ood.dataset.img import GaussianNoise, UniformNoise
 from torch.utils import data as torch_data
 
+from isomax_adapters.onnx.runtime import as_rgb
 from isomax_evaluation.errors import InputError
 
 DIGITS_KNOWN, DIGITS_HELD_OUT = tuple("0123456"), tuple("789")
@@ -56,7 +57,7 @@ class Images:
     def image(self, position: int) -> Image.Image:
         """One image, as RGB."""
         image: Image.Image = self.source[int(self.indices[position])][0]
-        return image.convert("RGB")
+        return as_rgb(image)
 
     def as_ood(self) -> "Images":
         """The same images labelled as out-of-distribution."""
@@ -187,7 +188,7 @@ def _undecodable(paths: list[str]) -> dict[str, str]:
     for path in paths:
         try:
             with Image.open(path) as image:
-                image.convert("RGB")
+                as_rgb(image)
         except Exception as error:  # Pillow's decoders raise whatever they please
             bad[path] = f"{type(error).__name__}: {error}".replace(path, "the file")
     return bad
@@ -246,7 +247,7 @@ class _Files:
 
     def __getitem__(self, index: int) -> tuple[Image.Image, None]:
         with Image.open(self.paths[index]) as image:
-            return image.convert("RGB"), None
+            return as_rgb(image), None
 
 
 def _named(name: str, split: str, root: str | None) -> Images:

@@ -5,7 +5,10 @@ Images are taken as they are stored: an EXIF orientation is not applied, as in t
 
 import io
 import json
+import math
 import os
+import stat
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,11 +20,20 @@ import numpy as np
 import onnxruntime
 from PIL import Image
 
-METADATA_KEY = "isomax"
+METADATA_KEY, METADATA_FORMAT = "isomax", 1
+OUTPUTS = {
+    "label": "tensor(int64)",
+    "confidence": "tensor(float)",
+    "score": "tensor(float)",
+    "is_ood": "tensor(bool)",
+    "logits": "tensor(float)",
+    "probabilities": "tensor(float)",
+}
 MAX_PIXELS = 89_478_485  # above it Pillow warns of a decompression bomb
+PIXELS_AT_ONCE = 32_000_000  # decoded and waiting, or in one batch; 100 MB
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm"}
 
-Input = str | os.PathLike | bytes | np.ndarray
+Input = str | os.PathLike | bytes | bytearray | memoryview | np.ndarray
 
 
 class ModelError(ValueError):
@@ -69,12 +81,12 @@ class Scorer:
         """
         self.path = str(path)
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # what goes wrong is raised
         if threads is not None:
             options.intra_op_num_threads = threads
         self.threads = threads or os.cpu_count() or 1
         self.max_pixels = max_pixels
-        if not Path(path).is_file():
+        if not os.path.isfile(path):
             raise ModelError(f"there is no file {self.path}")
         try:
             self.session = onnxruntime.InferenceSession(
@@ -131,18 +143,32 @@ class Scorer:
         Threads decode the next images while the network runs; images of the same size share a
         batch.
         """
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; expected at least 1")
         numbered = enumerate(inputs)
+        waiting: deque[Future[tuple[str, Any]]] = deque()
+        ahead = batch_size
         with ThreadPoolExecutor(self.threads) as pool:
-            window = [pool.submit(self._decode, item) for item in islice(numbered, 2 * batch_size)]
-            while window:
-                ready, window = window[:batch_size], window[batch_size:]
-                window += [pool.submit(self._decode, i) for i in islice(numbered, batch_size)]
-                yield from self._score_decoded(ready)
+            while True:
+                more = max(0, ahead - len(waiting))
+                waiting.extend(pool.submit(self._decode, i) for i in islice(numbered, more))
+                if not waiting:
+                    return
+                batch: list[tuple[str, Any]] = []
+                pixels = 0
+                while waiting and len(batch) < batch_size and pixels < PIXELS_AT_ONCE:
+                    batch.append(waiting.popleft().result())
+                    pixels += getattr(batch[-1][1], "size", 0) // 3
+                # decode while the network runs: as many as there is room for, if like these
+                room = PIXELS_AT_ONCE * len(batch) // max(pixels, 1)
+                ahead = min(batch_size, max(self.threads, room))
+                more = max(0, ahead - len(waiting))
+                waiting.extend(pool.submit(self._decode, i) for i in islice(numbered, more))
+                yield from self._score_decoded(batch)
 
-    def _score_decoded(self, decoded: list["Future[tuple[str, Any]]"]) -> list[Result]:
+    def _score_decoded(self, images: list[tuple[str, Any]]) -> list[Result]:
         results: dict[int, Result] = {}
         by_size: dict[tuple[int, ...], list[int]] = {}
-        images = [future.result() for future in decoded]
         for position, (source, image) in enumerate(images):
             if isinstance(image, str):
                 results[position] = Result(source, error=image)
@@ -152,6 +178,8 @@ class Scorer:
             outputs = self.run(np.stack([images[p][1] for p in positions]))
             for row, position in enumerate(positions):
                 label = int(outputs["label"][row])
+                if not 0 <= label < len(self.class_names):
+                    raise ModelError(f"{self.path} gave label {label}, which has no class name")
                 results[position] = Result(
                     source=images[position][0],
                     label=label,
@@ -170,32 +198,47 @@ class Scorer:
             if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2:] != (3,):
                 return name, f"{source.dtype} of shape {source.shape}, not uint8 [H, W, 3]"
             return name, source if source.size else "an array without pixels"
-        name = f"bytes {number}" if isinstance(source, bytes) else os.fspath(source)
+        name = f"input {number}"
         try:
-            file = io.BytesIO(source) if isinstance(source, bytes) else source
+            if isinstance(source, (bytes, bytearray, memoryview)):
+                name = f"bytes {number}"
+                file: Any = io.BytesIO(source)
+            else:
+                name = file = os.fsdecode(source)
+                if not stat.S_ISREG(os.stat(file).st_mode):  # a pipe would never end
+                    return name, "not a regular file"
             with Image.open(file) as image:
                 width, height = image.size
                 if width * height > self.max_pixels:
                     return name, f"{width}x{height} pixels, more than {self.max_pixels} allowed"
-                return name, np.asarray(image.convert("RGB"))
+                return name, np.asarray(as_rgb(image))
         except Exception as error:  # Pillow's decoders raise whatever they please
             return name, f"{type(error).__name__}: {error}"
 
     def _read_metadata(self) -> dict[str, Any]:
-        inputs = [(i.name, i.type) for i in self.session.get_inputs()]
+        """The metadata, if this is a file of ours.
+
+        :raises ModelError: if anything that scoring relies on is missing or wrong
+        """
+        inputs = [(i.name, i.type, i.shape) for i in self.session.get_inputs()]
+        outputs = {o.name: o.type for o in self.session.get_outputs()}
         text = self.session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
-        if text is None or inputs != [("images", "tensor(uint8)")]:
+        ours = len(inputs) == 1 and inputs[0][:2] == ("images", "tensor(uint8)")
+        ours = (
+            ours
+            and inputs[0][2][3:] == [3]
+            and not any(isinstance(side, int) for side in inputs[0][2][:3])
+        )
+        if text is None or not ours or outputs != OUTPUTS:
             raise ModelError(
-                f"{self.path} was not exported by isomax (no {METADATA_KEY!r} metadata, or another "
-                "input than uint8 images); export a model folder with 'isomax export'"
+                f"{self.path} was not exported by isomax (no {METADATA_KEY!r} metadata, or other "
+                "inputs and outputs); export a model folder with 'isomax export'"
             )
+        logits = next(o for o in self.session.get_outputs() if o.name == "logits")
         try:
             metadata: dict[str, Any] = json.loads(text)
-            classes = self.session.get_outputs()[4].shape[1]
-            if len(metadata["class_names"]) != classes:
-                raise ValueError(f"{len(metadata['class_names'])} names for {classes} classes")
-            float(metadata["threshold"]), float(metadata["alpha"])
-        except (ValueError, KeyError, TypeError, IndexError) as error:
+            _check_metadata(metadata, logits.shape[1])
+        except (ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
             raise ModelError(f"the metadata of {self.path} is damaged: {error!r}") from error
         return metadata
 
@@ -211,14 +254,54 @@ class Scorer:
         return float(curve[-1][1])
 
 
+def as_rgb(image: Image.Image) -> Image.Image:
+    """An image as 8-bit RGB, in training and in scoring alike.
+
+    16-bit grey is scaled to 8 bits (Pillow's own conversion clips it to white).
+
+    :raises ValueError: if the values have no known range (32-bit integers, floats)
+    """
+    if image.mode.startswith("I;16"):
+        shifted = np.asarray(image).astype(np.uint16) >> 8
+        image = Image.fromarray(shifted.astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        raise ValueError(
+            f"pixels of mode {image.mode} have no known range; save the image with 8 or 16 bits"
+        )
+    return image.convert("RGB")
+
+
+def _check_metadata(metadata: dict[str, Any], classes: object) -> None:
+    if metadata["format"] != METADATA_FORMAT:
+        raise ValueError(f"format {metadata['format']!r}, this version reads {METADATA_FORMAT}")
+    names, curve = metadata["class_names"], metadata["curve"]
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError("class_names is not a list of strings")
+    if len(names) != classes:
+        raise ValueError(f"{len(names)} class names for {classes} classes")
+    "".join(names).encode()  # lone surrogates cannot be printed
+    numbers = [metadata["threshold"], metadata["alpha"], metadata["samples"]]
+    if not isinstance(curve, list) or not curve:
+        raise ValueError("curve is not a list of points")
+    for rate, threshold in curve:
+        numbers += [rate, threshold]
+    if not all(isinstance(n, (int, float)) and math.isfinite(n) for n in numbers):
+        raise ValueError("a threshold or rate is not a finite number")
+    if [rate for rate, _ in curve] != sorted(rate for rate, _ in curve):
+        raise ValueError("the rates of the curve are not in order")
+
+
 def find_images(paths: Iterable[str | os.PathLike[str]]) -> Iterator[str]:
     """Files as given, and the image files in folders, recursively, sorted within each folder."""
     for path in paths:
-        if not Path(path).is_dir():
+        if not os.path.isdir(path):
             yield os.fspath(path)
             continue
-        for folder, subfolders, files in os.walk(os.fspath(path)):
+        errors: list[OSError] = []
+        for folder, subfolders, files in os.walk(os.fspath(path), onerror=errors.append):
             subfolders.sort()
             for file in sorted(files):
                 if Path(file).suffix.lower() in IMAGE_SUFFIXES:
                     yield str(Path(folder) / file)
+        # a folder that cannot be read becomes a row with an error
+        yield from (str(error.filename) for error in errors)

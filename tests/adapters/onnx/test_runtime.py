@@ -1,6 +1,7 @@
 """Scoring without torch. These tests also run where only numpy, ONNX Runtime and Pillow are."""
 
 import io
+import json
 import os
 import subprocess
 import sys
@@ -116,10 +117,20 @@ def test_what_does_not_decode_is_reported_and_the_others_are_scored(scorer, tmp_
     assert "No such file" in results[4].error
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "I;16", "F"])
+def test_sixteen_bits_are_scaled_and_unknown_ranges_refused(scorer):
+    grey = np.random.default_rng(0).integers(0, 256, (16, 16), dtype=np.uint8)
+    eight, sixteen = Image.fromarray(grey), Image.fromarray(grey.astype(np.uint16) * 257)
+    assert sixteen.mode == "I;16"
+    expected = scorer.score(encoded(eight))[0].score
+    assert scorer.score(encoded(sixteen))[0].score == expected
+    assert scorer.score(encoded(sixteen, "TIFF"))[0].score == expected
+    for unknown in (grey.astype(np.int32), grey.astype(np.float32) / 255):
+        assert "no known range" in scorer.score(encoded(Image.fromarray(unknown), "TIFF"))[0].error
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK"])
 def test_every_mode_is_scored_as_rgb(scorer, mode):
-    image = Image.fromarray(colour(180, 60, 30, size=(16, 16)))
-    image = image.convert("L").convert(mode) if mode in ("I;16", "F") else image.convert(mode)
+    image = Image.fromarray(colour(180, 60, 30, size=(16, 16))).convert(mode)
     data = encoded(image, "TIFF")
     with Image.open(io.BytesIO(data)) as opened:
         expected = scorer.score(np.asarray(opened.convert("RGB")))[0].score
@@ -148,6 +159,109 @@ def test_animations_are_scored_by_their_first_frame(scorer):
     buffer = io.BytesIO()
     frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:])
     assert scorer.score(buffer.getvalue())[0].class_name == "red"
+
+
+def test_what_is_no_file_and_no_image_is_reported_not_waited_for(scorer, tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "folder.jpg").mkdir()
+    good = encoded(colour(200, 0, 0))
+    inputs = [tmp_path / "pipe.jpg", tmp_path / "folder.jpg", None, 3, bytearray(good), "x" * 5000]
+    results = scorer.score([*inputs, good])
+    assert [bool(r.error) for r in results] == [True, True, True, True, False, True, False]
+    assert "not a regular file" in results[0].error
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        scorer.score([good], batch_size=0)
+
+
+def test_large_images_are_not_decoded_all_at_once(model_path, monkeypatch):
+    """However many there are: about as many pixels wait as the budget allows."""
+    from isomax_adapters.onnx import runtime
+
+    monkeypatch.setattr(runtime, "PIXELS_AT_ONCE", 2_000)
+    scorer = Scorer(model_path, threads=2)
+    decoded, batches = 0, []
+    original_decode, original_run = scorer._decode, scorer.run
+
+    def decode(item):
+        nonlocal decoded
+        decoded += 1
+        return original_decode(item)
+
+    def run(images):
+        batches.append(images.shape[0] * images.shape[1] * images.shape[2])
+        return original_run(images)
+
+    monkeypatch.setattr(scorer, "_decode", decode)
+    monkeypatch.setattr(scorer, "run", run)
+    image = encoded(colour(9, 9, 9, size=(30, 30)))
+    for given, _ in enumerate(scorer.stream([image] * 60, batch_size=16)):
+        # the first look ahead is a whole batch: their sizes are not known yet
+        assert decoded <= given + 1 + 16 + 3
+    assert max(batches) <= 2_000 + 900
+
+
+def _with_metadata(change):
+    def damage(model_path, path):
+        onnx = pytest.importorskip("onnx")
+        model = onnx.load(model_path)
+        metadata = json.loads(model.metadata_props[0].value)
+        change(metadata)
+        model.metadata_props[0].value = json.dumps(metadata)
+        onnx.save(model, path)
+
+    return damage
+
+
+def _rename_output(model_path, path):
+    onnx = pytest.importorskip("onnx")
+    model = onnx.load(model_path)
+    model.graph.output[2].name = "points"
+    next(n for n in model.graph.node if n.output[0] == "score").output[0] = "points"
+    for node in model.graph.node:
+        for index, name in enumerate(node.input):
+            node.input[index] = "points" if name == "score" else name
+    onnx.save(model, path)
+
+
+def _external_data(location):
+    def damage(model_path, path):
+        onnx = pytest.importorskip("onnx")
+        model = onnx.load(model_path)
+        secret = path.parent.parent / "secret.bin"
+        secret.write_bytes(np.zeros(9, np.float32).tobytes())
+        tensor = onnx.TensorProto(name="stolen", data_type=1, dims=[9])
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        entry = tensor.external_data.add()
+        entry.key, entry.value = "location", location.format(outside=secret)
+        model.graph.initializer.append(tensor)
+        model.graph.node.append(onnx.helper.make_node("Identity", ["stolen"], ["copied"]))
+        path.write_bytes(model.SerializeToString())
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (_external_data("{outside}"), "not an ONNX model that can be run"),
+        (_external_data("../secret.bin"), "not an ONNX model that can be run"),
+        (_rename_output, "was not exported by isomax"),
+        (_with_metadata(lambda m: m.update(format=99)), "format 99"),
+        (_with_metadata(lambda m: m.update(class_names="abc")), "list of strings"),
+        (_with_metadata(lambda m: m.update(class_names=["a", "b"])), "2 class names for 3"),
+        (_with_metadata(lambda m: m.update(threshold=float("nan"))), "finite"),
+        (_with_metadata(lambda m: m.update(threshold="high")), "finite"),
+        (_with_metadata(lambda m: m.pop("curve")), "curve"),
+        (_with_metadata(lambda m: m.update(curve=[1, 2])), "damaged"),
+        (_with_metadata(lambda m: m["curve"].reverse()), "not in order"),
+    ],
+)
+def test_a_strangers_model_is_refused(model_path, tmp_path, damage, message):
+    path = tmp_path / "inside" / "m.onnx"
+    path.parent.mkdir()
+    damage(model_path, path)
+    with pytest.raises(ModelError, match=message):
+        Scorer(path)
 
 
 def test_mutated_jpegs_neither_crash_nor_go_missing(scorer):
