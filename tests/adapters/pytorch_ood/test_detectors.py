@@ -1,0 +1,135 @@
+"""Detectors wired to timm models score what pytorch-ood itself scores."""
+
+import copy
+import functools
+
+import pytest
+import pytorch_ood.detector as ood
+import timm
+import torch
+from pytorch_ood.api import Detector
+from torch.utils.data import DataLoader, TensorDataset
+
+import isomax_adapters.timm as isomax_timm
+from isomax_adapters.pytorch_ood import NAMES, Parts, detectors_for, why_not
+
+
+def make_images():
+    torch.manual_seed(0)
+    # every class has a brightness of its own
+    labels = torch.arange(120) % 4
+    return torch.randn(120, 3, 32, 32) + 2 * labels[:, None, None, None], labels
+
+
+@pytest.fixture(scope="module")
+def images():
+    return make_images()
+
+
+@functools.cache
+def trained(name):
+    """A model that gets most of the images right, as some detectors ask of it."""
+    inputs, labels = make_images()
+    model = timm.create_model(name, num_classes=4)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.005)
+    for _ in range(30):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model(inputs), labels).backward()
+        optimizer.step()
+    model.train()
+    with torch.no_grad():
+        for _ in range(20):  # the running averages of batch norm catch up
+            model(inputs)
+        model.eval()
+        assert (model(inputs).argmax(dim=1) == labels).float().mean() > 0.7
+    return model
+
+
+def model_of(name):
+    return copy.deepcopy(trained(name))
+
+
+@pytest.mark.parametrize(
+    "name", ["softmax_test_resnet", "isomax_test_resnet", "dismax_test_efficientnet", "dla46_c"]
+)
+@pytest.mark.filterwarnings("ignore")
+def test_all_of_them_fit_and_score(name, images):
+    model = model_of(name)
+    detectors = detectors_for(model)
+    assert set(detectors) | set(why_not(model)) == set(NAMES)
+    assert not set(detectors) & set(why_not(model))
+    loader = DataLoader(TensorDataset(*images), batch_size=40)
+    for detector_name, detector in detectors.items():
+        assert isinstance(detector, Detector)
+        detector.fit(loader)
+        scores = detector.predict(images[0][:6])
+        assert scores.shape == (6,), detector_name
+        assert scores.isfinite().all(), detector_name
+
+
+def test_what_cannot_work_is_left_out_with_the_reason():
+    assert set(why_not(model_of("softmax_test_resnet"))) == {
+        "EntropicScore",
+        "MinimumDistanceScore",
+        "MaxMeanLogitEntropyScore",
+    }
+    reasons = why_not(model_of("isomax_test_resnet"))
+    assert set(reasons) == {"DICE", "Entropy"}
+    assert "distance head" in reasons["DICE"]
+    pair = timm.create_model("deit_tiny_distilled_patch16_224", num_classes=4)
+    assert "several" in why_not(pair)["DICE"]
+    with pytest.raises(ValueError, match="unknown detector Oracle; choose from"):
+        detectors_for(pair, ["Oracle"])
+    with pytest.raises(ValueError, match="no classifier"):
+        detectors_for(torch.nn.Linear(2, 2))
+
+
+def test_only_the_named_ones_in_their_order():
+    names = ["ODIN", "MaxLogit", "Mahalanobis"]
+    assert list(detectors_for(model_of("softmax_test_resnet"), names)) == names
+
+
+@pytest.mark.parametrize("name", ["softmax_test_resnet", "isomax_test_resnet", "dla46_c"])
+def test_classifying_the_features_gives_the_logits(name, images):
+    model = model_of(name)
+    parts = Parts(model)
+    with torch.no_grad():
+        logits, features = parts.logits_and_features(images[0][:5])
+        torch.testing.assert_close(logits, model(images[0][:5]))
+        torch.testing.assert_close(parts.classify(features), logits)
+        if parts.linear:
+            torch.testing.assert_close(features @ parts.weight.T + parts.bias, logits)
+    assert features.shape == (5, parts.classifier.in_features if name != "dla46_c" else 256)
+
+
+def test_scores_are_pytorch_oods_own(images):
+    """Wired by hand as pytorch-ood's documentation does, on a model whose parts are known."""
+    model = model_of("softmax_test_resnet")
+    loader = DataLoader(TensorDataset(*images), batch_size=40)
+
+    def encoder(x):
+        return model.forward_head(model.forward_features(x), pre_logits=True)
+
+    by_hand = {
+        "Mahalanobis": ood.Mahalanobis(encoder),
+        "KNN": ood.KNN(encoder),
+        "RMD": ood.RMD(encoder),
+        "MaxSoftmax": ood.MaxSoftmax(model),
+        "KLMatching": ood.KLMatching(model),
+        "SHE": ood.SHE(encoder, model.fc),
+        "DICE": ood.DICE(encoder, model.fc.weight, model.fc.bias, p=0.9),
+    }
+    ours = detectors_for(model, by_hand)
+    for name, theirs in by_hand.items():
+        expected = theirs.fit(loader)(images[0])
+        torch.testing.assert_close(ours[name].fit(loader)(images[0]), expected)
+
+
+def test_an_attached_head_replaces_the_old_one_everywhere(images):
+    model = model_of("softmax_test_resnet")
+    isomax_timm.attach(model, "isomax+")
+    with torch.no_grad():
+        scores = detectors_for(model, ["MinimumDistanceScore"])["MinimumDistanceScore"](
+            images[0][:3]
+        )
+        torch.testing.assert_close(scores, -model(images[0][:3]).amax(dim=1))
