@@ -185,12 +185,6 @@ def _finish(
     return Comparison(results, costs, left_out, output, onnx)
 
 
-def summarise(results: pd.DataFrame) -> pd.DataFrame:
-    """Mean and standard deviation over the seeds, per loss, detector and OOD set."""
-    grouped = results.groupby(["loss", "detector", "ood"], sort=False)
-    return grouped[["accuracy", "ECE", *METRICS]].agg(["mean", "std"])
-
-
 def _check(
     job: Job, losses: Sequence[str], detectors: Sequence[str], ood: Sequence[str], seeds: int
 ) -> None:

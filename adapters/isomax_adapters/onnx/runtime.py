@@ -20,6 +20,8 @@ import numpy as np
 import onnxruntime
 from PIL import Image
 
+from isomax_adapters.onnx.safety import refers_to_other_files
+
 METADATA_KEY, METADATA_FORMAT = "isomax", 1
 OUTPUTS = {
     "label": "tensor(int64)",
@@ -88,6 +90,16 @@ class Scorer:
         self.max_pixels = max_pixels
         if not os.path.isfile(path):
             raise ModelError(f"there is no file {self.path}")
+        try:
+            if refers_to_other_files(Path(path)):
+                raise ModelError(
+                    f"{self.path} refers to data in other files, which isomax never writes; it "
+                    "was not loaded"
+                )
+        except (ValueError, OSError) as error:
+            if isinstance(error, ModelError):
+                raise
+            raise ModelError(f"{self.path} is not an ONNX model: {error}") from error
         try:
             self.session = onnxruntime.InferenceSession(
                 self.path, options, providers=providers or ["CPUExecutionProvider"]

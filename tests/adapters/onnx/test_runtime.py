@@ -223,7 +223,7 @@ def _rename_output(model_path, path):
     onnx.save(model, path)
 
 
-def _external_data(location):
+def _external_data(location, hidden=False):
     def damage(model_path, path):
         onnx = pytest.importorskip("onnx")
         model = onnx.load(model_path)
@@ -233,8 +233,11 @@ def _external_data(location):
         tensor.data_location = onnx.TensorProto.EXTERNAL
         entry = tensor.external_data.add()
         entry.key, entry.value = "location", location.format(outside=secret)
-        model.graph.initializer.append(tensor)
-        model.graph.node.append(onnx.helper.make_node("Identity", ["stolen"], ["copied"]))
+        if hidden:  # as the value of a constant, in place of an initializer
+            model.graph.node.append(onnx.helper.make_node("Constant", [], ["c"], value=tensor))
+        else:
+            model.graph.initializer.append(tensor)
+            model.graph.node.append(onnx.helper.make_node("Identity", ["stolen"], ["copied"]))
         path.write_bytes(model.SerializeToString())
 
     return damage
@@ -243,8 +246,9 @@ def _external_data(location):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (_external_data("{outside}"), "not an ONNX model that can be run"),
-        (_external_data("../secret.bin"), "not an ONNX model that can be run"),
+        (_external_data("{outside}"), "refers to data in other files"),
+        (_external_data("../secret.bin"), "refers to data in other files"),
+        (_external_data("secret.bin", hidden=True), "refers to data in other files"),
         (_rename_output, "was not exported by isomax"),
         (_with_metadata(lambda m: m.update(format=99)), "format 99"),
         (_with_metadata(lambda m: m.update(class_names="abc")), "list of strings"),
@@ -295,12 +299,16 @@ def test_arrays_of_another_kind_are_reported(scorer, array):
         scorer.run(array[None])
 
 
-def test_files_that_are_no_model_are_refused(tmp_path):
+def test_files_that_are_no_model_are_refused(model_path, tmp_path):
     with pytest.raises(ModelError, match="no file"):
         Scorer(tmp_path / "missing.onnx")
     (tmp_path / "junk.onnx").write_bytes(b"\x08\x07junk")
     with pytest.raises(ModelError, match="not an ONNX model"):
         Scorer(tmp_path / "junk.onnx")
+    for size in (0, 1, 10, 200, 600):
+        (tmp_path / "cut.onnx").write_bytes(model_path.read_bytes()[:size])
+        with pytest.raises(ModelError, match=r"cut\.onnx"):
+            Scorer(tmp_path / "cut.onnx")
     sample = os.path.join(os.path.dirname(onnxruntime.__file__), "datasets", "mul_1.onnx")
     with pytest.raises(ModelError, match="was not exported by isomax"):
         Scorer(sample)
