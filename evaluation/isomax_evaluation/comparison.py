@@ -23,20 +23,14 @@ from isomax_evaluation import data
 from isomax_evaluation.data import Images, Transformed
 from isomax_evaluation.errors import InputError
 from isomax_evaluation.extraction import Outputs, extract, fit, needs_images, score
+from isomax_evaluation.fitting import images_workers
+from isomax_evaluation.jobs import Job, check_job, data_config, make_accelerator
 from isomax_evaluation.outputs import claim_folder, write_json, write_whole
 from isomax_evaluation.progress import progress_bar
 from isomax_evaluation.recipes import RECIPES, Recipe
 from isomax_evaluation.report import write_report
 from isomax_evaluation.speed import cost_of_detectors
-from isomax_evaluation.training import (
-    Job,
-    check_job,
-    data_config,
-    images_workers,
-    make_accelerator,
-    readable,
-    train_model,
-)
+from isomax_evaluation.training import readable, train_model
 
 DETECTORS = (
     "MaxSoftmax",

@@ -38,8 +38,9 @@ def test_score_prints_a_row_per_image(isomax, compared, photos, tmp_path):
     run = isomax("score", compared.output / "model.onnx", photos / "ash", bad)
     rows = [line.split("\t") for line in run.stdout.splitlines()]
     assert rows[0] == ["file", "label", "confidence", "score", "verdict"]
-    assert len(rows) == 41
-    assert {row[4] for row in rows[1:]} <= {"ID", "OOD"}
+    assert len(rows) == 42
+    assert {row[4] for row in rows[1:41]} <= {"ID", "OOD"}
+    assert rows[41] == [str(bad), "", "", "", "error"]
     assert run.returncode == 1
     assert "bad.jpg: not scored" in run.stderr
     assert "1 could not be scored" in run.stderr

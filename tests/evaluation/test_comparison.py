@@ -60,8 +60,9 @@ def test_training_lowered_the_loss(compared):
 
 
 def test_losses_of_a_seed_share_backbone_and_batches(compared, tmp_path):
+    from isomax_evaluation.fitting import EpochBatches
+    from isomax_evaluation.jobs import Job, build_model
     from isomax_evaluation.recipes import RECIPES
-    from isomax_evaluation.training import Job, _EpochBatches, build_model
 
     job = Job("test_resnet", "softmax", RECIPES["digits"], seed=3)
     softmax = build_model(job, 5).state_dict()
@@ -69,7 +70,7 @@ def test_losses_of_a_seed_share_backbone_and_batches(compared, tmp_path):
     shared = set(softmax) & set(isomax)
     assert set(softmax) ^ set(isomax) == {"fc.weight", "fc.bias", "fc.prototypes"}
     assert all(torch.equal(softmax[name], isomax[name]) for name in shared)
-    first, again, other = (list(_EpochBatches(100, 10, seed, 0, 1, 1)) for seed in (3, 3, 4))
+    first, again, other = (list(EpochBatches(100, 10, seed, 0, 1, 1)) for seed in (3, 3, 4))
     assert first == again != other
 
 

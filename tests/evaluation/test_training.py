@@ -58,7 +58,7 @@ def test_the_choices_of_a_recipe_work(change, tmp_path):
 
 
 def test_a_frozen_backbone_stays_as_it_was(tmp_path):
-    from isomax_evaluation.training import Job, build_model
+    from isomax_evaluation.jobs import Job, build_model
 
     recipe = replace(SHORT, epochs=1, freeze_backbone=1)
     folder = train(
@@ -186,9 +186,9 @@ def test_other_settings_are_listed(tmp_path):
 
 
 def test_a_loss_that_is_nan_stops_and_keeps_the_last_epoch(tmp_path, monkeypatch):
-    from isomax_evaluation import training
+    from isomax_evaluation import fitting
 
-    original, calls = training.mosaic, 0
+    original, calls = fitting.mosaic, 0
 
     def spoil(inputs, target, classes):
         nonlocal calls
@@ -196,7 +196,7 @@ def test_a_loss_that_is_nan_stops_and_keeps_the_last_epoch(tmp_path, monkeypatch
         inputs, target = original(inputs, target, classes)
         return (inputs * torch.nan if calls > 8 else inputs), target
 
-    monkeypatch.setattr(training, "mosaic", spoil)
+    monkeypatch.setattr(fitting, "mosaic", spoil)
     # 34 images per class and seven classes: seven steps in an epoch
     with pytest.raises(InputError, match=r"NaN|loss is nan") as error:
         train(
