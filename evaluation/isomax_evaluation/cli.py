@@ -137,6 +137,8 @@ def compare(
         typer.echo(f"ONNX:   {done.onnx}, try: isomax score {done.onnx} IMAGE_OR_FOLDER")
         if track:
             _track(output)
+    if done.left_out["reason"].str.startswith("failed").any():
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -1,5 +1,6 @@
 """Losses x detectors x OOD sets x seeds: the same backbone, batches and recipe; one tidy table."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -166,14 +167,23 @@ def _finish(
     """Everything that is made of the results of all runs."""
     results = pd.concat([pd.read_csv(run.folder / "results.csv") for run in runs])
     write_whole(output / "results.csv", lambda path: results.to_csv(path, index=False))
-    left_out = pd.DataFrame(
-        [
-            {"loss": run.job.loss, "detector": name, "reason": reason}
-            for run in runs[: len(losses)]
-            for name, reason in why_not(load_model(run.folder / "model"), detectors).items()
-        ],
-        columns=["loss", "detector", "reason"],
-    )
+    reasons = [
+        {"loss": run.job.loss, "detector": name, "reason": reason}
+        for run in runs[: len(losses)]
+        for name, reason in why_not(load_model(run.folder / "model"), detectors).items()
+    ]
+    for run in runs:
+        if (run.folder / "failed.json").is_file():
+            found = json.loads((run.folder / "failed.json").read_text())
+            reasons += [
+                {
+                    "loss": run.job.loss,
+                    "detector": name,
+                    "reason": f"failed, {run.folder.name}: {why}",
+                }
+                for name, why in found.items()
+            ]
+    left_out = pd.DataFrame(reasons, columns=["loss", "detector", "reason"])
     onnx = _export(output, runs)
     write_report(output, results, costs, left_out, id_test, ood_sets, runs[0].job.model)
     return Comparison(results, costs, left_out, output, onnx)
@@ -256,7 +266,6 @@ def _score_run(
     model = load_model(run.folder / "model").to(accelerator.device)
     parts, detectors = Parts(model), detectors_for(model, names)
     transform = timm.data.create_transform(**data_config(run.job, model))
-    on_images = {name: d for name, d in detectors.items() if needs_images(d)}
 
     def outputs_of(images: Images, on_images: dict[str, Detector]) -> Outputs:
         loader = DataLoader(
@@ -270,9 +279,9 @@ def _score_run(
         return outputs
 
     if any(detector.requires_fit for detector in detectors.values()):
-        training = outputs_of(train_images, {})
-        for detector in detectors.values():
-            fit(detector, training)
+        failed = _fit_all(detectors, outputs_of(train_images, {}))
+        write_json(run.folder / "failed.json", failed)
+    on_images = {name: d for name, d in detectors.items() if needs_images(d)}
     outputs = {images.name: outputs_of(images, on_images) for images in ood_sets}
     outputs["id"] = outputs_of(id_test, on_images)
     scores = {
@@ -316,6 +325,18 @@ def _score_run(
     )
 
 
+def _fit_all(detectors: dict[str, Detector], training: Outputs) -> dict[str, str]:
+    """Fit the detectors; take out those that cannot be fitted, and return why."""
+    failed = {}
+    for name, detector in list(detectors.items()):
+        try:
+            fit(detector, training)
+        except (AssertionError, RuntimeError, ValueError) as error:
+            failed[name] = f"{type(error).__name__}: {error}".rstrip(": ")
+            del detectors[name]
+    return failed
+
+
 def ood_metrics(id_scores: Tensor, ood_scores: Tensor) -> dict[str, float]:
     """pytorch-ood's metrics of one ID and one OOD set of scores."""
     metrics = OODMetrics()
@@ -352,9 +373,9 @@ def _costs(
         many += 0.1 * torch.randn(many.shape, generator=generator)
         labels = torch.arange(len(many)) % logits.shape[1]
         training = Outputs(logits.repeat(20, 1), many, labels, {})
-        for name, detector in detectors_for(model, names).items():
-            fit(detector, training)
-            detectors[f"{loss}|{name}"] = (parts, detector)
+        built = detectors_for(model, names)
+        _fit_all(built, training)  # one that cannot be fitted has no costs
+        detectors |= {f"{loss}|{name}": (parts, detector) for name, detector in built.items()}
     costs = cost_of_detectors(baseline, detectors, batch)
     costs[["loss", "detector"]] = costs.pop("name").str.split("|", expand=True)
     write_whole(path, lambda partial: costs.to_csv(partial, index=False))

@@ -29,14 +29,14 @@ def table_rows(results: pd.DataFrame, costs: pd.DataFrame) -> list[dict[str, Any
     by = costs.set_index(["loss", "detector"])
     grouped = results.groupby(["ood", "loss", "detector"], sort=False)
     for (ood, loss, detector), group in grouped:
-        cost = by.loc[(loss, detector)]
+        cost = by.loc[(loss, detector)] if (loss, detector) in by.index else None
         row = {
             "ood": ood,
             "loss": loss,
             "detector": detector,
-            "passes": f"{cost.forward:.0f} + {cost.backward:.0f}",
-            "ms": float(cost.ms_per_image),
-            "relative": float(cost.relative_time),
+            "passes": "" if cost is None else f"{cost.forward:.0f} + {cost.backward:.0f}",
+            "ms": float("nan") if cost is None else float(cost.ms_per_image),
+            "relative": float("nan") if cost is None else float(cost.relative_time),
         }
         for name in ("accuracy", *HIGHER_IS_BETTER):
             values = 100 * group[name]

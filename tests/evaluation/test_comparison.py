@@ -209,3 +209,28 @@ def test_own_folders(photos, tmp_path, capfd):
     # the minimum distance is minus the largest logit
     wide = done.results.pivot(index="ood", columns="detector", values="AUROC")
     assert (wide["MinimumDistanceScore"] == wide["MaxLogit"]).all()
+
+
+def test_a_detector_that_cannot_be_fitted_is_left_out_and_the_rest_stands(tmp_path, monkeypatch):
+    from dataclasses import replace
+
+    import pytorch_ood.detector as ood
+
+    from isomax_evaluation.recipes import RECIPES
+
+    def refuse(self, z, y):
+        raise ValueError("No correct predictions for class 3")
+
+    monkeypatch.setattr(ood.Mahalanobis, "fit_features", refuse)
+    done = compare(
+        losses=["softmax"],
+        detectors=["MaxLogit", "Mahalanobis", "KNN"],
+        recipe=replace(RECIPES["digits"], epochs=1),
+        seeds=1,
+        output=tmp_path / "out",
+    )
+    assert set(done.results["detector"]) == {"MaxLogit", "KNN"}
+    (row,) = done.left_out.itertuples()
+    assert row.detector == "Mahalanobis"
+    assert row.reason == "failed, softmax-seed0: ValueError: No correct predictions for class 3"
+    assert "No correct predictions" in (tmp_path / "out/report.html").read_text()
