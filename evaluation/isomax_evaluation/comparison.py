@@ -26,12 +26,12 @@ from isomax_evaluation.errors import InputError
 from isomax_evaluation.extraction import Outputs, extract, fit, needs_images, score
 from isomax_evaluation.fitting import images_workers
 from isomax_evaluation.jobs import Job, check_job, data_config, make_accelerator
-from isomax_evaluation.outputs import claim_folder, write_json, write_whole
+from isomax_evaluation.outputs import claim_folder, run_folder, write_json, write_whole
 from isomax_evaluation.progress import progress_bar
 from isomax_evaluation.recipes import RECIPES, Recipe
 from isomax_evaluation.report import write_report
 from isomax_evaluation.speed import cost_of_detectors
-from isomax_evaluation.training import readable, train_model
+from isomax_evaluation.training import claim_run, readable, train_model
 
 DETECTORS = (
     "MaxSoftmax",
@@ -53,7 +53,7 @@ class Comparison:
     costs: pd.DataFrame  #: one row per loss and detector
     left_out: pd.DataFrame  #: loss, detector and the reason
     output: Path
-    onnx: Path | None  #: the exported model
+    onnx: Path  #: the exported model
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ def compare(
         runs = [
             _Run(
                 replace(job, loss=loss, seed=seed),
-                output / "runs" / f"{loss.replace('+', 'plus')}-seed{seed}",
+                run_folder(output, loss, seed),
             )
             for seed in range(seeds)
             for loss in losses
@@ -142,7 +142,7 @@ def compare(
         overall = progress.add_task("training and scoring", total=len(runs))
         for run in runs:
             train_images, val_images = data.stratified_split(id_train, 0.15, run.job.seed)
-            _claim_run(run, id, train_images, val_images)
+            claim_run(run.job, id, train_images, val_images, run.folder)
             train_model(
                 run.job, train_images, val_images, id_test, run.folder, accelerator, progress
             )
@@ -238,17 +238,6 @@ def _at_most(images: Images, limit: int | None) -> Images:
     if limit is None or len(images) <= limit:
         return images
     return images.take(np.sort(np.random.default_rng(0).permutation(len(images))[:limit]))
-
-
-def _claim_run(run: _Run, id: str, train_images: Images, val_images: Images) -> None:
-    settings = {
-        "data": id,
-        "images": {"train": len(train_images), "validation": len(val_images)},
-        "class_names": list(train_images.class_names),
-        **asdict(run.job),
-    }
-    settings.pop("workers")
-    claim_folder(run.folder, settings)
 
 
 def _score_run(
@@ -383,7 +372,7 @@ def _costs(
     return costs
 
 
-def _export(output: Path, runs: Sequence[_Run]) -> Path | None:
+def _export(output: Path, runs: Sequence[_Run]) -> Path:
     """The first IsoMax-like model as ONNX; the softmax model if there is no other."""
     path = output / "model.onnx"
     ranked = sorted(runs, key=lambda run: (run.job.loss == "softmax", run.job.seed))

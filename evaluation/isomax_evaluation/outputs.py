@@ -41,6 +41,11 @@ def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
     write_whole(path, lambda partial: partial.write_text(text))
 
 
+def run_folder(output: Path, loss: str, seed: int) -> Path:
+    """Where a comparison keeps one trained model and its scores."""
+    return output / "runs" / f"{loss.replace('+', 'plus')}-seed{seed}"
+
+
 def claim_folder(folder: Path, settings: dict[str, Any], name: str = "settings.json") -> None:
     """Make a folder that of one run, or find that it is; only then may files go into it.
 

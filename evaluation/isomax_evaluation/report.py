@@ -16,7 +16,7 @@ from plotly.offline import get_plotlyjs
 from rich.table import Table
 
 from isomax_evaluation.data import Images
-from isomax_evaluation.outputs import write_whole
+from isomax_evaluation.outputs import run_folder, write_whole
 
 HIGHER_IS_BETTER = {"AUROC": True, "AUPR-IN": True, "AUPR-OUT": True, "FPR95TPR": False}
 QUANTILES = 500  # of each set of scores, so that the file stays small whatever their number
@@ -174,7 +174,7 @@ def _scores(output: Path, results: pd.DataFrame) -> dict[str, dict[str, np.ndarr
     scores: dict[str, dict[str, np.ndarray]] = {}
     first = results["seed"].min()
     for loss in results["loss"].unique():
-        folder = output / "runs" / f"{loss.replace('+', 'plus')}-seed{first}"
+        folder = run_folder(output, loss, first)
         with np.load(folder / "scores.npz") as arrays:
             for key in arrays.files:
                 detector, _, dataset = key.partition("|")

@@ -16,7 +16,7 @@ from isomax_evaluation.data import Images
 from isomax_evaluation.errors import InputError
 from isomax_evaluation.fitting import accuracy, eval_loader, evaluate, fit
 from isomax_evaluation.jobs import Job, build_model, check_job, data_config, make_accelerator
-from isomax_evaluation.outputs import claim_folder, write_lines
+from isomax_evaluation.outputs import claim_folder, write_json
 from isomax_evaluation.progress import progress_bar
 from isomax_evaluation.recipes import RECIPES, Recipe
 
@@ -71,19 +71,29 @@ def train(
         train_images = readable(train_images, skip_bad_images, workers, progress)
         test_images = readable(test_images, skip_bad_images, workers, progress)
         train_images, val_images = data.stratified_split(train_images, val_share, seed)
-        settings = {
-            "data": dataset,
-            "images": {"train": len(train_images), "validation": len(val_images)},
-            "class_names": list(train_images.class_names),
-            **asdict(job),
-        }
-        settings.pop("workers")
         if accelerator.is_main_process:
-            claim_folder(output, settings)
+            claim_run(job, dataset, train_images, val_images, output)
         accelerator.wait_for_everyone()
         return train_model(
             job, train_images, val_images, test_images, output, accelerator, progress
         )
+
+
+def claim_run(
+    job: Job, dataset: str, train_images: Images, val_images: Images, folder: Path
+) -> None:
+    """Make the folder that of this job, or find that it is.
+
+    :raises InputError: if it holds another run
+    """
+    settings = {
+        "data": dataset,
+        "images": {"train": len(train_images), "validation": len(val_images)},
+        "class_names": list(train_images.class_names),
+        **asdict(job),
+    }
+    settings.pop("workers")  # how many there are changes nothing
+    claim_folder(folder, settings)
 
 
 def readable(images: Images, skip: bool, workers: int, progress: Progress) -> Images:
@@ -150,7 +160,7 @@ def train_model(
         summary["test_accuracy"] = accuracy(logits, labels)
         summary["test_false_alarm_rate"] = float((scores > calibration.threshold).float().mean())
     if accelerator.is_main_process:
-        write_lines(output / "summary.json", [summary])
+        write_json(output / "summary.json", summary)
         save_model(model, folder, train_images.class_names, config, calibration)
     accelerator.wait_for_everyone()
     return folder
