@@ -22,11 +22,14 @@ from torchvision import transforms
 from isomax.functional import NaNFeaturesError, mosaic
 from isomax_adapters.timm.attaching import classifier_names
 from isomax_evaluation.data import Images, Transformed
+from isomax_evaluation.decoded import AugmentedBatches, Decoded
 from isomax_evaluation.errors import InputError
 from isomax_evaluation.jobs import Job, make_optimizer, make_scheduler
 from isomax_evaluation.losses import LOSSES
 from isomax_evaluation.outputs import write_lines, write_whole
 from isomax_evaluation.recipes import Recipe
+
+Batches = DataLoader | Decoded | AugmentedBatches
 
 
 def fit(
@@ -34,7 +37,7 @@ def fit(
     model: nn.Module,
     images: Images,
     config: dict[str, Any],
-    val_loader: DataLoader,
+    val_loader: Batches,
     output: Path,
     accelerator: Accelerator,
     progress: Progress,
@@ -58,12 +61,7 @@ def fit(
         accelerator.num_processes,
         recipe.accumulate,
     )
-    loader = DataLoader(
-        Transformed(images, _train_transform(recipe, config)),
-        batch_sampler=batches,
-        num_workers=images_workers(images, job),
-        pin_memory=accelerator.device.type == "cuda",
-    )
+    loader = train_loader(job, images, config, batches, accelerator)
     scheduler = make_scheduler(optimizer, recipe, batches.updates)
     ema = ModelEmaV3(model, decay=recipe.ema_decay) if recipe.ema_decay else None
     checkpoint = output / "checkpoint.pt"
@@ -149,7 +147,7 @@ def fit(
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, loader: DataLoader, accelerator: Accelerator
+    model: nn.Module, loader: Batches, accelerator: Accelerator
 ) -> tuple[Tensor, Tensor]:
     """Logits (float32) and labels of all images of a loader, in order, on the CPU.
 
@@ -159,7 +157,7 @@ def evaluate(
     parts = []
     for inputs, labels in loader:
         with accelerator.autocast():
-            parts.append((model(inputs.to(accelerator.device)).float().cpu(), labels))
+            parts.append((model(inputs.to(accelerator.device)).float().cpu(), labels.cpu()))
     mine = torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
     if accelerator.num_processes == 1:
         return mine
@@ -173,16 +171,40 @@ def evaluate(
     return logits, labels
 
 
-def eval_loader(images: Images, transform: Any, job: Job, accelerator: Accelerator) -> DataLoader:
+def train_loader(
+    job: Job,
+    images: Images,
+    config: dict[str, Any],
+    batches: "EpochBatches",
+    accelerator: Accelerator,
+) -> Batches:
+    """This process's share of the batches, augmented."""
+    recipe, workers = job.recipe, images_workers(images, job)
+    if recipe.in_memory:
+        decoded = Decoded(images, config, accelerator.device, recipe.batch_size, workers)
+        padding = config["input_size"][-1] // 8 if recipe.augment == "pad-crop" else 0
+        hflip = recipe.hflip if recipe.augment == "pad-crop" else 0.0
+        return AugmentedBatches(decoded, batches, padding, hflip)
+    return DataLoader(
+        Transformed(images, _train_transform(recipe, config)),
+        batch_sampler=batches,
+        num_workers=workers,
+        pin_memory=accelerator.device.type == "cuda",
+    )
+
+
+def eval_loader(
+    images: Images, config: dict[str, Any], job: Job, accelerator: Accelerator
+) -> Batches:
     """This process's share of the images, in order."""
     share = images.take(
         np.arange(accelerator.process_index, len(images), accelerator.num_processes)
     )
-    return DataLoader(
-        Transformed(share, transform),
-        batch_size=max(64, job.recipe.batch_size),
-        num_workers=images_workers(images, job),
-    )
+    batch_size, workers = max(64, job.recipe.batch_size), images_workers(images, job)
+    if job.recipe.in_memory:
+        return Decoded(share, config, accelerator.device, batch_size, workers)
+    transform = timm.data.create_transform(**config)
+    return DataLoader(Transformed(share, transform), batch_size=batch_size, num_workers=workers)
 
 
 def images_workers(images: Images, job: Job) -> int:

@@ -42,6 +42,8 @@ def check_job(job: Job) -> None:
         raise InputError(f"unknown loss {job.loss!r}; choose from {', '.join(LOSSES)}")
     if job.recipe.augment not in ("timm", "pad-crop", "none"):
         raise InputError(f"unknown augmentation {job.recipe.augment!r}; timm, pad-crop or none")
+    if job.recipe.in_memory and job.recipe.augment == "timm":
+        raise InputError("timm's augmentation works on files; with in_memory use pad-crop or none")
     if job.recipe.mixed_precision not in ("no", "bf16", "fp16"):
         raise InputError(f"unknown mixed_precision {job.recipe.mixed_precision!r}; no, bf16, fp16")
     if job.recipe.epochs < 1 or job.recipe.batch_size < 2:

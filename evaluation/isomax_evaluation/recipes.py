@@ -42,6 +42,9 @@ class Recipe:
     mixed_precision: str = _is("no", "no, bf16 or fp16.")
     compile: bool = _is(False, "Compile the model.")
     channels_last: bool = _is(False, "Keep images channels-last in memory.")
+    in_memory: bool = _is(
+        False, "Keep decoded images on the device and crop and flip them there; for small images."
+    )
 
 
 _MACEDO = Recipe(

@@ -4,7 +4,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-import timm.data
 from accelerate import Accelerator
 from rich.progress import Progress
 
@@ -145,8 +144,7 @@ def train_model(
         )
     model = build_model(job, classes)
     config = data_config(job, model)
-    eval_transform = timm.data.create_transform(**config)
-    val_loader = eval_loader(val_images, eval_transform, job, accelerator)
+    val_loader = eval_loader(val_images, config, job, accelerator)
     model = fit(job, model, train_images, config, val_loader, output, accelerator, progress)
     logits, labels = evaluate(model, val_loader, accelerator)
     heads = head_modules(model)
@@ -154,7 +152,7 @@ def train_model(
     calibration = Calibration.fit(logits, labels, score, job.alpha)
     summary = {"val_accuracy": accuracy(logits, labels), "temperature": calibration.temperature}
     if test_images is not None:
-        test_loader = eval_loader(test_images, eval_transform, job, accelerator)
+        test_loader = eval_loader(test_images, config, job, accelerator)
         logits, labels = evaluate(model, test_loader, accelerator)
         scores = calibration.score_of(logits)
         summary["test_accuracy"] = accuracy(logits, labels)

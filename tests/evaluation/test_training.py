@@ -46,6 +46,7 @@ def test_every_loss_trains_and_ends_with_a_calibrated_model_folder(loss, tmp_pat
         {"smoothing": 0.1, "ema_decay": 0.9, "clip_grad": 1.0, "layer_decay": 0.8},
         {"freeze_backbone": 1, "accumulate": 2, "channels_last": True},
         {"mixed_precision": "bf16", "auto_augment": "rand-m3", "augment": "timm"},
+        {"in_memory": True, "channels_last": True},
     ],
     ids=lambda change: "-".join(change),
 )
@@ -258,6 +259,7 @@ def test_images_that_do_not_decode_are_refused_or_left_out(tmp_path, photos, cap
         ({"batch_size": 31, "accumulate": 2}, "not a multiple"),
         ({"epochs": 0}, "at least 1"),
         ({"mixed_precision": "fp4"}, "mixed_precision 'fp4'"),
+        ({"in_memory": True, "augment": "timm"}, "use pad-crop or none"),
     ],
 )
 def test_recipes_that_cannot_work_are_refused_before_training(change, message, tmp_path):
