@@ -60,8 +60,24 @@ _MACEDO = Recipe(
     augment="pad-crop",
 )
 
+_CIFAR_CPU = Recipe(
+    # what two CPU cores do in about ten minutes: one cycle, for test_resnet with --small-images
+    epochs=12,
+    batch_size=128,
+    opt="sgd",
+    lr=0.2,
+    momentum=0.9,
+    weight_decay=5e-4,
+    sched="cosine",
+    warmup_epochs=2,
+    augment="pad-crop",
+    channels_last=True,
+    in_memory=True,
+)
+
 RECIPES = {
     "finetune": Recipe(),
     "digits": Recipe(epochs=10, batch_size=32, lr=0.1, augment="pad-crop", hflip=0.0),
     "macedo2022": _MACEDO,
+    "cifar-cpu": _CIFAR_CPU,
 }
