@@ -29,9 +29,11 @@ def test_example(number, compared, photos, tmp_path, capsys):
     finally:
         os.chdir(before)
     printed = capsys.readouterr().out
-    if "scores" in names:
+    if number == 0:
         assert names["scores"].shape == (4,)
     if number == 1:
         assert printed.startswith("needs the weights of a linear classifier")
+        assert set(names["scores"]) == {"EntropicScore", "ReAct", "KNN", "ODIN"}
+        assert not names["failed"]
     if number == 2:
         assert len(printed.splitlines()) == 2

@@ -69,6 +69,12 @@ def compare(
     ood: Annotated[
         list[str] | None, typer.Option(help="OOD data: a folder or a name; repeat for more.")
     ] = None,
+    benchmark: Annotated[
+        str | None,
+        typer.Option(
+            help="A benchmark of pytorch-ood, such as CIFAR10_OpenOOD, for --id and --ood."
+        ),
+    ] = None,
     losses: Annotated[str, typer.Option(help="Comma-separated.")] = "softmax,isomax",
     detectors: Annotated[str | None, typer.Option(help="Comma-separated, or 'all'.")] = None,
     model: Annotated[
@@ -85,6 +91,12 @@ def compare(
     test_images: Annotated[
         int | None, typer.Option(help="Use at most N test images of each dataset.")
     ] = None,
+    tune: Annotated[
+        str | None,
+        typer.Option(
+            help="Choose the detectors' hyperparameters by this OOD dataset and held-out images."
+        ),
+    ] = None,
     alpha: Alpha = 0.05,
     skip_bad_images: SkipBad = False,
     workers: Workers = 2,
@@ -95,7 +107,7 @@ def compare(
 
     Without arguments: handwritten digits, offline, in under three minutes.
     """
-    digits = id == "digits"
+    digits = id == "digits" and benchmark is None
     with _one_line_errors():
         with _status("loading PyTorch"):
             from rich.console import Console
@@ -126,18 +138,24 @@ def compare(
             alpha=alpha,
             skip_bad_images=skip_bad_images,
             workers=workers,
+            benchmark=benchmark,
+            tune=tune,
         )
         console = Console()
         # piped into a file, a table that is cut to 80 columns is of no use
         width = console.width if console.is_terminal else 160
-        Console(width=width).print(terminal_table(done.results, done.costs))
+        Console(width=width).print(terminal_table(done.results, done.intervals, done.costs))
         for row in done.left_out.itertuples():
             typer.echo(f"left out: {row.detector} with {row.loss}, {row.reason}")
+        for row in done.errors.drop_duplicates(["loss", "detector", "error"]).itertuples():
+            typer.echo(
+                f"no value: {row.detector} with {row.loss} on {row.ood}: {row.error}", err=True
+            )
         typer.echo(f"\nreport: {output / 'report.html'}\ntable:  {output / 'results.csv'}")
         typer.echo(f"ONNX:   {done.onnx}, try: isomax score {done.onnx} IMAGE_OR_FOLDER")
         if track:
             _track(output)
-    if done.left_out["reason"].str.startswith("failed").any():
+    if len(done.errors):
         raise typer.Exit(1)
 
 
@@ -289,6 +307,25 @@ def speed(
         from isomax_evaluation.head_speed import measure
 
         Console(width=120).print(measure(quick))
+
+
+@app.command()
+def results(
+    comparisons: Annotated[
+        list[Path] | None,
+        typer.Option("--from", help="Output folder of isomax compare, the main one first."),
+    ] = None,
+    folder: Annotated[Path, typer.Option(help="Folder of the tables.")] = Path("results"),
+) -> None:
+    """Put comparisons into small tables, and the tables into RESULTS.md beside their folder."""
+    with _one_line_errors():
+        with _status("reading the tables"):
+            from isomax_evaluation.claims import gather, write_page
+
+        if comparisons:
+            with _status("measuring inference"):
+                gather(comparisons, folder)
+        typer.echo(f"wrote {write_page(folder, folder.resolve().parent / 'RESULTS.md')}")
 
 
 @app.command()

@@ -1,36 +1,28 @@
 """Losses x detectors x OOD sets x seeds: the same backbone, batches and recipe; one tidy table."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import timm.data
-import torch
-from accelerate import Accelerator
-from pytorch_ood.api import Detector
-from pytorch_ood.metrics import OODMetrics
+from pytorch_ood.benchmark import Benchmark
 from rich.progress import Progress
-from torch import Tensor
-from torch.utils.data import DataLoader
 
-from isomax.calibration import expected_calibration_error
 from isomax_adapters.onnx import export
-from isomax_adapters.pytorch_ood import NAMES, Parts, detectors_for, why_not
-from isomax_adapters.timm import load_calibration, load_model
+from isomax_adapters.pytorch_ood import NAMES, why_not
+from isomax_adapters.timm import load_model
 from isomax_evaluation import data
-from isomax_evaluation.data import Images, Transformed
+from isomax_evaluation.benchmarks import open_benchmark
+from isomax_evaluation.data import Images
+from isomax_evaluation.detection import Tested, read_scores, test_model
 from isomax_evaluation.errors import InputError
-from isomax_evaluation.extraction import Outputs, extract, fit, needs_images, score
-from isomax_evaluation.fitting import images_workers
-from isomax_evaluation.jobs import Job, check_job, data_config, make_accelerator
+from isomax_evaluation.intervals import bootstrap, draw
+from isomax_evaluation.jobs import Job, check_job, make_accelerator
 from isomax_evaluation.outputs import claim_folder, run_folder, write_json, write_whole
 from isomax_evaluation.progress import progress_bar
 from isomax_evaluation.recipes import RECIPES, Recipe
 from isomax_evaluation.report import write_report
-from isomax_evaluation.speed import cost_of_detectors
 from isomax_evaluation.training import claim_run, readable, train_model
 
 DETECTORS = (
@@ -42,7 +34,6 @@ DETECTORS = (
     "Mahalanobis",
     "EntropicScore",
 )
-METRICS = ("AUROC", "AUPR-IN", "AUPR-OUT", "FPR95TPR")
 
 
 @dataclass(frozen=True)
@@ -50,8 +41,10 @@ class Comparison:
     """What :func:`compare` hands back; all of it is in the output folder too."""
 
     results: pd.DataFrame  #: one row per loss, seed, detector and OOD set
+    intervals: pd.DataFrame  #: 95% bootstrap intervals: a row per loss, detector and OOD set
     costs: pd.DataFrame  #: one row per loss and detector
-    left_out: pd.DataFrame  #: loss, detector and the reason
+    left_out: pd.DataFrame  #: loss, detector and why it cannot work on the model
+    errors: pd.DataFrame  #: cells without a value: loss, seed, detector, OOD set and the error
     output: Path
     onnx: Path  #: the exported model
 
@@ -82,6 +75,8 @@ def compare(
     alpha: float = 0.05,
     skip_bad_images: bool = False,
     workers: int = 2,
+    benchmark: Benchmark | str | None = None,
+    tune: str | None = None,
 ) -> Comparison:
     """Train a backbone once per loss and seed, score ID and OOD test images with every detector.
 
@@ -105,6 +100,10 @@ def compare(
     :param alpha: false-alarm rate of the rejection threshold
     :param skip_bad_images: leave out images that do not decode
     :param workers: processes that decode images
+    :param benchmark: one of pytorch-ood's benchmarks, or its name; brings ID and OOD sets, so that
+        ``id`` and ``ood`` are not looked at
+    :param tune: OOD dataset by which pytorch-ood's grid search chooses the detectors'
+        hyperparameters, together with held-out training images; none are tuned without
     :raises InputError: if anything given cannot be used, before any training
     """
     recipe = RECIPES[recipe] if isinstance(recipe, str) else recipe
@@ -114,17 +113,20 @@ def compare(
     _check(job, losses, detectors, ood, seeds)
     output = Path(output)
     with progress_bar() as progress:
-        id_train, id_test, ood_sets = _open(
-            id, ood, root, images_per_class, test_images, skip_bad_images, workers, progress
-        )
+        opened = open_benchmark(benchmark, root) if benchmark else _open(id, ood, root)
+        limits = (images_per_class, test_images, skip_bad_images, workers)
+        id_train, tested = _prepare(opened, _open_tuning(tune, ood, root), *limits, progress)
+        name = id_train.name if benchmark else id
         settings = {
-            "id": id,
-            "ood": list(ood),
+            "id": name,
+            "ood": [images.name for images in tested.unknown] if benchmark else list(ood),
             "losses": list(losses),
             "detectors": list(detectors),
             "seeds": seeds,
-            "images": {s.name: len(s) for s in (id_train, *ood_sets)} | {"id test": len(id_test)},
+            "images": {s.name: len(s) for s in (id_train, *tested.unknown)}
+            | {"id test": len(tested.known)},
             "class_names": list(id_train.class_names),
+            **({"tune": tune} if tune else {}),
             **asdict(job),
         }
         for varying in ("loss", "seed", "workers"):
@@ -132,61 +134,90 @@ def compare(
         claim_folder(output, settings)
         accelerator = make_accelerator(recipe)
         runs = [
-            _Run(
-                replace(job, loss=loss, seed=seed),
-                run_folder(output, loss, seed),
-            )
+            _Run(replace(job, loss=loss, seed=seed), run_folder(output, loss, seed))
             for seed in range(seeds)
             for loss in losses
         ]
         overall = progress.add_task("training and scoring", total=len(runs))
         for run in runs:
             train_images, val_images = data.stratified_split(id_train, 0.15, run.job.seed)
-            claim_run(run.job, id, train_images, val_images, run.folder)
+            claim_run(run.job, name, train_images, val_images, run.folder)
             train_model(
-                run.job, train_images, val_images, id_test, run.folder, accelerator, progress
+                run.job, train_images, val_images, tested.known, run.folder, accelerator, progress
             )
-            _score_run(run, detectors, train_images, id_test, ood_sets, accelerator, progress)
+            test_model(
+                run.job, run.folder, detectors, train_images, val_images, tested, accelerator,
+                progress,
+            )  # fmt: skip
             progress.advance(overall)
-        costs = _costs(output, runs, detectors, id_test, progress)
         task = progress.add_task("exporting to ONNX, writing the report", total=None)
-        done = _finish(output, runs, losses, detectors, costs, id_test, ood_sets)
+        done = _finish(output, runs, detectors, tested)
         progress.remove_task(task)
     return done
 
 
 def _finish(
-    output: Path,
-    runs: Sequence[_Run],
-    losses: Sequence[str],
-    detectors: Sequence[str],
-    costs: pd.DataFrame,
-    id_test: Images,
-    ood_sets: Sequence[Images],
+    output: Path, runs: Sequence[_Run], detectors: Sequence[str], tested: Tested
 ) -> Comparison:
     """Everything that is made of the results of all runs."""
-    results = pd.concat([pd.read_csv(run.folder / "results.csv") for run in runs])
-    write_whole(output / "results.csv", lambda path: results.to_csv(path, index=False))
-    reasons = [
-        {"loss": run.job.loss, "detector": name, "reason": reason}
-        for run in runs[: len(losses)]
-        for name, reason in why_not(load_model(run.folder / "model"), detectors).items()
-    ]
-    for run in runs:
-        if (run.folder / "failed.json").is_file():
-            found = json.loads((run.folder / "failed.json").read_text())
-            reasons += [
-                {
-                    "loss": run.job.loss,
-                    "detector": name,
-                    "reason": f"failed, {run.folder.name}: {why}",
-                }
-                for name, why in found.items()
+    first = [run for run in runs if run.job.seed == 0]
+    results, errors = (_together(runs, name) for name in ("results.csv", "errors.csv"))
+    costs = _together(first, "costs.csv")
+    intervals = _intervals(runs, results, tested)
+    left_out = pd.DataFrame(
+        [
+            {"loss": run.job.loss, "detector": name, "reason": reason}
+            for run in first
+            for name, reason in why_not(load_model(run.folder / "model"), detectors).items()
+        ],
+        columns=["loss", "detector", "reason"],
+    )
+    for name, table in (
+        ("results", results),
+        ("intervals", intervals),
+        ("costs", costs),
+        ("errors", errors),
+    ):
+        write_whole(output / f"{name}.csv", lambda path, t=table: t.to_csv(path, index=False))  # type: ignore[misc]
+    done = Comparison(results, intervals, costs, left_out, errors, output, _export(output, runs))
+    write_report(
+        output, results, intervals, costs, left_out, errors, tested.known, tested.unknown,
+        runs[0].job.model,
+    )  # fmt: skip
+    return done
+
+
+def _together(runs: Sequence[_Run], name: str) -> pd.DataFrame:
+    tables = [pd.read_csv(run.folder / name) for run in runs]
+    # tables without rows have columns without types
+    return pd.concat([table for table in tables if len(table)] or tables[:1], ignore_index=True)
+
+
+def _intervals(runs: Sequence[_Run], results: pd.DataFrame, tested: Tested) -> pd.DataFrame:
+    generator = np.random.default_rng(0)
+    id_drawn = draw(len(tested.known), generator)
+    rows = []
+    for images in tested.unknown:
+        ood_drawn = draw(len(images), generator)
+        for loss in results["loss"].unique():
+            scores = [
+                (read_scores(run.folder, tested.known.name), read_scores(run.folder, images.name))
+                for run in runs
+                if run.job.loss == loss
             ]
-    left_out = pd.DataFrame(reasons, columns=["loss", "detector", "reason"])
-    onnx = _export(output, runs)
-    write_report(output, results, costs, left_out, id_test, ood_sets, runs[0].job.model)
-    return Comparison(results, costs, left_out, output, onnx)
+            for detector in results[results["loss"] == loss]["detector"].unique():
+                there = [
+                    (known[detector], unknown[detector])
+                    for known, unknown in scores
+                    if detector in known and detector in unknown
+                ]
+                if not there:
+                    continue
+                row: dict[str, object] = {"loss": loss, "detector": detector, "ood": images.name}
+                for metric, (low, high) in bootstrap(there, id_drawn, ood_drawn).items():
+                    row |= {f"{metric} low": low, f"{metric} high": high}
+                rows.append(row)
+    return pd.DataFrame(rows)
 
 
 def _check(
@@ -205,171 +236,55 @@ def _check(
         raise InputError(f"unknown detector {', '.join(unknown)}; choose from {', '.join(NAMES)}")
 
 
-def _open(
-    id: str,
-    ood: Sequence[str],
-    root: str | None,
+def _open(id: str, ood: Sequence[str], root: str | None) -> tuple[Images, Images, list[Images]]:
+    return *data.open_splits(id, root), [data.open_images(name, "test", root) for name in ood]
+
+
+def _open_tuning(tune: str | None, ood: Sequence[str], root: str | None) -> Images | None:
+    if tune is None:
+        return None
+    if tune in ood:
+        raise InputError(
+            f"{tune} is tested on; choose another dataset to tune on, or the table flatters"
+        )
+    return data.open_images(tune, "train", root)
+
+
+def _prepare(
+    opened: tuple[Images, Images, list[Images]],
+    tuning: Images | None,
     images_per_class: int | None,
     test_images: int | None,
     skip: bool,
     workers: int,
     progress: Progress,
-) -> tuple[Images, Images, list[Images]]:
-    id_train, id_test = data.open_splits(id, root)
-    id_train = data.limit_per_class(id_train, images_per_class)
-    sets = [data.open_images(name, "test", root) for name in ood]
-    for images in sets:
+) -> tuple[Images, Tested]:
+    id_train, id_test, ood_sets = opened
+    names = [images.name for images in ood_sets]
+    if len({id_test.name, *names}) <= len(names):
+        raise InputError(
+            f"two test sets have one name: {', '.join([id_test.name, *names])}; rename a folder"
+        )
+    for images in ood_sets:
         if shared := sorted(set(images.class_names) & set(id_train.class_names)):
             progress.console.print(
                 f"[bold]warning[/bold]: {len(shared)} classes of the OOD set {images.name} also "
-                f"occur in {id}: {', '.join(shared[:10])}"
+                f"occur in {id_train.name}: {', '.join(shared[:10])}"
             )
-    limited = [_at_most(images, test_images) for images in (id_test, *sets)]
-    id_train, id_test, *sets = (
+    id_train = data.limit_per_class(id_train, images_per_class)
+    limited = [_at_most(images, test_images) for images in (id_test, *ood_sets)]
+    id_train, id_test, *ood_sets = (
         readable(images, skip, workers, progress) for images in (id_train, *limited)
     )
-    names = [images.name for images in sets]
-    if len(set(names)) < len(names):
-        raise InputError(f"two OOD sets have the same name: {', '.join(names)}; rename a folder")
-    return id_train, id_test, [images.as_ood() for images in sets]
+    if tuning is not None:
+        tuning = readable(_at_most(tuning, test_images or 1000), skip, workers, progress).as_ood()
+    return id_train, Tested(id_test, [images.as_ood() for images in ood_sets], tuning)
 
 
 def _at_most(images: Images, limit: int | None) -> Images:
     if limit is None or len(images) <= limit:
         return images
     return images.take(np.sort(np.random.default_rng(0).permutation(len(images))[:limit]))
-
-
-def _score_run(
-    run: _Run,
-    names: Sequence[str],
-    train_images: Images,
-    id_test: Images,
-    ood_sets: Sequence[Images],
-    accelerator: Accelerator,
-    progress: Progress,
-) -> None:
-    """Scores and metrics of one trained model, into its folder; nothing to do if they are there."""
-    if (run.folder / "results.csv").is_file():
-        return
-    model = load_model(run.folder / "model").to(accelerator.device)
-    parts, detectors = Parts(model), detectors_for(model, names)
-    transform = timm.data.create_transform(**data_config(run.job, model))
-
-    def outputs_of(images: Images, on_images: dict[str, Detector]) -> Outputs:
-        loader = DataLoader(
-            Transformed(images, transform),
-            batch_size=64,
-            num_workers=images_workers(images, run.job),
-        )
-        task = progress.add_task(f"scoring {images.name}", total=len(images))
-        outputs = extract(parts, loader, on_images, lambda done: progress.advance(task, done))
-        progress.remove_task(task)
-        return outputs
-
-    if any(detector.requires_fit for detector in detectors.values()):
-        failed = _fit_all(detectors, outputs_of(train_images, {}))
-        write_json(run.folder / "failed.json", failed)
-    on_images = {name: d for name, d in detectors.items() if needs_images(d)}
-    outputs = {images.name: outputs_of(images, on_images) for images in ood_sets}
-    outputs["id"] = outputs_of(id_test, on_images)
-    scores = {
-        name: {
-            dataset: out.scores[name] if name in out.scores else score(detector, out)
-            for dataset, out in outputs.items()
-        }
-        for name, detector in detectors.items()
-    }
-    identity = outputs["id"]
-    calibration = load_calibration(run.folder / "model")
-    assert calibration is not None
-    common = {
-        "loss": run.job.loss,
-        "seed": run.job.seed,
-        "accuracy": float((identity.logits.argmax(1) == identity.labels).float().mean()),
-        "ECE": expected_calibration_error(
-            identity.logits / calibration.temperature, identity.labels
-        ),
-    }
-    rows = [
-        common
-        | {"detector": name, "ood": images.name}
-        | ood_metrics(by_dataset["id"], by_dataset[images.name])
-        for name, by_dataset in scores.items()
-        for images in ood_sets
-    ]
-    arrays = {
-        f"{name}|{dataset}": values.numpy()
-        for name, by_dataset in scores.items()
-        for dataset, values in by_dataset.items()
-    }
-
-    def write(path: Path) -> None:
-        with path.open("wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
-
-    write_whole(run.folder / "scores.npz", write)
-    write_whole(
-        run.folder / "results.csv", lambda path: pd.DataFrame(rows).to_csv(path, index=False)
-    )
-
-
-def _fit_all(detectors: dict[str, Detector], training: Outputs) -> dict[str, str]:
-    """Fit the detectors; take out those that cannot be fitted, and return why."""
-    failed = {}
-    for name, detector in list(detectors.items()):
-        try:
-            fit(detector, training)
-        except (AssertionError, RuntimeError, ValueError) as error:
-            failed[name] = f"{type(error).__name__}: {error}".rstrip(": ")
-            del detectors[name]
-    return failed
-
-
-def ood_metrics(id_scores: Tensor, ood_scores: Tensor) -> dict[str, float]:
-    """pytorch-ood's metrics of one ID and one OOD set of scores."""
-    metrics = OODMetrics()
-    metrics.update(id_scores, torch.zeros(len(id_scores), dtype=torch.long))
-    metrics.update(ood_scores, torch.full((len(ood_scores),), -1))
-    computed = metrics.compute()
-    return {name: float(computed[name]) for name in METRICS}
-
-
-def _costs(
-    output: Path, runs: Sequence[_Run], names: Sequence[str], images: Images, progress: Progress
-) -> pd.DataFrame:
-    """What scoring costs with the first seed's models, measured side by side on the CPU."""
-    path = output / "costs.csv"
-    if path.is_file():
-        return pd.read_csv(path)
-    task = progress.add_task("measuring what a score costs", total=None)
-    first = {run.job.loss: run for run in runs if run.job.seed == 0}
-    models = {loss: load_model(run.folder / "model") for loss, run in first.items()}
-    baseline = models.get("softmax") or next(iter(models.values()))
-    example = next(iter(first.values()))
-    transform = timm.data.create_transform(**data_config(example.job, baseline))
-    batch = torch.stack(
-        [transform(images.image(position)) for position in range(min(32, len(images)))]
-    )
-    detectors: dict[str, tuple[Parts, Detector]] = {}
-    for loss, model in models.items():
-        parts = Parts(model)
-        generator = torch.Generator().manual_seed(0)
-        with torch.no_grad():
-            logits, features = parts.logits_and_features(batch)
-        # what a detector is fitted on does not change what it costs: noise around the features
-        many = features.repeat(20, 1)
-        many += 0.1 * torch.randn(many.shape, generator=generator)
-        labels = torch.arange(len(many)) % logits.shape[1]
-        training = Outputs(logits.repeat(20, 1), many, labels, {})
-        built = detectors_for(model, names)
-        _fit_all(built, training)  # one that cannot be fitted has no costs
-        detectors |= {f"{loss}|{name}": (parts, detector) for name, detector in built.items()}
-    costs = cost_of_detectors(baseline, detectors, batch)
-    costs[["loss", "detector"]] = costs.pop("name").str.split("|", expand=True)
-    write_whole(path, lambda partial: costs.to_csv(partial, index=False))
-    progress.remove_task(task)
-    return costs
 
 
 def _export(output: Path, runs: Sequence[_Run]) -> Path:

@@ -2,8 +2,8 @@
 
 Names: ``digits`` (1,797 handwritten digits that ship with scikit-learn), ``gaussian-noise`` and
 ``uniform-noise`` (pytorch-ood's), a folder with one subfolder per class (with ``train`` and
-``test`` or ``val`` above them, or without), and every name that ``timm.data.create_dataset``
-knows (``torch/cifar10``, ``hfds/...``).
+``test`` or ``val`` above them, or without), pytorch-ood's OOD datasets (``Textures``), and every
+name that ``timm.data.create_dataset`` knows (``torch/cifar10``, ``hfds/...``).
 """
 
 from collections.abc import Callable, Sequence
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytorch_ood.dataset.img
 import timm.data
 import torch
 from PIL import Image
@@ -20,7 +21,7 @@ from pytorch_ood.dataset.img import GaussianNoise, UniformNoise
 from torch.utils import data as torch_data
 
 from isomax_adapters.onnx.runtime import as_rgb
-from isomax_evaluation.errors import InputError
+from isomax_evaluation.errors import InputError, one_line
 
 DIGITS_KNOWN, DIGITS_HELD_OUT = tuple("0123456"), tuple("789")
 NOISE = {"gaussian-noise": GaussianNoise, "uniform-noise": UniformNoise}
@@ -126,13 +127,33 @@ def open_images(name: str, split: str = "test", root: str | None = None) -> Imag
     path = Path(name).expanduser()
     if path.is_dir():
         return _folder(_split_folder(path, split) or path, path.name)
+    if name in pytorch_ood.dataset.img.__all__:
+        return _from_pytorch_ood(name, root)
     if "/" in name and not name.startswith(("/", ".", "~")):
         return _named(name, split, root)
     raise InputError(
         f"there is no dataset or folder {name!r}; give a folder with one subfolder per class, "
-        "'digits', 'gaussian-noise', 'uniform-noise', or a name that timm knows, such as "
-        "torch/cifar10"
+        "'digits', 'gaussian-noise', 'uniform-noise', one of pytorch-ood's, such as Textures, or a "
+        "name that timm knows, such as torch/cifar10"
     )
+
+
+def from_dataset(
+    dataset: Any, name: str, labels: np.ndarray, class_names: tuple[str, ...]
+) -> Images:
+    """The images of a ``torch.utils.data.Dataset`` that gives them as they are.
+
+    :raises InputError: if it is empty, or transforms its images
+    """
+    if len(dataset) == 0:
+        raise InputError(f"{name} has no images")
+    first = dataset[0][0]
+    if not isinstance(first, Image.Image):
+        raise InputError(
+            f"{name} gives {type(first).__name__}, not images: make it with a transform that "
+            "returns its argument, since each model brings its own preprocessing"
+        )
+    return Images(name, dataset, labels, class_names, np.arange(len(dataset)))
 
 
 def stratified_split(images: Images, share: float, seed: int) -> tuple[Images, Images]:
@@ -248,6 +269,17 @@ class _Files:
     def __getitem__(self, index: int) -> tuple[Image.Image, None]:
         with Image.open(self.paths[index]) as image:
             return as_rgb(image), None
+
+
+def _from_pytorch_ood(name: str, root: str | None) -> Images:
+    try:
+        dataset = getattr(pytorch_ood.dataset.img, name)(root=root or ".", download=True)
+    except Exception as error:  # of a download: anything
+        raise InputError(
+            f"cannot open {name} in {root or 'the current folder'}: {one_line(error)}; give the "
+            "folder that holds it with --data-root"
+        ) from error
+    return from_dataset(dataset, name, np.full(len(dataset), OOD_LABEL), ())
 
 
 def _named(name: str, split: str, root: str | None) -> Images:

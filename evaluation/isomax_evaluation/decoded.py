@@ -84,8 +84,8 @@ class AugmentedBatches:
 
 
 def crop_and_flip(pixels: Tensor, padding: int, hflip: float) -> Tensor:
-    """Each image of a batch :math:`N \\times 3 \\times H \\times W` padded with black, cropped to its
-    size at a place of its own, and flipped with a probability."""
+    """Pad each image of a batch :math:`N \\times 3 \\times H \\times W` with black, crop it to its
+    size at a place of its own, and flip it with a probability."""
     count, _, height, width = pixels.shape
     device = pixels.device
     top, left = (torch.randint(0, 2 * padding + 1, (2, count, 1))).to(device)

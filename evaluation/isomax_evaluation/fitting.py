@@ -146,9 +146,7 @@ def fit(
 
 
 @torch.no_grad()
-def evaluate(
-    model: nn.Module, loader: Batches, accelerator: Accelerator
-) -> tuple[Tensor, Tensor]:
+def evaluate(model: nn.Module, loader: Batches, accelerator: Accelerator) -> tuple[Tensor, Tensor]:
     """Logits (float32) and labels of all images of a loader, in order, on the CPU.
 
     The loader of each process holds every ``num_processes``-th image.

@@ -1,5 +1,9 @@
 """Progress bars, on the error stream so that results can be piped."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -14,3 +18,15 @@ def progress_bar(enabled: bool = True) -> Progress:
         console=Console(stderr=True),
         disable=not enabled,
     )
+
+
+@contextmanager
+def shown(
+    progress: Progress, description: str, total: int | None = None
+) -> Iterator[Callable[[int], None]]:
+    """Show a task while it is done; gives a function to call with the number of steps done."""
+    task = progress.add_task(description, total=total)
+    try:
+        yield partial(progress.advance, task)
+    finally:
+        progress.remove_task(task)

@@ -13,9 +13,11 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from plotly.offline import get_plotlyjs
+from rich.markup import escape
 from rich.table import Table
 
 from isomax_evaluation.data import Images
+from isomax_evaluation.detection import read_scores
 from isomax_evaluation.outputs import run_folder, write_whole
 
 HIGHER_IS_BETTER = {"AUROC": True, "AUPR-IN": True, "AUPR-OUT": True, "FPR95TPR": False}
@@ -23,63 +25,90 @@ QUANTILES = 500  # of each set of scores, so that the file stays small whatever 
 EXAMPLES = 8
 
 
-def table_rows(results: pd.DataFrame, costs: pd.DataFrame) -> list[dict[str, Any]]:
-    """One row per loss, detector and OOD set: mean and standard deviation over seeds, costs."""
+def table_rows(
+    results: pd.DataFrame, intervals: pd.DataFrame, costs: pd.DataFrame
+) -> list[dict[str, Any]]:
+    """One row per loss, detector and OOD set: mean and standard deviation over seeds, interval,
+    needs and costs. A cell without a value is NaN."""
     rows = []
-    by = costs.set_index(["loss", "detector"])
+    cost_of = {(row.loss, row.detector): row for row in costs.itertuples()}
+    interval_of = intervals.set_index(["ood", "loss", "detector"])
     grouped = results.groupby(["ood", "loss", "detector"], sort=False)
-    for (ood, loss, detector), group in grouped:
-        cost = by.loc[(loss, detector)] if (loss, detector) in by.index else None
+    for key, group in grouped:
+        ood, loss, detector = key
+        cost = cost_of.get((loss, detector))
         row = {
             "ood": ood,
             "loss": loss,
             "detector": detector,
+            "needs": "" if cost is None else needs(cost),
             "passes": "" if cost is None else f"{cost.forward:.0f} + {cost.backward:.0f}",
             "ms": float("nan") if cost is None else float(cost.ms_per_image),
             "relative": float("nan") if cost is None else float(cost.relative_time),
         }
-        for name in ("accuracy", *HIGHER_IS_BETTER):
+        for name in ("accuracy", "ECE", *HIGHER_IS_BETTER):
             values = 100 * group[name]
             row[name] = float(values.mean())
             row[f"{name} std"] = float(values.std(ddof=1)) if len(values) > 1 else float("nan")
+        for name in HIGHER_IS_BETTER:
+            for end in ("low", "high"):
+                there = key in interval_of.index
+                bound = interval_of.loc[key, f"{name} {end}"] if there else float("nan")
+                row[f"{name} {end}"] = 100 * float(bound)
         rows.append(row)
     order = list(results["ood"].unique())
     rows.sort(key=lambda row: order.index(row["ood"]))  # stable: losses and detectors stay put
     for ood in order:
         same = [row for row in rows if row["ood"] == ood]
         for name, higher in HIGHER_IS_BETTER.items():
-            best = (max if higher else min)(row[name] for row in same)
+            values = [row[name] for row in same if not np.isnan(row[name])]
             for row in same:
-                row[f"{name} best"] = row[name] == best
+                row[f"{name} best"] = bool(values) and row[name] == (max if higher else min)(values)
     return rows
 
 
-def terminal_table(results: pd.DataFrame, costs: pd.DataFrame) -> Table:
+def needs(cost: Any) -> str:
+    """What a detector needs beyond a forward pass, in a few words, from its row of the costs."""
+    found = []
+    if cost.fitted:
+        found.append("fit")
+    if cost.backward:
+        found.append("backward")
+    if cost.hyperparameters:
+        found.append(
+            f"{cost.hyperparameters:.0f} hyperparameter" + "s" * (cost.hyperparameters > 1)
+        )
+    return ", ".join(found) or "nothing"
+
+
+def terminal_table(results: pd.DataFrame, intervals: pd.DataFrame, costs: pd.DataFrame) -> Table:
     """The same for the terminal; the best of each column and OOD set is marked with a star."""
     seeds = results["seed"].nunique()
     table = Table(
-        title=f"percent, mean ± std over {seeds} seeds; * best on its OOD set; "
-        "passes: forward + backward; time: against plain softmax inference",
+        title=f"percent, mean ± std over {seeds} seeds, [95% bootstrap interval]; * best on its "
+        "OOD set; passes: forward + backward; time: against plain softmax inference",
         title_justify="left",
     )
     for column in ("OOD set", "loss", "detector", "accuracy"):
         table.add_column(column, no_wrap=True)
-    for column in (*HIGHER_IS_BETTER, "passes", "ms/image", "time"):
+    for column in (*HIGHER_IS_BETTER, "passes", "time"):
         table.add_column(column, justify="right", no_wrap=True)
     previous = None
-    for row in table_rows(results, costs):
+    for row in table_rows(results, intervals, costs):
         if previous not in (None, row["ood"]):
             table.add_section()
         previous = row["ood"]
+        low, high = row["AUROC low"], row["AUROC high"]
+        interval = "" if np.isnan(low) else f" [{low:.1f}, {high:.1f}]"
         table.add_row(
             row["ood"],
             row["loss"],
             row["detector"],
             _spread(row, "accuracy"),
-            *(_spread(row, name) for name in HIGHER_IS_BETTER),
+            escape(_spread(row, "AUROC") + interval),
+            *(_spread(row, name) for name in HIGHER_IS_BETTER if name != "AUROC"),
             row["passes"],
-            f"{row['ms']:.2f}",
-            f"{row['relative']:.2f}x",
+            "" if np.isnan(row["relative"]) else f"{row['relative']:.2f}x",
         )
     return table
 
@@ -87,8 +116,10 @@ def terminal_table(results: pd.DataFrame, costs: pd.DataFrame) -> Table:
 def write_report(
     output: Path,
     results: pd.DataFrame,
+    intervals: pd.DataFrame,
     costs: pd.DataFrame,
     left_out: pd.DataFrame,
+    errors: pd.DataFrame,
     id_test: Images,
     ood_sets: Sequence[Images],
     model: str,
@@ -96,18 +127,20 @@ def write_report(
     """``report.html`` in the output folder: works from the file, offline.
 
     :param results: one row per loss, seed, detector and OOD set
+    :param intervals: bootstrap intervals, one row per loss, detector and OOD set
     :param costs: one row per loss and detector
     :param left_out: loss, detector, reason
+    :param errors: loss, seed, detector, OOD set and error of the cells without a value
     :param id_test: the ID test images that were scored
     :param ood_sets: the OOD images that were scored
     :param model: the architecture
     """
-    write_plots(output, results)
-    scores = _scores(output, results)
+    write_plots(output, results, id_test.name)
+    scores = _scores(output, results, id_test.name)
     environment = Environment(
         loader=PackageLoader("isomax_evaluation", "templates"), autoescape=select_autoescape()
     )
-    rows = table_rows(results, costs)
+    rows = table_rows(results, intervals, costs)
     html = environment.get_template("report.html").render(
         rows=rows,
         metrics=list(HIGHER_IS_BETTER),
@@ -115,6 +148,7 @@ def write_report(
         model=model,
         id_name=id_test.name,
         left_out=left_out.to_dict("records"),
+        errors=errors.to_dict("records"),
         examples=_examples(scores, rows, id_test, ood_sets),
         # "</" would end the script element
         data=json.dumps(_quantiles(scores)).replace("</", "<\\/"),
@@ -126,11 +160,12 @@ def write_report(
     return path
 
 
-def write_plots(output: Path, results: pd.DataFrame) -> None:
+def write_plots(output: Path, results: pd.DataFrame, id_name: str) -> None:
     """``plots/roc.png`` and ``plots/scores.png``: each loss's best detector on each OOD set."""
-    scores = _scores(output, results)
+    scores = _scores(output, results, id_name)
     sets, losses = results["ood"].unique(), results["loss"].unique()
-    mean = results.groupby(["loss", "ood", "detector"])["AUROC"].mean()
+    there = [f"{row.loss}, {row.detector}" in scores for row in results.itertuples()]
+    mean = results[there].groupby(["loss", "ood", "detector"])["AUROC"].mean()
     (output / "plots").mkdir(exist_ok=True)
 
     def draw(name: str, plot: Callable[[Axes, str, str], None], rows: Sequence[str]) -> None:
@@ -139,8 +174,8 @@ def write_plots(output: Path, results: pd.DataFrame) -> None:
         for line, row in zip(axes, rows, strict=True):
             for axis, ood in zip(line, sets, strict=True):
                 for loss in losses if row == "all" else [row]:
-                    detector = str(mean[loss, ood].idxmax())
-                    plot(axis, f"{loss}, {detector}", ood)
+                    if (loss, ood) in mean.index:
+                        plot(axis, f"{loss}, {mean[loss, ood].idxmax()}", ood)
                 axis.legend(fontsize="small")
         path = output / "plots" / name
         write_whole(path, lambda partial: figure.savefig(partial, format="png", dpi=110))
@@ -164,22 +199,29 @@ def write_plots(output: Path, results: pd.DataFrame) -> None:
 
 
 def _spread(row: dict[str, Any], name: str) -> str:
+    if np.isnan(row[name]):
+        return "error"
     star = "*" if row.get(f"{name} best") else ""
     spread = row[f"{name} std"]
     return f"{star}{row[name]:.1f}" + ("" if np.isnan(spread) else f" ±{spread:.1f}")
 
 
-def _scores(output: Path, results: pd.DataFrame) -> dict[str, dict[str, np.ndarray]]:
-    """Scores of the first seed, by "loss, detector" and dataset."""
+def _scores(output: Path, results: pd.DataFrame, id_name: str) -> dict[str, dict[str, np.ndarray]]:
+    """Scores of the first seed, by "loss, detector" and dataset; the ID set is called ``id``."""
     scores: dict[str, dict[str, np.ndarray]] = {}
     first = results["seed"].min()
     for loss in results["loss"].unique():
         folder = run_folder(output, loss, first)
-        with np.load(folder / "scores.npz") as arrays:
-            for key in arrays.files:
-                detector, _, dataset = key.partition("|")
-                scores.setdefault(f"{loss}, {detector}", {})[dataset] = arrays[key]
-    return scores
+        known = read_scores(folder, id_name)
+        for ood in results["ood"].unique():
+            unknown = read_scores(folder, ood)
+            for detector in known.keys() & unknown.keys():
+                name = f"{loss}, {detector}"
+                scores.setdefault(name, {"id": known[detector]})[ood] = unknown[detector]
+    order = [
+        f"{loss}, {name}" for loss, name in results[["loss", "detector"]].drop_duplicates().values
+    ]
+    return {name: scores[name] for name in order if name in scores}
 
 
 def _quantiles(scores: dict[str, dict[str, np.ndarray]]) -> dict[str, dict[str, list[float]]]:
@@ -205,7 +247,12 @@ def _examples(
     ours = [row for row in rows if row["loss"] != "softmax"] or rows
     strips = []
     for images in ood_sets:
-        best = max((r for r in ours if r["ood"] == images.name), key=lambda r: r["AUROC"])
+        there = [
+            r for r in ours if r["ood"] == images.name and f"{r['loss']}, {r['detector']}" in scores
+        ]
+        if not there:
+            continue
+        best = max(there, key=lambda r: r["AUROC"])
         name = f"{best['loss']}, {best['detector']}"
         most_ood = np.argsort(-scores[name]["id"])[:EXAMPLES]
         most_id = np.argsort(scores[name][images.name])[:EXAMPLES]

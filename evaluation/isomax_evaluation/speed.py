@@ -3,10 +3,11 @@
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import pandas as pd
 import torch
-from pytorch_ood.api import Detector
+from pytorch_ood.api import Detector, FeaturesDetector, LogitsDetector
 from torch import Tensor, nn
 
 from isomax_adapters.pytorch_ood import Parts
@@ -30,39 +31,48 @@ def alternate(
 
 def cost_of_detectors(
     baseline: nn.Module,
-    detectors: Mapping[str, tuple[Parts, Detector]],
+    parts: Parts,
+    detectors: Mapping[str, Detector],
     images: Tensor,
     repeats: int = 7,
 ) -> pd.DataFrame:
     """What it costs to score a batch, against classifying it with a softmax model.
 
     :param baseline: the softmax model, in evaluation mode
-    :param detectors: fitted detectors with the model that each of them works on
-    :param images: a batch
-    :return: per detector: forward and backward passes through the backbone, milliseconds per
-        image, and time as a multiple of the baseline's
+    :param parts: the model that the detectors work on
+    :param detectors: fitted detectors
+    :param images: a batch; one that a detector fails on leaves that detector out
+    :return: per detector: whether it is fitted, how many hyperparameters it has to search, forward
+        and backward passes through the backbone, milliseconds per image, and time as a multiple of
+        the baseline's
     """
 
     def classify() -> None:
         with torch.no_grad():
             baseline(images)
 
+    rows: list[dict[str, Any]] = []
     functions: dict[str, Callable[[], object]] = {"": classify}
-    for name, (_, detector) in detectors.items():
-        functions[name] = _predictor(detector, images)
-    seconds = alternate(functions, repeats)
-    rows = []
-    for name, (parts, detector) in detectors.items():
-        forward, backward = count_passes(parts, _predictor(detector, images))
+    for name, detector in detectors.items():
+        predict = _predictor(detector, images)
+        try:
+            forward, backward = count_passes(parts, predict)
+        except Exception:  # the scores' table says why
+            continue
+        functions[name] = predict
         rows.append(
             {
-                "name": name,
+                "detector": name,
+                "fitted": bool(detector.requires_fit),
+                "hyperparameters": len(detector.hyperparameter_space),
                 "forward": forward,
                 "backward": backward,
-                "ms_per_image": 1000 * seconds[name] / len(images),
-                "relative_time": seconds[name] / seconds[""],
             }
         )
+    seconds = alternate(functions, repeats)
+    for row in rows:
+        row["ms_per_image"] = 1000 * seconds[str(row["detector"])] / len(images)
+        row["relative_time"] = seconds[str(row["detector"])] / seconds[""]
     return pd.DataFrame(rows)
 
 
@@ -90,9 +100,11 @@ def count_passes(parts: Parts, function: Callable[[], object]) -> tuple[int, int
 
 
 def _predictor(detector: Detector, images: Tensor) -> Callable[[], object]:
+    # detectors of logits and features do not need gradients, the others switch them on and off
+    gradients = not isinstance(detector, (LogitsDetector, FeaturesDetector))
+
     def predict() -> None:
-        # detectors that need gradients switch them on themselves
-        with torch.no_grad():
+        with torch.set_grad_enabled(gradients):
             detector.predict(images)
 
     return predict

@@ -2,12 +2,15 @@
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
+import pytorch_ood.detector as ood
 import timm
 import torch
+from pytorch_ood.benchmark import Benchmark
 from rich.console import Console
 from sklearn.metrics import average_precision_score, roc_auc_score
 
@@ -16,8 +19,10 @@ from isomax_adapters.onnx.runtime import Scorer
 from isomax_adapters.timm import load_calibration, load_model
 from isomax_evaluation import compare, data
 from isomax_evaluation.comparison import DETECTORS
+from isomax_evaluation.detection import read_scores
 from isomax_evaluation.errors import InputError
-from isomax_evaluation.report import terminal_table
+from isomax_evaluation.intervals import METRICS
+from isomax_evaluation.report import needs, terminal_table
 
 from ..image_folders import make_folder
 
@@ -39,9 +44,8 @@ def test_the_table_has_every_cell(compared):
 
 def test_auroc_equals_scikit_learns_from_the_saved_scores(compared):
     for row in compared.results.itertuples():
-        with np.load(compared.output / f"runs/{row.loss}-seed{row.seed}/scores.npz") as scores:
-            known = scores[f"{row.detector}|id"]
-            unknown = scores[f"{row.detector}|{row.ood}"]
+        folder = compared.output / f"runs/{row.loss}-seed{row.seed}"
+        known, unknown = (read_scores(folder, name)[row.detector] for name in ("digits", row.ood))
         values = np.concatenate([known, unknown])
         truth = np.r_[np.zeros(len(known)), np.ones(len(unknown))]
         assert pytest.approx(roc_auc_score(truth, values), abs=1e-9) == row.AUROC
@@ -131,7 +135,7 @@ def test_the_report_is_one_file_that_names_everything(compared):
 
 def test_the_table_prints_mean_and_spread(compared):
     console = Console(width=170, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(terminal_table(compared.results, compared.costs))
+    console.print(terminal_table(compared.results, compared.intervals, compared.costs))
     text = console.export_text()
     chosen = compared.results.query(
         "loss == 'isomax' and detector == 'EntropicScore' and ood == 'uniform-noise'"
@@ -146,7 +150,8 @@ def test_a_second_call_computes_nothing_again(compared, monkeypatch):
         raise AssertionError("computed again")
 
     monkeypatch.setattr("isomax_evaluation.training.fit", never)
-    monkeypatch.setattr("isomax_evaluation.comparison.extract", never)
+    monkeypatch.setattr("isomax_evaluation.extraction.fit", never)
+    monkeypatch.setattr("isomax_evaluation.extraction.score", never)
     settings = json.loads((compared.output / "settings.json").read_text())
     from isomax_evaluation.recipes import Recipe
 
@@ -186,8 +191,6 @@ def test_a_folder_of_another_run_is_left_alone(compared):
 
 def test_own_folders(photos, tmp_path, capfd):
     """The user's own images, one OOD class also known, one OOD set of a single image."""
-    from dataclasses import replace
-
     from isomax_evaluation.recipes import RECIPES
 
     make_folder(tmp_path / "odd", ("ash", "yew"), 6, seed=5)
@@ -211,26 +214,150 @@ def test_own_folders(photos, tmp_path, capfd):
     assert (wide["MinimumDistanceScore"] == wide["MaxLogit"]).all()
 
 
-def test_a_detector_that_cannot_be_fitted_is_left_out_and_the_rest_stands(tmp_path, monkeypatch):
-    from dataclasses import replace
-
-    import pytorch_ood.detector as ood
-
+def short(output, **arguments):
+    """One model, trained for an epoch."""
     from isomax_evaluation.recipes import RECIPES
 
+    given = {"losses": ["softmax"], "seeds": 1, "recipe": replace(RECIPES["digits"], epochs=1)}
+    return compare(output=output, **(given | arguments))
+
+
+def test_a_detector_that_fails_is_named_in_its_cells_and_the_rest_stands(tmp_path, monkeypatch):
     def refuse(self, z, y):
         raise ValueError("No correct predictions for class 3")
 
+    def undefined(self, z):
+        scores = z[:, 0].clone()
+        if len(scores) == 500:  # of the noise only
+            scores[:7] = torch.nan
+        return scores
+
     monkeypatch.setattr(ood.Mahalanobis, "fit_features", refuse)
-    done = compare(
-        losses=["softmax"],
-        detectors=["MaxLogit", "Mahalanobis", "KNN"],
-        recipe=replace(RECIPES["digits"], epochs=1),
-        seeds=1,
-        output=tmp_path / "out",
+    monkeypatch.setattr(ood.LTS, "predict_features", undefined)
+    done = short(tmp_path / "out", detectors=["MaxLogit", "Mahalanobis", "LTS", "KNN"])
+    assert len(done.results) == 4 * 2
+    empty = done.results[done.results["AUROC"].isna()]
+    assert set(zip(empty["detector"], empty["ood"], strict=True)) == {
+        ("Mahalanobis", "digits-held-out"),
+        ("Mahalanobis", "uniform-noise"),
+        ("LTS", "uniform-noise"),
+    }
+    errors = {(row.detector, row.ood): row.error for row in done.errors.itertuples()}
+    assert errors["LTS", "uniform-noise"] == "7 of 500 scores are NaN or infinite"
+    fitting = "ValueError: No correct predictions for class 3"
+    assert errors["Mahalanobis", "uniform-noise"] == fitting
+    assert fitting in (tmp_path / "out/report.html").read_text()
+    assert not done.results.query("detector == 'KNN'").isna().any().any()
+
+
+def test_an_interrupted_scoring_goes_on_where_it_was(tmp_path, monkeypatch):
+    from isomax_evaluation import extraction
+
+    names = ["MaxLogit", "ReAct", "Gram", "ODIN"]
+    whole = short(tmp_path / "whole", detectors=names)
+    original, scored = extraction.score, []
+
+    def stop_at_the_second(*arguments):
+        scored.append(1)
+        if len(scored) == 2:
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    monkeypatch.setattr(extraction, "score", stop_at_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        short(tmp_path / "out", detectors=names)
+    monkeypatch.setattr("isomax_evaluation.training.fit", None)  # trained, and not again
+    done = short(tmp_path / "out", detectors=names)
+    assert len(scored) == 4  # the ID images once, the OOD set that was interrupted twice
+    pd.testing.assert_frame_equal(done.results, whole.results)
+    pd.testing.assert_frame_equal(done.intervals, whole.intervals)
+
+
+def test_intervals_hold_the_metric(compared):
+    means = compared.results.groupby(["loss", "detector", "ood"])[list(METRICS)].mean()
+    intervals = compared.intervals.set_index(["loss", "detector", "ood"])
+    assert len(intervals) == len(means)
+    for key, row in means.iterrows():
+        for metric in METRICS:
+            low, high = (intervals.loc[key, f"{metric} {end}"] for end in ("low", "high"))
+            assert 0 <= low <= high <= 1
+            assert low - 0.02 <= row[metric] <= high + 0.02
+
+
+def test_costs_name_what_a_detector_needs(compared):
+    assert {
+        row.detector: needs(row) for row in compared.costs.query("loss == 'isomax'").itertuples()
+    } == {
+        "MaxSoftmax": "nothing",
+        "MaxLogit": "nothing",
+        "EnergyBased": "nothing",
+        "EntropicScore": "nothing",
+        "Mahalanobis": "fit",
+        "ODIN": "backward, 2 hyperparameters",
+    }
+
+
+def test_hyperparameters_are_chosen_on_other_images(tmp_path):
+    with pytest.raises(InputError, match="uniform-noise is tested on"):
+        short(tmp_path / "out", tune="uniform-noise")
+    names = ["MaxLogit", "KNN", "ReAct", "GEN"]
+    done = short(tmp_path / "out", tune="gaussian-noise", detectors=names, test_images=60)
+    chosen = json.loads((tmp_path / "out/runs/softmax-seed0/hyperparameters.json").read_text())
+    assert set(chosen) == {"KNN", "ReAct", "GEN"}
+    assert chosen["KNN"]["k"] in ood.KNN.hyperparameter_space["k"]
+    assert not done.results.isna().any().any()
+
+
+class Digits(Benchmark):
+    """As pytorch-ood's benchmarks are: datasets of images and labels."""
+
+    ood_names = ["held out", "noise"]  # noqa: RUF012
+
+    def __init__(self, transform=None):
+        known, test = data.open_splits("digits")
+        self.sets = [
+            [(as_wanted(images.image(i), transform), int(images.labels[i])) for i in range(count)]
+            for images, count in (
+                (known, 600),
+                (test, 90),
+                (data.open_images("digits-held-out").as_ood(), 80),
+                (data.open_images("uniform-noise"), 70),
+            )
+        ]
+
+    def train_set(self):
+        return self.sets[0]
+
+    def test_sets(self, known=True, unknown=True):
+        if not unknown:
+            return [self.sets[1]]
+        return self.sets[2:] if not known else [self.sets[1] + other for other in self.sets[2:]]
+
+
+def as_wanted(image, transform):
+    return image if transform is None else transform(image)
+
+
+def test_a_benchmark_of_pytorch_ood_brings_its_own_sets(tmp_path):
+    done = short(
+        tmp_path / "out", benchmark=Digits(), detectors=["MaxLogit"], image_size=32, alpha=0.1
     )
-    assert set(done.results["detector"]) == {"MaxLogit", "KNN"}
-    (row,) = done.left_out.itertuples()
-    assert row.detector == "Mahalanobis"
-    assert row.reason == "failed, softmax-seed0: ValueError: No correct predictions for class 3"
-    assert "No correct predictions" in (tmp_path / "out/report.html").read_text()
+    assert list(done.results["ood"]) == ["held out", "noise"]
+    settings = json.loads((tmp_path / "out/settings.json").read_text())
+    assert settings["id"] == "Digits"
+    assert settings["images"] == {"Digits": 600, "held out": 80, "noise": 70, "id test": 90}
+    # the same numbers as its own evaluation of the same model
+    model = load_model(tmp_path / "out/runs/softmax-seed0/model")
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+    expected = Digits(transform).evaluate([ood.MaxLogit(model)])
+    for row, theirs in zip(done.results.itertuples(), expected, strict=True):
+        assert pytest.approx(theirs["AUROC"], abs=1e-6) == row.AUROC
+
+
+def test_benchmarks_that_cannot_be_used_are_refused(tmp_path):
+    for benchmark, message in [
+        ("CIFAR11", "choose from CIFAR10_ODIN"),
+        (Digits(np.asarray), "gives ndarray, not images"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            short(tmp_path / "out", benchmark=benchmark)

@@ -22,7 +22,7 @@ def test_passes_are_counted():
     assert count_passes(parts, lambda: model(x)) == (1, 0)
     odin = detectors_for(model, ["ODIN"])["ODIN"]
     assert count_passes(parts, lambda: odin.predict(x)) == (2, 1)
-    costs = cost_of_detectors(model, {"ODIN": (parts, odin)}, x, repeats=2)
+    costs = cost_of_detectors(model, parts, {"ODIN": odin}, x, repeats=2)
     assert costs.loc[0, "backward"] == 1
 
 

@@ -1,16 +1,20 @@
 """The parts of a timm model that detectors are wired to."""
 
+from functools import cached_property
 from typing import Any
 
 import torch
+from timm.models import get_model_input_config
 from torch import Tensor, nn
 
 from isomax.heads import _DistanceHead
 from isomax_adapters.timm.attaching import classifier_names, head_of
 
+STAGES = 4  #: how many of the last stages detectors of several layers look at
+
 
 class Parts:
-    """A timm model taken apart: encoder, classifier, weights.
+    """A timm model taken apart: encoder, feature maps, stages, classifier, weights.
 
     Whatever the architecture, the features are what goes into the layer that gives the logits
     (the first of them in a model with several), so that ``classifier(encoder(x))`` are the logits
@@ -24,7 +28,7 @@ class Parts:
         """
         if not hasattr(model, "get_classifier"):
             raise ValueError(f"{type(model).__name__} has no classifier that gives its logits")
-        self.model = model
+        self.model: Any = model
         self.classifiers = [model.get_submodule(name) for name in classifier_names(model)]
 
     @property
@@ -56,6 +60,18 @@ class Parts:
         bias: Tensor = self.classifier.bias.detach()
         return bias
 
+    def linear_layer(self) -> nn.Linear:
+        """A linear classifier as ``nn.Linear``, also where the model has a 1x1 convolution."""
+        layer = nn.Linear(self.weight.shape[1], self.weight.shape[0], device=self.weight.device)
+        layer.load_state_dict({"weight": self.weight, "bias": self.bias})
+        return layer
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        device: torch.device = next(self.model.parameters()).device
+        return device
+
     def classify(self, features: Tensor) -> Tensor:
         """Logits of pooled features, :math:`B \\times D`."""
         if isinstance(self.classifier, nn.Conv2d):
@@ -68,10 +84,23 @@ class Parts:
 
         :return: logits :math:`B \\times C` and pooled features :math:`B \\times D`
         """
+        return self._with_features(self.model, x)
+
+    def logits_features_and_maps(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """All three from one forward pass, of a model that has feature maps.
+
+        :return: logits :math:`B \\times C`, pooled features :math:`B \\times D` and feature maps
+            :math:`B \\times C' \\times H \\times W`
+        """
+        maps = self.feature_maps(x)
+        logits, features = self._with_features(self.classify_maps, maps)
+        return logits, features, maps
+
+    def _with_features(self, function: Any, x: Tensor) -> tuple[Tensor, Tensor]:
         seen: list[Tensor] = []
         hook = self.classifier.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
         try:
-            logits = self.model(x)
+            logits = function(x)
         finally:
             hook.remove()
         features = seen[0]
@@ -82,3 +111,63 @@ class Parts:
     def encode(self, x: Tensor) -> Tensor:
         """Pooled features, :math:`B \\times D`."""
         return self.logits_and_features(x)[1]
+
+    @cached_property
+    def maps_layout(self) -> str | None:
+        """``NCHW`` or ``NHWC`` if the model's last features are maps; ``None`` if they are tokens.
+
+        Found by running one black image.
+        """
+        with torch.no_grad():
+            features = self._run_once(self.model.forward_features)
+        if not isinstance(features, Tensor) or features.dim() != 4:
+            return None
+        width = self.model.num_features
+        if features.shape[1] == width:
+            return "NCHW"
+        return "NHWC" if features.shape[3] == width else None
+
+    def feature_maps(self, x: Tensor) -> Tensor:
+        """The last feature maps, before pooling, :math:`B \\times C' \\times H \\times W`."""
+        maps: Tensor = self.model.forward_features(x)
+        maps = maps.permute(0, 3, 1, 2) if self.maps_layout == "NHWC" else maps
+        return maps.contiguous()  # some detectors take views of them
+
+    def classify_maps(self, maps: Tensor) -> Tensor:
+        """Logits of feature maps."""
+        if self.maps_layout == "NHWC":
+            maps = maps.permute(0, 2, 3, 1)
+        logits: Tensor = self.model.forward_head(maps)
+        return logits
+
+    @cached_property
+    def stages_count(self) -> int:
+        """How many of the last stages :meth:`stages` gives; 0 if timm cannot take them out."""
+        if not hasattr(self.model, "forward_intermediates"):
+            return 0
+        known = len(getattr(self.model, "feature_info", []))
+        return min(STAGES, known)
+
+    def stages(self, x: Tensor) -> list[Tensor]:
+        """Outputs of the last stages (blocks of a transformer) as maps
+        :math:`B \\times C_l \\times H_l \\times W_l`, first to last."""
+        maps: list[Tensor] = self.model.forward_intermediates(
+            x, indices=self.stages_count, output_fmt="NCHW", intermediates_only=True
+        )
+        return maps
+
+    @cached_property
+    def stage_modules(self) -> list[nn.Module]:
+        """The modules whose outputs are the last stages."""
+        info = list(getattr(self.model, "feature_info", []))[-STAGES:]
+        return [self.model.get_submodule(stage["module"]) for stage in info]
+
+    def _run_once(self, function: Any) -> Any:
+        like = next(self.model.parameters())
+        size = get_model_input_config(self.model)["input_size"]
+        training = self.model.training
+        self.model.eval()
+        try:
+            return function(torch.zeros(1, *size, device=like.device, dtype=like.dtype))
+        finally:
+            self.model.train(training)

@@ -72,9 +72,16 @@ def test_what_cannot_work_is_left_out_with_the_reason():
         "EntropicScore",
         "MinimumDistanceScore",
         "MaxMeanLogitEntropyScore",
+        "MCD",
+        "MCM",
+        "WeightedEBO",
     }
     reasons = why_not(model_of("isomax_test_resnet"))
-    assert set(reasons) == {"DICE", "Entropy"}
+    linear = {"DICE", "fDBD", "NCI", "PNML", "ViM"}
+    assert set(reasons) == linear | {"Entropy", "MCD", "MCM", "WeightedEBO"}
+    assert "tokens" in why_not(timm.create_model("test_vit", num_classes=4))["ASH"]
+    dropping = timm.create_model("test_resnet", num_classes=4, drop_rate=0.1)
+    assert "MCD" not in why_not(dropping)
     assert "distance head" in reasons["DICE"]
     pair = timm.create_model("deit_tiny_distilled_patch16_224", num_classes=4)
     assert "several" in why_not(pair)["DICE"]

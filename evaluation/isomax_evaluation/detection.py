@@ -1,0 +1,201 @@
+"""Scores, metrics and costs of one trained model, in its run folder."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+import pandas as pd
+import timm.data
+import torch
+from accelerate import Accelerator
+from pytorch_ood.api import Detector
+from pytorch_ood.metrics import OODMetrics
+from rich.progress import Progress
+from torch import Tensor
+from torch.utils.data import ConcatDataset, DataLoader
+
+from isomax.calibration import expected_calibration_error
+from isomax_adapters.pytorch_ood import Parts, detectors_for
+from isomax_adapters.timm import load_calibration, load_model
+from isomax_evaluation import extraction
+from isomax_evaluation.data import Images, Transformed
+from isomax_evaluation.extraction import Outputs
+from isomax_evaluation.fitting import images_workers
+from isomax_evaluation.intervals import METRICS
+from isomax_evaluation.jobs import Job, build_model, data_config
+from isomax_evaluation.outputs import write_json, write_whole
+from isomax_evaluation.progress import shown
+from isomax_evaluation.speed import cost_of_detectors
+from isomax_evaluation.tuning import tune
+
+TUNING_IMAGES = 2000  # that detectors of images and feature maps are tuned on
+
+
+@dataclass(frozen=True)
+class Tested:
+    """The images that every model of a comparison is tested on."""
+
+    known: Images
+    unknown: Sequence[Images]
+    tuning: Images | None = None  #: OOD images for hyperparameters; none are tuned without
+
+
+def test_model(
+    job: Job,
+    folder: Path,
+    names: Sequence[str],
+    train_images: Images,
+    val_images: Images,
+    tested: Tested,
+    accelerator: Accelerator,
+    progress: Progress,
+) -> None:
+    """Score all test images with all detectors; ``results.csv`` and ``errors.csv`` in the folder.
+
+    Goes on where an interrupted call was: a dataset that has been scored is not scored again.
+
+    :param job: what the model in the folder was trained for
+    :param names: detectors
+    :param train_images: ID images that detectors are fitted on
+    :param val_images: ID images that hyperparameters are chosen by
+    """
+    if (folder / "results.csv").is_file():
+        return
+    (folder / "scores").mkdir(exist_ok=True)
+    model = load_model(folder / "model").to(accelerator.device)
+    parts = Parts(model)
+    detectors = detectors_for(parts, names)
+    transform = timm.data.create_transform(**data_config(job, model))
+
+    def loader_of(*sets: Images) -> DataLoader:
+        return DataLoader(
+            ConcatDataset([Transformed(images, transform) for images in sets]),
+            batch_size=64,
+            num_workers=max(images_workers(images, job) for images in sets),
+        )
+
+    todo = [images for images in (tested.known, *tested.unknown) if not _scored(folder, images)]
+    costs_missing = job.seed == 0 and not (folder / "costs.csv").is_file()
+    if todo or costs_missing:
+        if tested.tuning is not None:
+            with shown(progress, f"choosing hyperparameters, {job.loss}"):
+                step = -(-len(train_images) // TUNING_IMAGES)
+                few = train_images.take(np.arange(0, len(train_images), step))
+                chosen = tune(
+                    parts,
+                    detectors,
+                    loader_of(train_images),
+                    loader_of(few),
+                    loader_of(val_images, tested.tuning),
+                )
+            write_json(folder / "hyperparameters.json", chosen)
+        torch.manual_seed(job.seed)  # some detectors draw
+        with shown(progress, f"fitting detectors, {job.loss}", len(train_images)) as advance:
+            unfitted = extraction.fit(parts, detectors, loader_of(train_images), folder, advance)
+        fitted = {name: d for name, d in detectors.items() if name not in unfitted}
+        for images in todo:
+            torch.manual_seed(job.seed)
+            with shown(progress, f"scoring {images.name}, {job.loss}", len(images)) as advance:
+                outputs, scores, failed = extraction.score(
+                    parts, fitted, loader_of(images), advance
+                )
+            content: dict[str, Any] = {"failed": unfitted | failed}
+            if images is tested.known:
+                content |= _classified(outputs, folder)
+            _write_scores(folder, images, scores, content)
+        if costs_missing:
+            with shown(progress, f"measuring what a score costs, {job.loss}"):
+                _write_costs(job, folder, parts, fitted, tested.known, transform)
+    _write_results(job, folder, list(detectors), tested)
+
+
+def read_scores(folder: Path, images: str) -> dict[str, np.ndarray]:
+    """Scores of a dataset by detector, from a run folder."""
+    with np.load(_scores_path(folder, images)) as arrays:
+        return dict(arrays)
+
+
+def ood_metrics(id_scores: Tensor, ood_scores: Tensor) -> dict[str, float]:
+    """pytorch-ood's metrics of one ID and one OOD set of scores."""
+    metrics = OODMetrics()
+    metrics.update(id_scores, torch.zeros(len(id_scores), dtype=torch.long))
+    metrics.update(ood_scores, torch.full((len(ood_scores),), -1))
+    computed = metrics.compute()
+    return {name: float(computed[name]) for name in METRICS}
+
+
+def _scores_path(folder: Path, images: str) -> Path:
+    return folder / "scores" / f"{quote(images, safe='')}.npz"
+
+
+def _scored(folder: Path, images: Images) -> bool:
+    return _scores_path(folder, images.name).is_file()
+
+
+def _classified(outputs: Outputs, folder: Path) -> dict[str, float]:
+    calibration = load_calibration(folder / "model")
+    assert calibration is not None
+    return {
+        "accuracy": float((outputs.logits.argmax(1) == outputs.labels).float().mean()),
+        "ECE": expected_calibration_error(outputs.logits / calibration.temperature, outputs.labels),
+    }
+
+
+def _write_scores(
+    folder: Path, images: Images, scores: dict[str, Tensor], content: dict[str, Any]
+) -> None:
+    path = _scores_path(folder, images.name)
+    arrays = {name: values.numpy() for name, values in scores.items()}
+
+    def write(partial: Path) -> None:
+        with partial.open("wb") as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+
+    write_json(path.with_suffix(".json"), content)
+    write_whole(path, write)  # the last one: it says that the dataset is done
+
+
+def _write_results(job: Job, folder: Path, names: Sequence[str], tested: Tested) -> None:
+    def read(images: Images) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        content = _scores_path(folder, images.name).with_suffix(".json").read_text()
+        return read_scores(folder, images.name), json.loads(content)
+
+    id_scores, known = read(tested.known)
+    rows, errors = [], []
+    for images in tested.unknown:
+        ood_scores, unknown = read(images)
+        failed = unknown["failed"] | known["failed"]
+        for name in names:
+            where = {"loss": job.loss, "seed": job.seed, "detector": name, "ood": images.name}
+            if name in failed:
+                errors.append(where | {"error": failed[name]})
+                found = dict.fromkeys(METRICS, float("nan"))
+            else:
+                found = ood_metrics(*(torch.from_numpy(s[name]) for s in (id_scores, ood_scores)))
+            rows.append(where | {"accuracy": known["accuracy"], "ECE": known["ECE"]} | found)
+    columns = ["loss", "seed", "detector", "ood", "error"]
+    table = pd.DataFrame(errors, columns=columns)
+    write_whole(folder / "errors.csv", lambda path: table.to_csv(path, index=False))
+    write_whole(folder / "results.csv", lambda path: pd.DataFrame(rows).to_csv(path, index=False))
+
+
+def _write_costs(
+    job: Job,
+    folder: Path,
+    parts: Parts,
+    detectors: dict[str, Detector],
+    images: Images,
+    transform: Any,
+) -> None:
+    batch = torch.stack([transform(images.image(i)) for i in range(min(32, len(images)))])
+    batch = batch.to(parts.device)
+    # its weights do not change what it costs
+    baseline = build_model(replace(job, loss="softmax"), parts.model.num_classes, pretrained=False)
+    baseline = baseline.to(parts.device).eval()
+    costs = cost_of_detectors(baseline, parts, detectors, batch)
+    costs.insert(0, "loss", job.loss)
+    write_whole(folder / "costs.csv", lambda path: costs.to_csv(path, index=False))

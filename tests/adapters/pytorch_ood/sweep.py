@@ -1,0 +1,88 @@
+"""Which detector works on which family of timm's models: fit and score them, print the table.
+
+``tox -e detectors``, or ``python tests/adapters/pytorch_ood/sweep.py [MODEL...]``. A letter per
+detector and model: x works, - cannot work there (the reasons are listed), ! fails.
+"""
+
+import sys
+import warnings
+
+import timm
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from timm.models import get_model_input_config
+
+import isomax_adapters.timm  # noqa: F401
+from isomax_adapters.pytorch_ood import NAMES, Parts, detectors_for, why_not
+from isomax_evaluation.extraction import fit, score
+
+MODELS = [
+    # one small member each of 26 families, convolutional ones first
+    *("test_resnet", "test_efficientnet", "test_convnext", "test_byobnet", "densenet121", "vgg11"),
+    *("regnetx_002", "dla46_c", "hrnet_w18_small", "repvgg_a0", "mobilenetv3_small_050"),
+    *("ghostnet_050", "inception_v3", "test_nfnet", "resnest14d", "fastvit_t8", "poolformer_s12"),
+    *("test_vit", "swin_tiny_patch4_window7_224", "deit_tiny_distilled_patch16_224"),
+    *("mixer_s32_224", "levit_128s", "davit_tiny", "xcit_nano_12_p8_224", "cait_xxs24_224"),
+    "efficientformer_l1",
+]
+CLASSES = 4
+
+
+def images_of(size: tuple[int, ...], count: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Batches of noise whose brightness is the class."""
+    labels = torch.arange(count) % CLASSES
+    images = torch.randn(count, *size) + labels[:, None, None, None]
+    return list(zip(images.split(14), labels.split(14), strict=True))
+
+
+def check(name: str) -> dict[str, str]:
+    """What became of each detector on a model: empty if it works."""
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=CLASSES).eval()
+    size = get_model_input_config(model)["input_size"]
+    train, test = images_of(size, 56), images_of(size, 6)
+    parts = Parts(model)
+    with torch.no_grad():
+        # an untrained model, made to see every class, and right: some detectors ask for that
+        logits = torch.cat([model(x) for x, _ in train])
+        for classifier in parts.classifiers:
+            std = logits.std(dim=0)
+            classifier.bias.sub_(logits.mean(dim=0)).div_(std)
+            classifier.weight.div_(std.view(-1, *[1] * (classifier.weight.dim() - 1)))
+        train = [(x, model(x).argmax(dim=1)) for x, _ in train]
+    found = {reason: f"- {text}" for reason, text in why_not(parts).items()}
+    detectors = detectors_for(parts)
+    failed = fit(parts, detectors, train)
+    fitted = {key: value for key, value in detectors.items() if key not in failed}
+    failed |= score(parts, fitted, test)[2]
+    return found | {key: f"! {text}" for key, text in failed.items()}
+
+
+def main() -> int:
+    warnings.simplefilter("ignore")
+    models = sys.argv[1:] or MODELS
+    found = {name: check(name) for name in track(models, console=Console(stderr=True))}
+    for number, name in enumerate(found, 1):
+        print(f"{number:3} {name}")
+    table = Table("detector", *(str(number) for number, _ in enumerate(found, 1)))
+    for detector in NAMES:
+        table.add_row(detector, *(results.get(detector, "x")[0] for results in found.values()))
+    Console(width=32 + 5 * len(found)).print(table)
+    for mark, title in (("-", "cannot work"), ("!", "fails")):
+        reasons: dict[str, list[str]] = {}
+        for name, results in found.items():
+            for detector, text in results.items():
+                if text[0] == mark:
+                    reasons.setdefault(f"{detector}: {text[2:]}", []).append(name)
+        print(f"\n{title}:")
+        for reason, where in reasons.items():
+            print(f"  {reason} ({'all' if len(where) == len(found) else ', '.join(where)})")
+    failures = sum(text[0] == "!" for results in found.values() for text in results.values())
+    print(f"\n{len(found)} models, {len(NAMES)} detectors, {failures} failures")
+    return bool(failures)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
