@@ -72,8 +72,8 @@ def needs(cost: Any) -> str:
     found = []
     if cost.fitted:
         found.append("fit")
-    if cost.backward:
-        found.append("backward")
+    if cost.gradients:
+        found.append("gradients")
     if cost.hyperparameters:
         found.append(
             f"{cost.hyperparameters:.0f} hyperparameter" + "s" * (cost.hyperparameters > 1)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 import torch
-from pytorch_ood.api import Detector, FeaturesDetector, LogitsDetector
+from pytorch_ood.api import Detector, FeaturesDetector, GradientDetector, LogitsDetector
 from torch import Tensor, nn
 
 from isomax_adapters.pytorch_ood import Parts
@@ -42,9 +42,9 @@ def cost_of_detectors(
     :param parts: the model that the detectors work on
     :param detectors: fitted detectors
     :param images: a batch; one that a detector fails on leaves that detector out
-    :return: per detector: whether it is fitted, how many hyperparameters it has to search, forward
-        and backward passes through the backbone, milliseconds per image, and time as a multiple of
-        the baseline's
+    :return: per detector: whether it is fitted, whether it takes gradients at inference, how many
+        hyperparameters it has to search, forward and backward passes through the backbone,
+        milliseconds per image, and time as a multiple of the baseline's
     """
 
     def classify() -> None:
@@ -64,6 +64,7 @@ def cost_of_detectors(
             {
                 "detector": name,
                 "fitted": bool(detector.requires_fit),
+                "gradients": isinstance(detector, GradientDetector),
                 "hyperparameters": len(detector.hyperparameter_space),
                 "forward": forward,
                 "backward": backward,

@@ -354,7 +354,7 @@ class _EuclideanDistance(torch.autograd.Function):
         squared = torch.addmm(feature_norms, features, prototypes.T, alpha=-2)
         # vector_norm makes no copy of the prototypes; after the product they are in the cache
         prototype_norms = torch.linalg.vector_norm(prototypes, dim=1).square()
-        return squared.add_(prototype_norms).clamp_(min=0).sqrt_()
+        return squared.add_(prototype_norms).relu_().sqrt_()
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
@@ -371,6 +371,9 @@ class _EuclideanDistance(torch.autograd.Function):
                 grad_features = torch.addmm(grad_features, weights, prototypes, alpha=-1)
             if ctx.needs_input_grad[1]:
                 grad_prototypes = weights.sum(0).unsqueeze(1) * prototypes
+                if torch._C._functorch.is_functorch_wrapped_tensor(grad_prototypes):
+                    # vmap has no rule for the sum in place
+                    return grad_features, grad_prototypes - weights.T @ features
                 # in place: a second tensor of the prototypes' size would cost more than the sum
                 grad_prototypes.addmm_(weights.T, features, alpha=-1)
         return grad_features, grad_prototypes

@@ -20,6 +20,7 @@ import timm
 import timm.data
 import torch
 from PIL import Image
+from pytorch_ood.api import Detector
 from pytorch_ood.benchmark import Benchmark
 from torch.utils.data import ConcatDataset, DataLoader
 
@@ -33,7 +34,7 @@ NAMES = [
     *("MaxSoftmax", "MaxLogit", "EnergyBased", "Entropy", "GEN", "KLMatching", "Mahalanobis"),
     *("KNN", "RMD", "ViM", "ReAct", "ASH", "SCALE", "ODIN"),
 ]
-CLASSES, TRAIN, TEST, REPEATS = 10, 1000, 400, 3
+CLASSES, TRAIN, TEST, REPEATS = 10, 600, 250, 3
 
 
 def write_images(folder: Path) -> None:
@@ -80,7 +81,7 @@ class Setting(Benchmark):
 LOADER = {"batch_size": 64, "num_workers": 2}
 
 
-def by_hand(setting: Setting, names: list[str]) -> list[ood.Detector]:
+def by_hand(setting: Setting, names: list[str]) -> list[Detector]:
     """Wired as pytorch-ood's documentation does, sharing what its cache can share."""
     model, fc = setting.model, setting.model.fc
 

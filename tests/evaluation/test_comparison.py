@@ -293,7 +293,7 @@ def test_costs_name_what_a_detector_needs(compared):
         "EnergyBased": "nothing",
         "EntropicScore": "nothing",
         "Mahalanobis": "fit",
-        "ODIN": "backward, 2 hyperparameters",
+        "ODIN": "gradients, 2 hyperparameters",
     }
 
 

@@ -1,0 +1,58 @@
+"""The page of results is made of the tables, and of nothing else."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from isomax_evaluation.claims import gather, spread, write_page
+from isomax_evaluation.errors import InputError
+
+HERE = Path(__file__).parents[2] / "evaluation"
+
+
+@pytest.fixture(scope="module")
+def gathered(compared, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("claims") / "results"
+    folder.mkdir()
+    gather([compared.output], folder)
+    shutil.copy(HERE / "results/paper.csv", folder)
+    return folder
+
+
+def test_the_page_shows_what_the_tables_hold(gathered, compared):
+    text = write_page(gathered, gathered.parent / "RESULTS.md").read_text()
+    own = compared.results.query("loss == 'isomax' and detector == 'EntropicScore'")
+    for _, rows in own.groupby("ood"):
+        assert spread(rows["AUROC"]) in text
+    assert re.search(r"MahalanobisODIN \| [\d.]+ \| [\d.]+ \|", text)
+    assert "ONNX Runtime | isomax | EntropicScore" in text
+    assert "| 95.1 ± 1.0 | not measured |" in text
+    assert not re.search(r"nan|Undefined|\{\{", text)
+
+
+def test_another_number_in_a_table_is_another_number_on_the_page(gathered, tmp_path):
+    folder = tmp_path / "results"
+    shutil.copytree(gathered, folder)
+    table = pd.read_csv(folder / "detection.csv")
+    chosen = (table["loss"] == "isomax") & (table["detector"] == "EntropicScore")
+    table.loc[chosen, "AUROC"] = 0.12345
+    table.to_csv(folder / "detection.csv", index=False)
+    assert "12.3 ± 0.0" in write_page(folder, tmp_path / "RESULTS.md").read_text()
+
+
+def test_inference_of_isomax_is_one_forward_pass(gathered):
+    inference = pd.read_csv(gathered / "inference.csv").set_index(["runtime", "detector"])
+    assert (inference["cpu_seconds_per_1000"] > 0).all()
+    assert inference.loc[("PyTorch", "MaxSoftmax"), "ratio"] == 1
+    costs = pd.read_csv(gathered / "costs.csv").set_index(["loss", "detector"])
+    assert tuple(costs.loc[("isomax", "EntropicScore"), ["forward", "backward"]]) == (1, 0)
+
+
+def test_what_is_missing_is_named(tmp_path):
+    with pytest.raises(InputError, match="no finished comparison"):
+        gather([tmp_path], tmp_path)
+    with pytest.raises(InputError, match="has no detection, intervals"):
+        write_page(tmp_path, tmp_path / "RESULTS.md")
