@@ -2,4 +2,5 @@
 
 from isomax_evaluation.cli import main
 
-main()
+if __name__ == "__main__":  # a process that tracks or decodes imports this file again
+    main()

@@ -4,8 +4,8 @@ import errno
 import inspect
 import os
 import sys
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -37,6 +37,9 @@ SkipBad = Annotated[bool, typer.Option(help="Leave out images that do not decode
 Workers = Annotated[int, typer.Option(help="Processes that decode images.")]
 Track = Annotated[
     bool, typer.Option(help="Log to MLflow: MLFLOW_TRACKING_URI, or SQLite in the output folder.")
+]
+OfflineOk = Annotated[
+    bool, typer.Option(help="Go on if the MLflow server does not answer; send the rest later.")
 ]
 
 
@@ -101,6 +104,7 @@ def compare(
     skip_bad_images: SkipBad = False,
     workers: Workers = 2,
     track: Track = True,
+    offline_ok: OfflineOk = False,
     **recipe_options: Any,
 ) -> None:
     """Train a backbone with each loss and compare OOD detectors on it.
@@ -108,7 +112,7 @@ def compare(
     Without arguments: handwritten digits, offline, in under three minutes.
     """
     digits = id == "digits" and benchmark is None
-    with _one_line_errors():
+    with _one_line_errors(), _tracking(track, output, offline_ok) as started:
         with _status("loading PyTorch"):
             from rich.console import Console
 
@@ -140,6 +144,7 @@ def compare(
             workers=workers,
             benchmark=benchmark,
             tune=tune,
+            started=started,
         )
         console = Console()
         # piped into a file, a table that is cut to 80 columns is of no use
@@ -153,8 +158,6 @@ def compare(
             )
         typer.echo(f"\nreport: {output / 'report.html'}\ntable:  {output / 'results.csv'}")
         typer.echo(f"ONNX:   {done.onnx}, try: isomax score {done.onnx} IMAGE_OR_FOLDER")
-        if track:
-            _track(output)
     if len(done.errors):
         raise typer.Exit(1)
 
@@ -179,13 +182,18 @@ def train(
     skip_bad_images: SkipBad = False,
     workers: Workers = 2,
     track: Track = True,
+    offline_ok: OfflineOk = False,
+    register: Annotated[
+        str | None,
+        typer.Option(help="Register the model under this name, with the alias 'candidate'."),
+    ] = None,
     **recipe_options: Any,
 ) -> None:
     """Train or fine-tune a timm model; calibrate its threshold; write a model folder.
 
     Run the same command again to go on after an interruption.
     """
-    with _one_line_errors():
+    with _one_line_errors(), _tracking(track, output, offline_ok, register) as started:
         with _status("loading PyTorch"):
             from isomax_evaluation import training
 
@@ -204,13 +212,17 @@ def train(
             images_per_class=images_per_class,
             skip_bad_images=skip_bad_images,
             workers=workers,
+            started=started,
         )
         if os.environ.get("RANK", "0") != "0":
             return  # of several processes the first one speaks
         typer.echo((output / "summary.json").read_text().strip())
         typer.echo(f"model folder: {folder}, next: isomax export {folder} model.onnx")
-        if track:
-            _track(output)
+        if register:
+            with _status("exporting"):
+                from isomax_adapters.onnx import export as export_onnx
+
+                export_onnx(folder, output / "model.onnx")
 
 
 @app.command()
@@ -334,7 +346,12 @@ def track(
 ) -> None:
     """Send an output folder to MLflow; what is there already is not sent again."""
     with _one_line_errors():
-        _track(output)
+        with _status("sending to MLflow"):
+            from isomax_adapters.mlflow import track as send
+            from isomax_adapters.mlflow import ui_command
+
+            uri = send(output)
+        typer.echo(f"MLflow: {ui_command(uri)}")
 
 
 def main() -> None:
@@ -342,13 +359,34 @@ def main() -> None:
     app()
 
 
-def _track(output: Path) -> None:
-    with _status("logging to MLflow"):
-        from isomax_adapters.mlflow import track as send
-        from isomax_adapters.mlflow import ui_command
+@contextmanager
+def _tracking(
+    wanted: bool, output: Path, offline_ok: bool, register: str | None = None
+) -> Iterator[Callable[[], None]]:
+    """Mirror the output folder into MLflow; gives what to call when the folder is there."""
+    if register and not wanted:
+        raise InputError("--register takes MLflow; leave --no-track out")
+    if not wanted or os.environ.get("RANK", "0") != "0":  # of several processes the first tracks
+        yield lambda: None
+        return
+    with _status("looking for MLflow"):
+        from isomax_adapters.mlflow import LiveTracking, ask_to_register, check_name, ui_command
 
-        uri = send(output)
-    typer.echo(f"MLflow: {ui_command(uri)}")
+        if register:
+            check_name(register)
+        live = LiveTracking(output, offline_ok=offline_ok)
+
+    def started() -> None:
+        if register:
+            ask_to_register(output, register)
+        live.start()
+
+    with live:
+        yield started
+    if live.complete:
+        typer.echo(f"MLflow: {ui_command(live.uri)}")
+    else:
+        typer.echo(f"MLflow: not everything was sent; send the rest with: isomax track {output}")
 
 
 def _status(what: str) -> AbstractContextManager[Any]:

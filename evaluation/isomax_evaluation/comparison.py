@@ -1,6 +1,6 @@
 """Losses x detectors x OOD sets x seeds: the same backbone, batches and recipe; one tidy table."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from isomax_evaluation.intervals import bootstrap, draw
 from isomax_evaluation.jobs import Job, check_job, make_accelerator
 from isomax_evaluation.outputs import claim_folder, run_folder, write_json, write_whole
 from isomax_evaluation.progress import progress_bar
+from isomax_evaluation.provenance import write_provenance
 from isomax_evaluation.recipes import RECIPES, Recipe
 from isomax_evaluation.report import write_report
 from isomax_evaluation.training import claim_run, readable, train_model
@@ -77,6 +78,7 @@ def compare(
     workers: int = 2,
     benchmark: Benchmark | str | None = None,
     tune: str | None = None,
+    started: Callable[[], object] | None = None,
 ) -> Comparison:
     """Train a backbone once per loss and seed, score ID and OOD test images with every detector.
 
@@ -104,6 +106,7 @@ def compare(
         ``id`` and ``ood`` are not looked at
     :param tune: OOD dataset by which pytorch-ood's grid search chooses the detectors'
         hyperparameters, together with held-out training images; none are tuned without
+    :param started: called when all that was given has turned out to be of use, before training
     :raises InputError: if anything given cannot be used, before any training
     """
     recipe = RECIPES[recipe] if isinstance(recipe, str) else recipe
@@ -132,6 +135,10 @@ def compare(
         for varying in ("loss", "seed", "workers"):
             settings.pop(varying)
         claim_folder(output, settings)
+        known = [("train", id_train), ("test", tested.known)]
+        write_provenance(output, known + [("ood", images) for images in tested.unknown])
+        if started is not None:
+            started()
         accelerator = make_accelerator(recipe)
         runs = [
             _Run(replace(job, loss=loss, seed=seed), run_folder(output, loss, seed))

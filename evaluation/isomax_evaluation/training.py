@@ -1,5 +1,6 @@
 """Train or fine-tune a timm model with any of the losses: resumable, on one process or several."""
 
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from isomax_evaluation.fitting import accuracy, eval_loader, evaluate, fit
 from isomax_evaluation.jobs import Job, build_model, check_job, data_config, make_accelerator
 from isomax_evaluation.outputs import claim_folder, write_json
 from isomax_evaluation.progress import progress_bar
+from isomax_evaluation.provenance import write_provenance
 from isomax_evaluation.recipes import RECIPES, Recipe
 
 
@@ -36,6 +38,7 @@ def train(
     val_share: float = 0.1,
     skip_bad_images: bool = False,
     workers: int = 2,
+    started: Callable[[], object] | None = None,
 ) -> Path:
     """Train a model and calibrate it on held-out training images; the test images are not touched
     until the end.
@@ -56,6 +59,7 @@ def train(
     :param val_share: share of the training images held out for validation and calibration
     :param skip_bad_images: leave images that do not decode out, rather than refuse to start
     :param workers: processes that decode images
+    :param started: called when all that was given has turned out to be of use, before training
     :return: the model folder
     :raises InputError: if anything given cannot be used, before training starts
     """
@@ -72,6 +76,8 @@ def train(
         train_images, val_images = data.stratified_split(train_images, val_share, seed)
         if accelerator.is_main_process:
             claim_run(job, dataset, train_images, val_images, output)
+            if started is not None:
+                started()
         accelerator.wait_for_everyone()
         return train_model(
             job, train_images, val_images, test_images, output, accelerator, progress
@@ -142,6 +148,9 @@ def train_model(
             f"alpha={job.alpha} takes {needed} validation images, there are {len(val_images)}; "
             "hold out more of the training images, or choose a larger alpha"
         )
+    if accelerator.is_main_process:
+        known = [("train", train_images), ("validation", val_images), ("test", test_images)]
+        write_provenance(output, [(split, images) for split, images in known if images])
     model = build_model(job, classes)
     config = data_config(job, model)
     val_loader = eval_loader(val_images, config, job, accelerator)

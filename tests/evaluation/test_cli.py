@@ -1,10 +1,16 @@
 """The command as a user runs it."""
 
+import importlib.metadata
+import json
+import os
 import shutil
+import subprocess
+from pathlib import Path
 
 import mlflow
 import pytest
 
+from ..adapters.mlflow.servers import tracking_server
 from ..image_folders import make_folder
 
 
@@ -68,7 +74,18 @@ def test_compare_resumes_and_logs_to_mlflow(isomax, compared, tmp_path):
     assert [metric.step for metric in history] == [1, 2]
     assert "AUROC/uniform-noise/EntropicScore" in child.data.metrics
     artifacts = {item.path for item in client.list_artifacts(runs["out"].info.run_id)}
-    assert {"report.html", "results.csv", "model.onnx", "results.json"} <= artifacts
+    assert {"report.html", "results.csv", "results.json", "plots"} <= artifacts
+    (model,) = client.search_logged_models([experiment.experiment_id])
+    assert (model.name, model.source_run_id) == ("model", runs["out"].info.run_id)
+    datasets = {
+        (tag.value, used.dataset.name, json.loads(used.dataset.profile)["num_rows"])
+        for used in runs["out"].inputs.dataset_inputs
+        for tag in used.tags
+    }
+    assert ("ood", "uniform-noise", 500) in datasets
+    assert {split for split, _, _ in datasets} == {"train", "test", "ood"}
+    assert child.data.tags["version.torch"] == importlib.metadata.version("torch")
+    assert (child.data.tags["seed"], child.info.status) == ("0", "FINISHED")
     assert {"model"} <= {item.path for item in client.list_artifacts(child.info.run_id)}
     # again: nothing twice
     again = isomax("track", output)
@@ -76,6 +93,62 @@ def test_compare_resumes_and_logs_to_mlflow(isomax, compared, tmp_path):
     assert len(client.search_runs([experiment.experiment_id])) == len(runs)
     history = client.get_metric_history(child.info.run_id, "train_loss")
     assert [metric.step for metric in history] == [1, 2]
+
+
+def test_train_without_the_server_then_send_and_register(isomax, tmp_path, photos, monkeypatch):
+    server = tracking_server(tmp_path)
+    output, client = tmp_path / "out", mlflow.MlflowClient(tracking_uri=server.uri)
+    environment = {
+        **os.environ, "MLFLOW_TRACKING_URI": server.uri, "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"
+    }  # fmt: skip
+    arguments = (
+        "train", "--data", photos, "--model", "test_resnet", "--epochs", 2, "--image-size", 32,
+        "--alpha", 0.2, "--batch-size", 16, "--output", output, "--register", "trees",
+    )  # fmt: skip
+    run = isomax(*arguments, env=environment)
+    assert run.returncode == 2
+    assert f"isomax: MLflow at {server.uri} does not answer" in run.stderr
+    assert not output.exists()
+    run = isomax(*arguments, "--offline-ok", env=environment, cwd=Path(__file__).parent)
+    assert run.returncode == 0, run.stderr
+    assert run.stderr.count("isomax: ") == 1
+    assert run.stdout.splitlines()[-1].endswith(f"send the rest with: isomax track {output}")
+    try:
+        server.start()
+        for _ in range(2):
+            run = isomax("track", output, env=environment)
+            assert run.returncode == 0, run.stderr
+            (version,) = client.search_model_versions("name = 'trees'")
+        assert client.get_model_version_by_alias("trees", "candidate").version == version.version
+        sent = client.get_run(version.run_id)
+        summary = json.loads((output / "summary.json").read_text())
+        assert sent.data.metrics["test_accuracy"] == summary["test_accuracy"]
+        assert float(version.tags["test_accuracy"]) == pytest.approx(summary["test_accuracy"])
+        model = client.get_logged_model(version.source.rpartition("/")[2])
+        assert {metric.key for metric in model.metrics} >= {"test_accuracy"}
+        history = client.get_metric_history(version.run_id, "train_loss")
+        assert [metric.step for metric in history] == [1, 2]
+        if git := shutil.which("git"):
+            commit = subprocess.run(
+                [git, "rev-parse", "HEAD"],
+                cwd=Path(__file__).parent, capture_output=True, text=True, check=False,
+            )  # fmt: skip
+            assert sent.data.tags.get("mlflow.source.git.commit", "") == commit.stdout.strip()
+        scores = isomax("score", output / "model.onnx", photos / "ash")
+        assert scores.returncode == 0, scores.stderr
+    finally:
+        server.kill()
+
+
+def test_register_is_refused_before_training(isomax, tmp_path, photos):
+    for options, message in (
+        (("--register", "a/b"), "no model can be registered as 'a/b'"),
+        (("--register", "a", "--no-track"), "leave --no-track out"),
+    ):
+        run = isomax("train", "--data", photos, "--output", tmp_path / "out", *options)
+        assert run.returncode == 2
+        assert message in run.stderr
+        assert not (tmp_path / "out").exists()
 
 
 def test_train_then_export_then_score(isomax, tmp_path, photos):

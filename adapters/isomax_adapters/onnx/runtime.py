@@ -3,6 +3,7 @@
 Images are taken as they are stored: an EXIF orientation is not applied, as in training.
 """
 
+import copy
 import io
 import json
 import math
@@ -116,6 +117,16 @@ class Scorer:
         if alpha is not None:
             self.threshold = self._threshold_for(alpha)
             self.alpha = alpha
+
+    def at(self, alpha: float) -> "Scorer":
+        """The same model with the threshold of another false-alarm rate.
+
+        :param alpha: share of known images that may be rejected, in (0, 1)
+        :raises ValueError: if alpha is smaller than what the model was calibrated for
+        """
+        other = copy.copy(self)  # the network is shared
+        other.threshold, other.alpha = self._threshold_for(alpha), alpha
+        return other
 
     def run(self, images: np.ndarray) -> dict[str, np.ndarray]:
         """The graph's outputs for images of one size.
