@@ -33,7 +33,7 @@ class SystemMetrics:
 
     def sample(self) -> None:
         """Append one line."""
-        row = {"epoch": self.count, "time": time.time()}
+        row = {"epoch": self.count + 1, "time": time.time()}
         for monitor in self.monitors:
             monitor.collect_metrics()
             found = monitor.aggregate_metrics()

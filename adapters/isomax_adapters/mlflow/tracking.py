@@ -267,9 +267,9 @@ class _Mirror:
                     continue
                 inside = str(Path(relative).parent)
                 self.client.log_artifact(self.run_id, str(file), None if inside == "." else inside)
-                self._remember(files=self.state["files"] | {relative: stamp})
                 if name in _TABLES:
                     self._send_table(file)
+                self._remember(files=self.state["files"] | {relative: stamp})
 
     def _send_table(self, path: Path) -> None:
         """As MLflow's log_table does, which appends if it is called again."""

@@ -236,7 +236,10 @@ class Scorer:
                     return name, f"{width}x{height} pixels, more than {self.max_pixels} allowed"
                 return name, np.asarray(as_rgb(image))
         except Exception as error:  # Pillow's decoders raise whatever they please
-            return name, f"{type(error).__name__}: {error}"
+            reason = str(error)
+            if isinstance(source, (bytes, bytearray, memoryview)):
+                reason = reason.replace(repr(file), "the bytes")  # without its address in memory
+            return name, f"{type(error).__name__}: {reason}"
 
     def _read_metadata(self) -> dict[str, Any]:
         """The metadata, if this is a file of ours.

@@ -1,0 +1,191 @@
+"""The model flavour: saved, loaded, served; the same answers everywhere."""
+
+import base64
+import json
+import os
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+from mlflow.exceptions import MlflowException
+
+from isomax_adapters import mlflow as isomax_mlflow
+from isomax_adapters.onnx.runtime import ModelError, Scorer
+
+from ..onnx.conftest import model_path  # noqa: F401
+from .images import bad_images, good_images
+from .load import load
+from .servers import scoring_server
+
+COLUMNS = ["label", "class_name", "confidence", "score", "is_ood", "error"]
+
+
+@pytest.fixture(scope="module")
+def saved(model_path, tmp_path_factory):  # noqa: F811
+    path = tmp_path_factory.mktemp("saved") / "model"
+    isomax_mlflow.save_model(model_path, path)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def images():
+    return [*good_images(20), *bad_images()]
+
+
+def rows_of(scorer, images):
+    """What the scorer says of each image, as the other doors put it."""
+    results = scorer.score(images, batch_size=1)
+    return [
+        [r.label, r.class_name, None, None, r.is_ood, r.error]
+        if r.error
+        else [r.label, r.class_name, r.confidence, r.score, r.is_ood, ""]
+        for r in results
+    ]
+
+
+def test_loaded_it_is_a_scorer(saved, model_path, images):  # noqa: F811
+    assert rows_of(isomax_mlflow.load_model(saved), images) == rows_of(Scorer(model_path), images)
+
+
+def test_pyfunc_says_the_same(saved, model_path, images):  # noqa: F811
+    model = mlflow.pyfunc.load_model(saved)
+    answers = model.predict(pd.DataFrame({"image": images}))
+    assert list(answers.columns) == COLUMNS
+    assert answers.values.tolist() == rows_of(Scorer(model_path), images)
+    careful = model.predict(pd.DataFrame({"image": images}), params={"alpha": 0.01})
+    assert careful.values.tolist() == rows_of(Scorer(model_path, alpha=0.01), images)
+    assert careful["is_ood"].sum() < answers["is_ood"].sum()
+    with pytest.raises(MlflowException, match="more held-out samples"):
+        model.predict(pd.DataFrame({"image": images}), params={"alpha": 1e-6})
+    with pytest.raises(MlflowException, match=r"missing inputs \['image'\]"):
+        model.predict(pd.DataFrame({"picture": images}))
+
+
+def test_what_an_image_is_sent_with_changes_nothing(saved):
+    images = good_images(12)
+    model = mlflow.pyfunc.load_model(saved)
+    together = model.predict(pd.DataFrame({"image": images}))
+    alone = pd.concat(
+        [model.predict(pd.DataFrame({"image": [image]})) for image in images], ignore_index=True
+    )
+    pd.testing.assert_frame_equal(together, alone, check_exact=True)
+
+
+def test_a_string_is_no_path(saved, tmp_path):
+    path = tmp_path / "image.png"
+    path.write_bytes(good_images(1)[0])
+    model = mlflow.pyfunc.load_model(saved)
+    answers = model.predict(pd.DataFrame({"image": [str(path), None, path.read_bytes()]}))
+    assert answers["error"][0] == "str, not the bytes of an image"
+    assert answers["error"][1] == "NoneType, not the bytes of an image"
+    assert answers["error"][2] == ""
+
+
+def test_tensors(model_path, tmp_path):  # noqa: F811
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 9, 7, 3), dtype=np.uint8)
+    isomax_mlflow.save_model(model_path, tmp_path / "model", input_example=pixels[:1])
+    model = mlflow.pyfunc.load_model(str(tmp_path / "model"))
+    assert model.predict(pixels).values.tolist() == rows_of(Scorer(model_path), list(pixels))
+    with pytest.raises(MlflowException, match="schema"):
+        model.predict(pixels.astype(np.float32))
+
+
+def test_what_is_saved_says_what_it_takes_and_needs(saved):
+    signature = mlflow.models.get_model_info(saved).signature
+    assert signature.inputs.to_dict() == [{"type": "binary", "name": "image", "required": True}]
+    assert [column.name for column in signature.outputs.inputs] == COLUMNS
+    (alpha,) = signature.params.to_dict()
+    assert (alpha["name"], alpha["default"]) == ("alpha", 0.05)
+    with open(f"{saved}/requirements.txt") as file:
+        names = [line.partition("==")[0] for line in file.read().split()]
+    assert names == ["mlflow", "numpy", "onnxruntime", "pillow"]
+    files = [name for _, _, names in os.walk(saved) for name in names]
+    assert {name.rpartition(".")[2] for name in files} <= {
+        "onnx", "py", "yaml", "txt", "json", "MLmodel"
+    }  # fmt: skip
+    example = mlflow.pyfunc.load_model(saved).input_example
+    assert mlflow.pyfunc.load_model(saved).predict(example)["error"][0] == ""
+
+
+def test_what_was_not_exported_is_not_saved(tmp_path):
+    (tmp_path / "junk.onnx").write_bytes(b"junk")
+    with pytest.raises(ModelError):
+        isomax_mlflow.save_model(tmp_path / "junk.onnx", tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+def test_it_loads_from_its_own_code_without_torch_and_isomax(saved, tmp_path):
+    (tmp_path / "image.png").write_bytes(good_images(1)[0])
+    code = (
+        "import sys, mlflow, pandas as pd\n"
+        "sys.path = [p for p in sys.path if not p.rstrip('/').endswith(('/plugin', '/adapters'))]\n"
+        "model = mlflow.pyfunc.load_model(sys.argv[1])\n"
+        "answer = model.predict(pd.DataFrame({'image': [open(sys.argv[2], 'rb').read()]}))\n"
+        "assert answer['error'][0] == '', answer\n"
+        "import isomax_adapters; assert isomax_adapters.__file__.startswith(sys.argv[1])\n"
+        "heavy = {'torch', 'timm', 'isomax', 'onnx', 'pytorch_ood'}\n"
+        "print(sorted(heavy & set(sys.modules)))\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code, saved, str(tmp_path / "image.png")],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.strip() == "[]"
+
+
+def test_served_from_the_registry(model_path, images, tmp_path):  # noqa: F811
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    client = mlflow.MlflowClient(tracking_uri=uri)
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(uri)
+    try:
+        experiment = mlflow.create_experiment("birds", (tmp_path / "artifacts").as_uri())
+        with mlflow.start_run(experiment_id=experiment):
+            isomax_mlflow.log_model(model_path, name="model", registered_model_name="birds")
+        client.set_registered_model_alias("birds", "champion", 1)
+        loaded = isomax_mlflow.load_model("models:/birds@champion")
+        assert rows_of(loaded, images) == rows_of(Scorer(model_path), images)
+    finally:
+        mlflow.set_tracking_uri(before)
+        os.environ.pop("MLFLOW_TRACKING_URI", None)  # set by MLflow
+    server = scoring_server(tmp_path, "models:/birds@champion", MLFLOW_TRACKING_URI=uri)
+    try:
+        server.start()
+        encoded = [base64.b64encode(image).decode() for image in images]
+        content = {"dataframe_split": {"columns": ["image"], "data": [[e] for e in encoded]}}
+        answers = invoke(server.uri, content)["predictions"]
+        assert [list(a.values()) for a in answers] == rows_of(Scorer(model_path), images)
+        careful = invoke(server.uri, content | {"params": {"alpha": 0.01}})["predictions"]
+        expected = rows_of(Scorer(model_path, alpha=0.01), images)
+        assert [list(a.values()) for a in careful] == expected
+        for bad in (
+            {"dataframe_split": {"columns": ["picture"], "data": [[encoded[0]]]}},
+            {"dataframe_split": {"columns": ["image"], "data": [["%%%a"]]}},
+            {"dataframe_split": {"columns": ["image"], "data": [[7]]}},
+            content | {"params": {"alpha": 3}},
+            {"nothing": 1},
+        ):
+            with pytest.raises(urllib.error.HTTPError) as error:
+                invoke(server.uri, bad)
+            assert error.value.code == 400
+        assert invoke(server.uri, content)["predictions"] == answers
+        outcome = load(server, model_path, count=80, clients=8)
+        assert not outcome.problems
+        assert sum(outcome.bad.values()) == 8
+    finally:
+        server.kill()
+
+
+def invoke(uri, content):
+    request = urllib.request.Request(
+        f"{uri}/invocations", json.dumps(content).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=60) as response:
+        # strictly JSON: no NaN
+        return json.loads(response.read(), parse_constant=pytest.fail)
