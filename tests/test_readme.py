@@ -12,11 +12,12 @@ EXAMPLES = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8")
 
 
 def test_there_is_one_example_for_each_user():
-    assert len(EXAMPLES) == 3
+    assert len(EXAMPLES) == 4
 
 
 @pytest.mark.parametrize("number", range(len(EXAMPLES)))
-def test_example(number, compared, photos, tmp_path, capsys):
+def test_example(number, compared, photos, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
     (tmp_path / "isomax-out").mkdir()
     shutil.copy(compared.output / "model.onnx", tmp_path / "isomax-out")
     for name in ("a.jpg", "b.png"):
@@ -37,3 +38,5 @@ def test_example(number, compared, photos, tmp_path, capsys):
         assert not names["failed"]
     if number == 2:
         assert len(printed.splitlines()) == 2
+    if number == 3:
+        assert not names["scorer"].score(tmp_path / "a.jpg")[0].error

@@ -95,15 +95,14 @@ def reason_of(error: BaseException) -> str:
 @contextlib.contextmanager
 def as_current(uri: str) -> Iterator[None]:
     """With MLflow's current tracking URI set to this one: not all of MLflow asks the client."""
-    before, variable = mlflow.get_tracking_uri(), os.environ.get("MLFLOW_TRACKING_URI")
+    before = os.environ.get("MLFLOW_TRACKING_URI")  # MLflow's setter sets it too
     mlflow.set_tracking_uri(uri)
     try:
         yield
     finally:
-        mlflow.set_tracking_uri(before)
-        os.environ.pop("MLFLOW_TRACKING_URI", None)  # set by MLflow too
-        if variable is not None:
-            os.environ["MLFLOW_TRACKING_URI"] = variable
+        mlflow.set_tracking_uri(None)
+        if before is not None:
+            os.environ["MLFLOW_TRACKING_URI"] = before
 
 
 @contextlib.contextmanager
