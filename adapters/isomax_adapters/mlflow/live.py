@@ -99,6 +99,8 @@ class LiveTracking:
 def _follow(folder: Path, uri: str, warned: bool, parent: Connection) -> None:
     """The process: look, send, wait, until told to stop or the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    if hasattr(os, "nice"):
+        os.nice(10)  # the work comes first
     seconds = float(os.environ.get("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL") or SECONDS)
     system, status = SystemMetrics(folder / SYSTEM_METRICS), "RUNNING"
     while True:

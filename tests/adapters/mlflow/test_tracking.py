@@ -2,6 +2,9 @@
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -9,6 +12,7 @@ import mlflow
 import pytest
 
 from isomax_adapters.mlflow import LiveTracking, TrackingError, track, ui_command
+from isomax_adapters.mlflow.server import default_uri
 
 from .servers import tracking_server
 
@@ -219,3 +223,21 @@ def test_a_run_that_fails_is_marked_and_goes_on_when_resumed(folder):
         wait_for(lambda: history(tracking.uri)[0].info.status == "RUNNING")
         finish(folder)
     assert history(tracking.uri)[0].info.status == "FINISHED"
+
+
+def test_a_run_that_is_killed_is_marked(folder):
+    code = (
+        "import os, signal, sys, time; from isomax_adapters.mlflow import LiveTracking\n"
+        "LiveTracking(sys.argv[1]).start(); os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code, str(folder)], check=False)
+    assert run.returncode == -signal.SIGKILL
+
+    def status():
+        try:
+            return history(default_uri(folder))[0].info.status
+        except ValueError:  # no run yet
+            return None
+
+    wait_for(lambda: status() == "KILLED")
+    assert history(default_uri(folder))[1] == epochs(3)
