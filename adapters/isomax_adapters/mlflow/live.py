@@ -3,6 +3,7 @@
 What runs never waits for the tracking server, and knows nothing of it.
 """
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -81,9 +82,9 @@ class LiveTracking:
 
     def _stop(self) -> None:
         assert self.process is not None
-        if self.process.is_alive():
+        with contextlib.suppress(BrokenPipeError):  # it has ended by itself
             self.connection.send("stop")
-            self.process.join(PATIENCE)
+        self.process.join(PATIENCE)
         if self.process.is_alive():
             self.process.terminate()  # what it has sent is known; the rest is sent again
             self.process.join()

@@ -17,7 +17,8 @@ from sqlalchemy.exc import SQLAlchemyError
 # output folder, and sending them is tried again.
 _PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "20", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
 
-FAILURES = (MlflowException, SQLAlchemyError, OSError)
+# ImportError: no driver for the database
+FAILURES = (MlflowException, SQLAlchemyError, OSError, ImportError)
 
 
 class TrackingError(RuntimeError):

@@ -1,5 +1,6 @@
 """How busy the machine is: MLflow's system metrics, written to a file rather than sent."""
 
+import contextlib
 import json
 import time
 from pathlib import Path
@@ -20,10 +21,8 @@ class SystemMetrics:
         """
         self.path = path
         self.monitors: list[BaseMetricsMonitor] = [CPUMonitor(), DiskMonitor(), NetworkMonitor()]
-        try:
+        with contextlib.suppress(ImportError, RuntimeError):  # no GPU, or no nvidia-ml-py
             self.monitors.append(GPUMonitor())
-        except (ImportError, RuntimeError):
-            self.monitors += []  # no GPU, or no nvidia-ml-py to ask it with
         self.count = 0
         if path.is_file():
             whole = path.read_bytes()

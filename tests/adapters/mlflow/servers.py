@@ -56,6 +56,7 @@ def tracking_server(folder):
         "--artifacts-destination", str(folder / "artifacts"),
         "--serve-artifacts",
         "--workers", "1",
+        MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false",  # seven more processes
     )  # fmt: skip
 
 
