@@ -10,7 +10,7 @@ from pytorch_ood.api import FeatureMapsDetector
 from pytorch_ood.detector import VRA, ReAct
 from torch import Tensor
 
-CHUNK = 64 * 2**20  # values looked at at a time
+CHUNK = 4 * 2**20  # values looked at at a time
 
 
 class MapsOnDisk:

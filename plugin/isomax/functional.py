@@ -371,8 +371,7 @@ class _EuclideanDistance(torch.autograd.Function):
                 grad_features = torch.addmm(grad_features, weights, prototypes, alpha=-1)
             if ctx.needs_input_grad[1]:
                 grad_prototypes = weights.sum(0).unsqueeze(1) * prototypes
-                if torch._C._functorch.is_functorch_wrapped_tensor(grad_prototypes):
-                    # vmap has no rule for the sum in place
+                if _is_vmapped(grad_prototypes):  # which has no rule for the sum in place
                     return grad_features, grad_prototypes - weights.T @ features
                 # in place: a second tensor of the prototypes' size would cost more than the sum
                 grad_prototypes.addmm_(weights.T, features, alpha=-1)
@@ -457,7 +456,13 @@ def _values_are_free_to_read(tensor: Tensor) -> bool:
         not torch.compiler.is_compiling()
         and tensor.device.type == "cpu"
         and not torch.jit.is_tracing()
-        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+        and not _is_vmapped(tensor)
+    )
+
+
+def _is_vmapped(tensor: Tensor) -> bool:
+    return not torch.compiler.is_compiling() and bool(
+        torch._C._functorch.is_functorch_wrapped_tensor(tensor)
     )
 
 
