@@ -279,19 +279,15 @@ def _prepare(
                 f"occur in {id_train.name}: {', '.join(shared[:10])}"
             )
     id_train = data.limit_per_class(id_train, images_per_class)
-    limited = [_at_most(images, test_images) for images in (id_test, *ood_sets)]
+    limited = [data.at_most(images, test_images) for images in (id_test, *ood_sets)]
     id_train, id_test, *ood_sets = (
         readable(images, skip, workers, progress) for images in (id_train, *limited)
     )
     if tuning is not None:
-        tuning = readable(_at_most(tuning, test_images or 1000), skip, workers, progress).as_ood()
+        tuning = readable(
+            data.at_most(tuning, test_images or 1000), skip, workers, progress
+        ).as_ood()
     return id_train, Tested(id_test, [images.as_ood() for images in ood_sets], tuning)
-
-
-def _at_most(images: Images, limit: int | None) -> Images:
-    if limit is None or len(images) <= limit:
-        return images
-    return images.take(np.sort(np.random.default_rng(0).permutation(len(images))[:limit]))
 
 
 def _export(output: Path, runs: Sequence[_Run]) -> Path:

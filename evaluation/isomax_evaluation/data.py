@@ -186,6 +186,13 @@ def limit_per_class(images: Images, limit: int | None, seed: int = 0) -> Images:
     return images.take(np.sort(np.concatenate([generator.permutation(g)[:limit] for g in groups])))
 
 
+def at_most(images: Images, limit: int | None) -> Images:
+    """At most ``limit`` images, drawn at random, in the original order."""
+    if limit is None or len(images) <= limit:
+        return images
+    return images.take(np.sort(np.random.default_rng(0).permutation(len(images))[:limit]))
+
+
 def unreadable(images: Images, workers: int, progress: Callable[[int], None]) -> dict[str, str]:
     """Decode every file once; the ones that do not decode, with the reason.
 

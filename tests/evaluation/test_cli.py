@@ -178,6 +178,9 @@ def test_train_then_export_then_score(isomax, tmp_path, photos):
         (["score", "{junk}", "{junk}"], "is not an ONNX model"),
         (["score", "{junk}", "/no/such/image"], "no such file or folder: /no/such/image"),
         (["export", "{one}", "model.onnx"], "has no config.json"),
+        (["export", "{one}", "model.onnx", "--precision", "int4"], "choose from fp32, fp16, int8"),
+        (["export", "{one}", "model.onnx", "--precision", "int8"], "int8 takes --id too"),
+        (["export", "{one}", "model.onnx", "--ood", "{bad}"], "--ood takes --id too"),
         (["track", "{one}"], "is no output folder"),
     ],
 )

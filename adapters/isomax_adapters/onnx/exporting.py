@@ -2,7 +2,9 @@
 
 import io
 import logging
+import os
 import warnings
+from collections.abc import Iterable, Iterator
 from contextlib import redirect_stdout
 from importlib.metadata import version
 from pathlib import Path
@@ -10,40 +12,66 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import timm.data
 import torch
 from PIL import Image
 from torch import nn
 
 from isomax.calibration import Calibration
-from isomax_adapters.onnx.graph import assemble
-from isomax_adapters.onnx.runtime import Scorer
+from isomax_adapters.onnx.graph import assemble, preprocessing
+from isomax_adapters.onnx.precision import PRECISIONS, join, split, to_fp16, to_int8
+from isomax_adapters.onnx.runtime import Scorer, as_rgb, find_images
 from isomax_adapters.timm import load_calibration, load_model
+from isomax_adapters.timm.attaching import classifier_names
+
+CALIBRATION_IMAGES = 256  # more of them hardly move the ranges of the activations
+
+# how far a file may be from PyTorch: root mean square difference of the logits and of the scores
+# as shares of their standard deviations, and the share of images with the same label
+TOLERANCES = {"fp16": (0.05, 0.05, 0.9), "int8": (0.25, 0.5, 0.8)}
+
+ImageSource = str | os.PathLike | np.ndarray
 
 
 class ExportError(RuntimeError):
     """The model cannot be exported, or the exported file disagrees with it; nothing is written."""
 
 
-def export(model_folder: str | Path, path: str | Path) -> Path:
+def export(
+    model_folder: str | Path,
+    path: str | Path,
+    precision: str = "fp32",
+    calibration_images: str | os.PathLike | Iterable[ImageSource] | None = None,
+) -> Path:
     """Export a model folder with its preprocessing, score and threshold, and verify the file.
 
     The file takes ``images``, uint8 ``[N, H, W, 3]`` RGB of any size, and gives ``label``,
     ``confidence``, ``score``, ``is_ood``, ``logits`` and ``probabilities``. It holds everything it
-    needs; class names, threshold, other false-alarm rates, preprocessing and provenance are JSON
-    in its metadata under ``isomax``.
+    needs; class names, threshold, other false-alarm rates, precision, preprocessing and provenance
+    are JSON in its metadata under ``isomax``.
 
-    Before the file appears, its labels and scores on random images of several sizes are compared
-    with those of timm's transform and the PyTorch model.
+    Before the file appears, its logits and scores are compared with those of timm's transform and
+    the PyTorch model: in ``fp32`` and ``fp16`` on random images of several sizes, in ``int8`` on
+    calibration images. In ``fp32`` they must agree to 1e-3, in the others to ``TOLERANCES``.
+
+    The threshold is the model's in every precision: refitted on so few images, it would move by
+    more than quantisation moves the scores. ``isomax export --id`` measures what it comes to.
 
     :param model_folder: as :func:`isomax_adapters.timm.save_model` writes it, calibrated
     :param path: the file to write
+    :param precision: of the backbone's weights and arithmetic: ``fp32``; ``fp16``, half the file;
+        ``int8``, a quarter, quantised statically. Preprocessing, head and score stay in float32
+    :param calibration_images: needed for ``int8`` and only there: ID images, such as training
+        images, as a folder, paths or uint8 arrays ``[H, W, 3]``; 256 of them are used, evenly
+        spaced
     :return: the path
     :raises ExportError: if torch cannot export the model, or the file disagrees with it
-    :raises ValueError: if the folder is no calibrated model folder, or its preprocessing cannot
-        be exported
+    :raises ValueError: if the folder is no calibrated model folder, its preprocessing cannot be
+        exported, or precision and calibration images are not as described
     """
     path = Path(path)
+    sources = _calibration_sources(precision, calibration_images)
     model: Any = load_model(model_folder)  # a timm model: more attributes than nn.Module has
     calibration = load_calibration(model_folder)
     if calibration is None:
@@ -57,13 +85,17 @@ def export(model_folder: str | Path, path: str | Path) -> Path:
         "format": 1,
         "class_names": [str(name) for name in names],
         **calibration.to_dict(),
+        "precision": precision,
         "preprocessing": config,
         "provenance": {
             "architecture": model.pretrained_cfg.get("architecture"),
             **{package: version(package) for package in ("isomax", "timm", "torch", "onnx")},
         },
     }
-    network = _export_network(model, tuple(config["input_size"]))
+    pixels = _preprocessed(sources, config)
+    network = export_network(model, tuple(config["input_size"]))
+    if precision != "fp32":
+        network = _reduced(network, classifier_names(model), precision, pixels)
     exported = assemble(
         network,
         config,
@@ -76,14 +108,19 @@ def export(model_folder: str | Path, path: str | Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         onnx.save(exported, str(partial))
-        _verify(model, config, calibration, partial)
+        batches = (_decoded(s)[None] for s in sources[::4]) if sources else _random_batches(config)
+        _verify(model, config, calibration, partial, precision, batches)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
     return path
 
 
-def _export_network(model: nn.Module, input_size: tuple[int, int, int]) -> onnx.ModelProto:
+def export_network(model: nn.Module, input_size: tuple[int, int, int]) -> onnx.ModelProto:
+    """The network alone: ``pixels``, float ``[N, 3, h, w]`` -> ``logits``.
+
+    :raises ExportError: if torch cannot export it
+    """
     example = torch.zeros(2, *input_size)
     quiet = io.StringIO()
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
@@ -106,27 +143,104 @@ def _export_network(model: nn.Module, input_size: tuple[int, int, int]) -> onnx.
     return program.model_proto
 
 
-def _verify(model: nn.Module, config: dict[str, Any], calibration: Calibration, path: Path) -> None:
-    """Compare the file with timm's transform and the PyTorch model, on images made here."""
+def _reduced(
+    network: onnx.ModelProto, classifiers: list[str], precision: str, pixels: list[np.ndarray]
+) -> onnx.ModelProto:
+    try:
+        backbone, head = split(network, classifiers)
+    except ValueError as error:
+        raise ExportError(str(error)) from error
+    return join(to_fp16(backbone) if precision == "fp16" else to_int8(backbone, pixels), head)
+
+
+def _calibration_sources(
+    precision: str, given: str | os.PathLike | Iterable[ImageSource] | None
+) -> list[ImageSource]:
+    if precision not in PRECISIONS:
+        raise ValueError(f"unknown precision {precision!r}; choose from {', '.join(PRECISIONS)}")
+    if (precision == "int8") != (given is not None):
+        raise ValueError(
+            "int8 is calibrated on in-distribution images: pass a folder of training images"
+            if given is None
+            else f"calibration images are for int8; {precision} takes none"
+        )
+    if given is None:
+        return []
+    found = list(find_images([given]) if isinstance(given, (str, os.PathLike)) else given)
+    if not found:
+        raise ValueError(f"there are no calibration images in {given}")
+    places = np.linspace(0, len(found) - 1, min(len(found), CALIBRATION_IMAGES))
+    return [found[index] for index in places.round().astype(int)]
+
+
+def _preprocessed(sources: list[ImageSource], config: dict[str, Any]) -> list[np.ndarray]:
+    """Batches of one image, as the network gets them in the exported file."""
+    graph = preprocessing(config, opset=18, ir_version=10)
+    session = onnxruntime.InferenceSession(graph.SerializeToString())
+    return [session.run(None, {"images": _decoded(source)[None]})[0] for source in sources]
+
+
+def _decoded(source: ImageSource) -> np.ndarray:
+    if isinstance(source, np.ndarray):
+        return source
+    try:
+        with Image.open(source) as image:
+            return np.asarray(as_rgb(image))
+    except Exception as error:  # Pillow's decoders raise whatever they please
+        raise ValueError(f"calibration image {source} cannot be read: {error}") from error
+
+
+def _verify(
+    model: nn.Module,
+    config: dict[str, Any],
+    calibration: Calibration,
+    path: Path,
+    precision: str,
+    batches: Iterable[np.ndarray],
+) -> None:
+    """Compare the file with timm's transform and the PyTorch model on uint8 ``[N, H, W, 3]``."""
     transform = timm.data.create_transform(**config)
     scorer = Scorer(path)
+    logits, found = [], []
+    for images in batches:
+        tensors = torch.stack([transform(Image.fromarray(image)) for image in images])
+        with torch.no_grad():
+            logits.append(model(tensors))
+        found.append(scorer.run(images))
+    expected = {
+        "logits": torch.cat(logits).numpy(),
+        "score": calibration.score_of(torch.cat(logits)).numpy(),
+    }
+    gaps = {
+        name: np.concatenate([outputs[name] for outputs in found]) - value
+        for name, value in expected.items()
+    }
+    labels = np.concatenate([outputs["label"] for outputs in found])
+    same = float((labels == expected["logits"].argmax(axis=1)).mean())
+    if precision == "fp32":
+        scale = max(1.0, float(np.abs(expected["logits"]).max()))
+        off = {name: float(np.abs(gap).max()) / scale for name, gap in gaps.items()}
+        agrees = all(value <= 1e-3 for value in off.values())  # NaN does not
+    else:
+        off = {
+            name: float(np.sqrt((gap**2).mean()) / expected[name].std())
+            for name, gap in gaps.items()
+        }
+        limits = TOLERANCES[precision]
+        agrees = off["logits"] <= limits[0] and off["score"] <= limits[1] and same >= limits[2]
+    if not agrees:
+        raise ExportError(
+            f"the {precision} file disagrees with the model: logits by {off['logits']:.2g}, scores "
+            f"by {off['score']:.2g} (relative), {same:.0%} of {len(labels)} labels the same; "
+            "nothing was written"
+        )
+
+
+def _random_batches(config: dict[str, Any]) -> Iterator[np.ndarray]:
     generator = np.random.default_rng(0)
     height, width = config["input_size"][1:]
     for size in ((height, width), (height + 13, 2 * width + 7), (2 * height + 1, width)):
-        images = np.stack([_smooth_image(generator, size) for _ in range(2)])
-        tensors = torch.stack([transform(Image.fromarray(image)) for image in images])
-        with torch.no_grad():
-            logits = model(tensors)
-        expected = calibration.score_of(logits)
-        result = scorer.run(images)
-        scale = max(1.0, float(logits.abs().max()))
-        difference = float(np.abs(result["logits"] - logits.numpy()).max()) / scale
-        drift = float(np.abs(result["score"] - expected.numpy()).max()) / scale
-        if not max(difference, drift) <= 1e-3:
-            raise ExportError(
-                f"the exported file disagrees with the model: logits by {difference:.2g}, scores "
-                f"by {drift:.2g} (relative) on images of {size[0]}x{size[1]}; nothing was written"
-            )
+        yield np.stack([_smooth_image(generator, size) for _ in range(4)])
 
 
 def _smooth_image(generator: np.random.Generator, size: tuple[int, int]) -> np.ndarray:

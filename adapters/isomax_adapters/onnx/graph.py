@@ -15,7 +15,8 @@ METADATA_KEY = "isomax"
 OUTPUTS = ("label", "confidence", "score", "is_ood", "logits", "probabilities")
 _MODES = {"bicubic": "cubic", "bilinear": "linear"}
 
-# Pillow's resampling, which timm's transforms use: antialiased, weights outside left out
+# Pillow's resampling, which timm's transforms use: antialiased, weights outside left out. ONNX
+# Runtime spreads the channels of one image over its threads, so a batch is stacked into one
 _RESIZE = """Resize<mode="{mode}", antialias=1, exclude_outside=1,
     coordinate_transformation_mode="half_pixel", cubic_coeff_a=-0.5>"""
 
@@ -70,11 +71,18 @@ def preprocessing(config: dict[str, Any], opset: int, ir_version: int) -> onnx.M
     <ir_version: {ir_version}, opset_import: ["": {opset}]>
     preprocessing (uint8[N, H, W, 3] images) => (float[N, 3, {height}, {width}] pixels) {{
         planes = Transpose<perm=[0, 3, 1, 2]>(images)
-        count = Shape<start=0, end=2>(planes)
         size = Shape<start=2>(planes)
         {_target_size(crop_mode, scaled)}
-        resized_shape = Concat<axis=0>(count, resized_size)
-        resized = {resize}(planes, , , resized_shape)
+        one = Constant<value_ints=[1]>()
+        all = Constant<value_ints=[-1]>()
+        three = Constant<value_ints=[3]>()
+        stacked_shape = Concat<axis=0>(one, all, size)
+        stacked = Reshape(planes, stacked_shape)
+        count = Shape<start=1, end=2>(stacked)
+        stacked_size = Concat<axis=0>(one, count, resized_size)
+        stacked_resized = {resize}(stacked, , , stacked_size)
+        resized_shape = Concat<axis=0>(all, three, resized_size)
+        resized = Reshape(stacked_resized, resized_shape)
         {_crop(crop_mode, (height, width), config["mean"])}
         cropped_float = Cast<to=1>(cropped)
         factor = Constant<value=float[1, 3, 1, 1] {{{_list(factor)}}}>()
@@ -144,6 +152,12 @@ def assemble(
         verdict(classes, score, temperature, threshold, *versions),
         io_map=[(f"network/{logits.name}", "raw")],
     )
+    # merging repeats them, and quantisation adds some that nothing uses
+    used = {
+        o.domain: o for o in model.opset_import if o.domain in {n.domain for n in model.graph.node}
+    }
+    del model.opset_import[:]
+    model.opset_import.extend(used.values())
     onnx.helper.set_model_props(model, {METADATA_KEY: json.dumps(metadata)})
     model.producer_name = "isomax"
     model.graph.name = "isomax"
