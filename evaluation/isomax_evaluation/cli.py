@@ -4,9 +4,11 @@ import errno
 import inspect
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import fields, replace
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -319,6 +321,12 @@ def score(
         except ValueError as error:
             raise InputError(str(error)) from error
         images = find_images(paths)
+        first = next(images, None)
+        if first is None:
+            raise InputError(f"no images in {', '.join(map(str, paths))}")
+        images = chain([first], images)
+        # what is wrong with an image is said in its row
+        warnings.filterwarnings("ignore", module=r"PIL\.")
         failed = _score_to_file(scorer, images, out) if out else _score_to_screen(scorer, images)
     if failed:
         typer.echo(f"{failed} could not be scored", err=True)
@@ -365,14 +373,24 @@ def _score_to_file(scorer: Any, images: Iterable[str], out: Path) -> int:
 @app.command()
 def speed(
     quick: Annotated[bool, typer.Option(help="Fewer repetitions.")] = False,
+    onnx: Annotated[
+        bool, typer.Option("--onnx", help="An exported ResNet-18 instead of the heads.")
+    ] = False,
+    images: Annotated[
+        Path | None, typer.Option(help="With --onnx: a folder to score, instead of made images.")
+    ] = None,
 ) -> None:
-    """Measure what the heads cost against nn.Linear, on this machine."""
+    """Measure what the heads cost against nn.Linear, or an ONNX file, on this machine."""
     with _one_line_errors():
-        from rich.console import Console
+        if images and not onnx:
+            raise InputError("--images goes with --onnx")
+        with _status("measuring"):
+            from rich.console import Console
 
-        from isomax_evaluation.head_speed import measure
+            from isomax_evaluation import head_speed, onnx_speed
 
-        Console(width=120).print(measure(quick))
+            table = onnx_speed.measure(images, quick) if onnx else head_speed.measure(quick)
+        Console(width=120).print(table)
 
 
 @app.command()

@@ -4,13 +4,13 @@ Imports neither torch nor pandas.
 """
 
 import csv
-import io
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, fields
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO
 
 from isomax_adapters.onnx.runtime import Result, Scorer
 from isomax_evaluation.errors import InputError
@@ -44,20 +44,12 @@ def score_to_file(
         _to_parquet(rows, out)
         rows.unlink()
         return counts
-    done = _read_back(out)
     remaining = iter(inputs)
-    for number, (row, source) in enumerate(zip(done, islice(remaining, len(done)), strict=False)):
-        if row["source"] != _name(source):
-            raise InputError(
-                f"{out} is of other images: row {number + 1} is of {row['source']!r}, this run's "
-                f"is {source!r}; choose another file"
-            )
-    advance(len(done))
-    failed = sum(bool(row["error"]) for row in done)
-    total = len(done)
+    total, failed = _read_back(out, remaining)
+    advance(total)
     out.parent.mkdir(parents=True, exist_ok=True)
     with out.open("a", newline="", encoding="utf-8") as file:
-        if out.suffix == ".csv" and not done and not file.tell():
+        if out.suffix == ".csv" and not file.tell():
             csv.writer(file).writerow(COLUMNS)
         for batch in _batches(scorer.stream(remaining), 16):
             for result in batch:
@@ -93,46 +85,80 @@ def _write(file: TextIO, suffix: str, row: dict[str, Any]) -> None:
         file.write(json.dumps(row) + "\n")
 
 
-def _read_back(out: Path) -> list[dict[str, Any]]:
-    """The whole rows of an earlier run; a row cut off in the middle is taken away."""
-    if not out.exists() or not out.stat().st_size:
-        return []
-    text = out.read_bytes().decode("utf-8", "replace")
-    rows = _csv_rows(text) if out.suffix == ".csv" else _json_rows(text)
-    if rows is None:
-        raise InputError(f"{out} is there already and holds no scores; choose another file")
-    whole = io.StringIO(newline="")
-    if out.suffix == ".csv":
-        csv.writer(whole).writerow(COLUMNS)
-    for row in rows:
-        _write(whole, out.suffix, row)
-    if whole.getvalue() != text:
-        partial = out.with_name(f".{out.name}.partial")
-        partial.write_bytes(whole.getvalue().encode())
-        partial.replace(out)
-    return rows
+def _read_back(out: Path, inputs: Iterator[str]) -> tuple[int, int]:
+    """Rows of an earlier run, and how many have an error; ``inputs`` is then at the next one.
+
+    A row cut off in the middle is taken away. Memory does not grow with the number of rows.
+    """
+    if not out.exists():
+        return 0, 0
+    total = failed = kept = 0
+    with out.open("rb") as file:
+        try:
+            for row, end in (_csv_rows if out.suffix == ".csv" else _json_rows)(file):
+                kept = end
+                if row is None:
+                    continue
+                source = next(inputs, None)
+                if source is None or row["source"] != _name(source):
+                    expected = "has no more" if source is None else f"is {source!r}"
+                    raise InputError(
+                        f"{out} is of other images: row {total + 1} is of {row['source']!r}, this "
+                        f"run's {expected}; choose another file"
+                    )
+                total += 1
+                failed += bool(row["error"])
+        except (ValueError, csv.Error) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(
+                f"{out} is there already and holds no scores; choose another file"
+            ) from error
+    os.truncate(out, kept)
+    return total, failed
 
 
-def _csv_rows(text: str) -> list[dict[str, Any]] | None:
-    lines = list(csv.reader(io.StringIO(text, newline="")))
-    if not lines or tuple(lines[0]) != COLUMNS:
-        return None
-    cut = not text.endswith("\r\n")
-    whole = lines[1:-1] if cut else lines[1:]
-    if any(len(line) != len(COLUMNS) for line in whole):
-        return None
-    return [dict(zip(COLUMNS, line, strict=True)) for line in whole]
+def _csv_rows(file: BinaryIO) -> Iterator[tuple[dict[str, Any] | None, int]]:
+    """Each whole row and where it ends; ``None`` for the header.
+
+    :raises ValueError: if it is no table of ours
+    """
+    end, line = 0, b""
+
+    def lines() -> Iterator[str]:
+        nonlocal end, line
+        for line in file:
+            end += len(line)
+            yield line.decode("utf-8", "replace")
+
+    table = csv.reader(lines())
+    for number, values in enumerate(table):
+        if not number:
+            if tuple(values) != COLUMNS:
+                raise ValueError("another header")
+            yield None, end
+        elif len(values) == len(COLUMNS) and line.endswith(b"\r\n"):
+            yield dict(zip(COLUMNS, values, strict=True)), end
+        elif next(table, None):
+            raise ValueError("another number of columns")
 
 
-def _json_rows(text: str) -> list[dict[str, Any]] | None:
-    lines = text.split("\n")[:-1]  # what follows the last line break was cut off
-    try:
-        rows = [json.loads(line) for line in lines]
-    except ValueError:
-        return None
-    if any(not isinstance(row, dict) or tuple(row) != COLUMNS for row in rows):
-        return None
-    return rows
+def _json_rows(file: BinaryIO) -> Iterator[tuple[dict[str, Any], int]]:
+    """Each whole row and where it ends.
+
+    :raises ValueError: if a line is no row of ours
+    """
+    end, start = 0, b'{"source": "'
+    for line in file:
+        if not line.endswith(b"\n"):  # cut off
+            if line[: len(start)] != start[: len(line)]:
+                raise ValueError("no row of ours")
+            return
+        row = json.loads(line)
+        if not isinstance(row, dict) or tuple(row) != COLUMNS:
+            raise ValueError("no row of ours")
+        end += len(line)
+        yield row, end
 
 
 def _to_parquet(rows: Path, out: Path) -> None:

@@ -52,6 +52,14 @@ def test_score_prints_a_row_per_image(isomax, compared, photos, tmp_path):
     assert "1 could not be scored" in run.stderr
 
 
+def test_a_folder_without_images_is_named(isomax, compared, tmp_path):
+    (tmp_path / "notes.txt").touch()
+    run = isomax("score", compared.output / "model.onnx", tmp_path)
+    assert run.returncode == 2
+    assert run.stdout == ""
+    assert run.stderr == f"isomax: no images in {tmp_path}\n"
+
+
 def test_compare_resumes_and_logs_to_mlflow(isomax, compared, tmp_path):
     output = tmp_path / "out"
     shutil.copytree(compared.output, output)
@@ -177,6 +185,8 @@ def test_train_then_export_then_score(isomax, tmp_path, photos):
         (["compare", "--output", "{one}"], "holds no run of isomax"),
         (["score", "{junk}", "{junk}"], "is not an ONNX model"),
         (["score", "{junk}", "/no/such/image"], "no such file or folder: /no/such/image"),
+        (["speed", "--images", "{one}"], "--images goes with --onnx"),
+        (["speed", "--onnx", "--images", "{empty}"], "no images in {empty}"),
         (["export", "{one}", "model.onnx"], "has no config.json"),
         (["export", "{one}", "model.onnx", "--precision", "int4"], "choose from fp32, fp16, int8"),
         (["export", "{one}", "model.onnx", "--precision", "int8"], "int8 takes --id too"),
@@ -185,7 +195,9 @@ def test_train_then_export_then_score(isomax, tmp_path, photos):
     ],
 )
 def test_bad_input_is_one_line_and_costs_nothing(isomax, tmp_path, arguments, message):
-    places = {"one": tmp_path / "one", "bad": tmp_path / "bad", "junk": tmp_path / "junk.onnx"}
+    names = ("one", "bad", "empty", "junk.onnx")
+    places = {Path(name).stem: tmp_path / name for name in names}
+    places["empty"].mkdir()
     make_folder(places["one"], ("only",), 4)
     make_folder(places["bad"], ("a", "b"), 6)
     (places["bad"] / "a" / "zero.jpg").touch()

@@ -1,10 +1,14 @@
 """Measuring measures: no test here looks at how long anything takes."""
 
+import io
+
 import pytest
 import timm
 import torch
+from rich.console import Console
 
 from isomax_adapters.pytorch_ood import Parts, detectors_for
+from isomax_evaluation import onnx_speed
 from isomax_evaluation.head_speed import head_ratios, peak_memory
 from isomax_evaluation.speed import alternate, cost_of_detectors, count_passes
 
@@ -42,3 +46,14 @@ def test_ratios_of_a_tiny_head():
     ratios = head_ratios(8, 16, 5, quick=True)
     assert len(ratios) == 6
     assert all(ratio > 0 for ratio in ratios)
+
+
+def test_an_exported_file_is_measured_against_its_parts(photos):
+    console = Console(width=140, record=True, file=io.StringIO())
+    console.print(onnx_speed.measure(photos / "ash", quick=True, model="test_resnet", size=32))
+    text = console.export_text()
+    rows = [[cell.strip() for cell in line.split("│")] for line in text.splitlines()]
+    times = {row[1]: float(row[2]) for row in rows if len(row) == 5}
+    assert len(times) == 8
+    assert all(time > 0 for time in times.values())
+    assert "decoding 40 files" in times

@@ -67,22 +67,33 @@ class Scorer:
     def __init__(
         self,
         path: str | os.PathLike,
-        providers: Sequence[str] | None = None,
+        providers: str | Sequence[str | tuple[str, dict[str, Any]]] | None = None,
         alpha: float | None = None,
         threads: int | None = None,
         max_pixels: int = MAX_PIXELS,
     ) -> None:
         """
         :param path: a file written by ``isomax export``
-        :param providers: ONNX Runtime execution providers; the CPU's if not given
+        :param providers: one or several of ONNX Runtime's execution providers, most wanted first;
+            the CPU's if not given
         :param alpha: another false-alarm rate than the one the model was exported with
         :param threads: threads of the network and of the decoders each; ONNX Runtime's choice
             and the number of cores if not given
         :param max_pixels: larger images are refused before they are decoded
         :raises ModelError: if the file is not ours, or damaged
-        :raises ValueError: if alpha is smaller than what the model was calibrated for
+        :raises ValueError: if alpha is smaller than what the model was calibrated for, or this ONNX
+            Runtime lacks a provider
         """
-        self.path = str(path)
+        self.path = os.fsdecode(path)
+        wanted = [providers] if isinstance(providers, str) else providers
+        wanted = list(wanted or ["CPUExecutionProvider"])
+        available = onnxruntime.get_available_providers()
+        for provider in wanted:  # ONNX Runtime would only warn, and take another
+            name = provider if isinstance(provider, str) else provider[0]
+            if name not in available:
+                raise ValueError(
+                    f"this ONNX Runtime has no {name!r}; it has {', '.join(available)}"
+                )
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # what goes wrong is raised
         if threads is not None:
@@ -92,7 +103,7 @@ class Scorer:
         if not os.path.isfile(path):
             raise ModelError(f"there is no file {self.path}")
         try:
-            if refers_to_other_files(Path(path)):
+            if refers_to_other_files(Path(self.path)):
                 raise ModelError(
                     f"{self.path} refers to data in other files, which isomax never writes; it "
                     "was not loaded"
@@ -102,8 +113,9 @@ class Scorer:
                 raise
             raise ModelError(f"{self.path} is not an ONNX model: {error}") from error
         try:
+            # not by its name, which ONNX Runtime wants in UTF-8
             self.session = onnxruntime.InferenceSession(
-                self.path, options, providers=providers or ["CPUExecutionProvider"]
+                Path(self.path).read_bytes(), options, providers=wanted
             )
         except Exception as error:  # ONNX Runtime has a class of its own for each status
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]

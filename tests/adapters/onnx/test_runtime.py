@@ -3,9 +3,12 @@
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
+import tracemalloc
+from itertools import islice
 
 import numpy as np
 import onnxruntime
@@ -89,6 +92,15 @@ def test_run_gives_all_outputs(scorer):
     }
     assert outputs["label"].dtype == np.int64
     np.testing.assert_allclose(outputs["probabilities"].sum(axis=1), 1, rtol=1e-6)
+
+
+def test_providers_are_those_of_onnx_runtime(model_path):
+    image = colour(9, 99, 9)
+    expected = Scorer(model_path).score(image)
+    for providers in ("CPUExecutionProvider", [("CPUExecutionProvider", {})]):
+        assert Scorer(model_path, providers=providers).score(image) == expected
+    with pytest.raises(ValueError, match=r"has no 'MoonExecutionProvider'; it has .*CPU"):
+        Scorer(model_path, providers=["MoonExecutionProvider"])
 
 
 def test_another_alpha_takes_its_threshold_from_the_curve(model_path):
@@ -321,6 +333,35 @@ def test_find_images_walks_folders_in_order(tmp_path):
     found = [os.path.relpath(path, tmp_path) for path in find_images([tmp_path])]
     assert found == ["z.jpeg", "a/1.PNG", "a/c/0.webp", "b/2.jpg"]
     assert list(find_images([tmp_path / "a/notes.txt"])) == [str(tmp_path / "a/notes.txt")]
+
+
+def test_a_folder_of_a_hundred_thousand_gives_its_first_rows_at_once(scorer, tmp_path):
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for number in range(100_000):
+        file = folder / f"{number:06}.png"
+        if number % 10_000 == 0:  # a file has not many more names
+            original_file = file
+            file.write_bytes(encoded(colour(250, 0, 0)))
+        else:
+            os.link(original_file, file)
+    opened = []
+    original = scorer._decode
+    tracemalloc.start()
+    try:
+        scorer._decode = lambda item: opened.append(item) or original(item)
+        rows = scorer.stream(find_images([folder]))
+        first = list(islice(rows, 40))
+        rows.close()
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+        del scorer._decode
+        shutil.rmtree(folder)
+    assert [os.path.basename(result.source) for result in first[:2]] == ["000000.png", "000001.png"]
+    assert not any(result.error for result in first)
+    assert len(opened) < 200
+    assert peak < 60_000_000  # the names
 
 
 def test_memory_does_not_grow_with_the_number_of_inputs(scorer):
