@@ -56,3 +56,8 @@ def test_what_is_missing_is_named(tmp_path):
         gather([tmp_path], tmp_path)
     with pytest.raises(InputError, match="has no detection, intervals"):
         write_page(tmp_path, tmp_path / "RESULTS.md")
+
+
+def test_the_page_in_the_project_is_that_of_its_tables(tmp_path):
+    made = write_page(HERE / "results", tmp_path / "RESULTS.md").read_text()
+    assert made == (HERE / "RESULTS.md").read_text()

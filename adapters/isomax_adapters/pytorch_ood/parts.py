@@ -158,9 +158,11 @@ class Parts:
 
     @cached_property
     def stage_modules(self) -> list[nn.Module]:
-        """The modules whose outputs are the last stages."""
+        """The modules whose outputs are the last stages; none if some stage is no module."""
         info = list(getattr(self.model, "feature_info", []))[-STAGES:]
-        return [self.model.get_submodule(stage["module"]) for stage in info]
+        modules = dict(self.model.named_modules())
+        names = [stage["module"] for stage in info]
+        return [modules[name] for name in names] if all(n in modules for n in names) else []
 
     def _run_once(self, function: Any) -> Any:
         like = next(self.model.parameters())
