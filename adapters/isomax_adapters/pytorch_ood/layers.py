@@ -42,7 +42,7 @@ class StagesMahalanobis(ood.MultiMahalanobis):
     """``MultiMahalanobis`` on the last stages: one forward pass gives them all."""
 
     def __init__(self, parts: Parts) -> None:
-        super().__init__([parts.model])
+        super().__init__([parts.model], alpha=[1.0] * parts.stages_count)
         self.stages = parts.stages
 
     def fit(self, data_loader: Any) -> "StagesMahalanobis":
