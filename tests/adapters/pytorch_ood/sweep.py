@@ -45,6 +45,8 @@ def check(name: str) -> dict[str, str]:
     parts = Parts(model)
     with torch.no_grad():
         # an untrained model, made to see every class, and right: some detectors ask for that
+        for classifier in parts.classifiers:
+            torch.nn.init.normal_(classifier.weight)  # some architectures start at zero
         logits = torch.cat([model(x) for x, _ in train])
         for classifier in parts.classifiers:
             std = logits.std(dim=0)
