@@ -110,10 +110,10 @@ def compare(
     :raises InputError: if anything given cannot be used, before any training
     """
     recipe = RECIPES[recipe] if isinstance(recipe, str) else recipe
-    image_size = image_size or (32 if id == "digits" else None)
+    image_size = image_size or (32 if id == "digits" and not benchmark else None)
     job = Job(model, losses[0] if losses else "", recipe, 0, pretrained, small_images, image_size,
               alpha, workers)  # fmt: skip
-    _check(job, losses, detectors, ood, seeds)
+    _check(job, losses, detectors, None if benchmark else ood, seeds)
     output = Path(output)
     with progress_bar() as progress:
         opened = open_benchmark(benchmark, root) if benchmark else _open(id, ood, root)
@@ -228,9 +228,15 @@ def _intervals(runs: Sequence[_Run], results: pd.DataFrame, tested: Tested) -> p
 
 
 def _check(
-    job: Job, losses: Sequence[str], detectors: Sequence[str], ood: Sequence[str], seeds: int
+    job: Job,
+    losses: Sequence[str],
+    detectors: Sequence[str],
+    ood: Sequence[str] | None,
+    seeds: int,
 ) -> None:
     for name, given in (("losses", losses), ("detectors", detectors), ("OOD sets", ood)):
+        if given is None:
+            continue  # a benchmark brings them
         if not given:
             raise InputError(f"no {name} given; name at least one")
         if len(set(given)) < len(given):
