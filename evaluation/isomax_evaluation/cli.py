@@ -94,7 +94,7 @@ def compare(
     data_root: Root = None,
     images_per_class: PerClass = None,
     test_images: Annotated[
-        int | None, typer.Option(help="Use at most N test images of each dataset.")
+        int | None, typer.Option(help="Score at most N test images of each dataset.")
     ] = None,
     tune: Annotated[
         str | None,

@@ -98,7 +98,8 @@ def compare(
     :param image_size: input height and width, if not the model's own
     :param root: folder that named datasets are read from
     :param images_per_class: use at most so many training images of each class
-    :param test_images: use at most so many test images of each dataset
+    :param test_images: score at most so many test images of each dataset; accuracy and
+        calibration error are those of all of the ID dataset's
     :param alpha: false-alarm rate of the rejection threshold
     :param skip_bad_images: leave out images that do not decode
     :param workers: processes that decode images
@@ -118,7 +119,9 @@ def compare(
     with progress_bar() as progress:
         opened = open_benchmark(benchmark, root) if benchmark else _open(id, ood, root)
         limits = (images_per_class, test_images, skip_bad_images, workers)
-        id_train, tested = _prepare(opened, _open_tuning(tune, ood, root), *limits, progress)
+        id_train, id_test, tested = _prepare(
+            opened, _open_tuning(tune, ood, root), *limits, progress
+        )
         name = id_train.name if benchmark else id
         settings = {
             "id": name,
@@ -127,7 +130,7 @@ def compare(
             "detectors": list(detectors),
             "seeds": seeds,
             "images": {s.name: len(s) for s in (id_train, *tested.unknown)}
-            | {"id test": len(tested.known)},
+            | {"id test": len(id_test), "id scored": len(tested.known)},
             "class_names": list(id_train.class_names),
             **({"tune": tune} if tune else {}),
             **asdict(job),
@@ -135,7 +138,7 @@ def compare(
         for varying in ("loss", "seed", "workers"):
             settings.pop(varying)
         claim_folder(output, settings)
-        known = [("train", id_train), ("test", tested.known)]
+        known = [("train", id_train), ("test", id_test)]
         write_provenance(output, known + [("ood", images) for images in tested.unknown])
         if started is not None:
             started()
@@ -150,7 +153,7 @@ def compare(
             train_images, val_images = data.stratified_split(id_train, 0.15, run.job.seed)
             claim_run(run.job, name, train_images, val_images, run.folder)
             train_model(
-                run.job, train_images, val_images, tested.known, run.folder, accelerator, progress
+                run.job, train_images, val_images, id_test, run.folder, accelerator, progress
             )
             test_model(
                 run.job, run.folder, detectors, train_images, val_images, tested, accelerator,
@@ -271,7 +274,7 @@ def _prepare(
     skip: bool,
     workers: int,
     progress: Progress,
-) -> tuple[Images, Tested]:
+) -> tuple[Images, Images, Tested]:
     id_train, id_test, ood_sets = opened
     names = [images.name for images in ood_sets]
     if len({id_test.name, *names}) <= len(names):
@@ -285,15 +288,18 @@ def _prepare(
                 f"occur in {id_train.name}: {', '.join(shared[:10])}"
             )
     id_train = data.limit_per_class(id_train, images_per_class)
-    limited = [data.at_most(images, test_images) for images in (id_test, *ood_sets)]
+    ood_sets = [data.at_most(images, test_images) for images in ood_sets]
     id_train, id_test, *ood_sets = (
-        readable(images, skip, workers, progress) for images in (id_train, *limited)
+        readable(images, skip, workers, progress) for images in (id_train, id_test, *ood_sets)
     )
     if tuning is not None:
         tuning = readable(
             data.at_most(tuning, test_images or 1000), skip, workers, progress
         ).as_ood()
-    return id_train, Tested(id_test, [images.as_ood() for images in ood_sets], tuning)
+    scored = Tested(
+        data.at_most(id_test, test_images), [images.as_ood() for images in ood_sets], tuning
+    )
+    return id_train, id_test, scored
 
 
 def _export(output: Path, runs: Sequence[_Run]) -> Path:

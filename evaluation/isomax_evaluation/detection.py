@@ -18,12 +18,10 @@ from rich.progress import Progress
 from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader
 
-from isomax.calibration import expected_calibration_error
 from isomax_adapters.pytorch_ood import Parts, detectors_for
-from isomax_adapters.timm import load_calibration, load_model
+from isomax_adapters.timm import load_model
 from isomax_evaluation import extraction
 from isomax_evaluation.data import Images, Transformed
-from isomax_evaluation.extraction import Outputs
 from isomax_evaluation.fitting import images_workers
 from isomax_evaluation.intervals import METRICS
 from isomax_evaluation.jobs import Job, build_model, data_config
@@ -100,13 +98,8 @@ def test_model(
         for images in todo:
             torch.manual_seed(job.seed)
             with shown(progress, f"scoring {images.name}, {job.loss}", len(images)) as advance:
-                outputs, scores, failed = extraction.score(
-                    parts, fitted, loader_of(images), advance
-                )
-            content: dict[str, Any] = {"failed": unfitted | failed}
-            if images is tested.known:
-                content |= _classified(outputs, folder)
-            _write_scores(folder, images, scores, content)
+                _, scores, failed = extraction.score(parts, fitted, loader_of(images), advance)
+            _write_scores(folder, images, scores, unfitted | failed)
         if costs_missing:
             with shown(progress, f"measuring what a score costs, {job.loss}"):
                 _write_costs(job, folder, parts, fitted, tested.known, transform)
@@ -136,17 +129,8 @@ def _scored(folder: Path, images: Images) -> bool:
     return _scores_path(folder, images.name).is_file()
 
 
-def _classified(outputs: Outputs, folder: Path) -> dict[str, float]:
-    calibration = load_calibration(folder / "model")
-    assert calibration is not None
-    return {
-        "accuracy": float((outputs.logits.argmax(1) == outputs.labels).float().mean()),
-        "ECE": expected_calibration_error(outputs.logits / calibration.temperature, outputs.labels),
-    }
-
-
 def _write_scores(
-    folder: Path, images: Images, scores: dict[str, Tensor], content: dict[str, Any]
+    folder: Path, images: Images, scores: dict[str, Tensor], failed: dict[str, str]
 ) -> None:
     path = _scores_path(folder, images.name)
     arrays = {name: values.numpy() for name, values in scores.items()}
@@ -155,20 +139,21 @@ def _write_scores(
         with partial.open("wb") as file:
             np.savez(file, **arrays)  # type: ignore[arg-type]
 
-    write_json(path.with_suffix(".json"), content)
+    write_json(path.with_suffix(".json"), {"failed": failed})
     write_whole(path, write)  # the last one: it says that the dataset is done
 
 
 def _write_results(job: Job, folder: Path, names: Sequence[str], tested: Tested) -> None:
-    def read(images: Images) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        content = _scores_path(folder, images.name).with_suffix(".json").read_text()
-        return read_scores(folder, images.name), json.loads(content)
+    def read(images: Images) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+        content = json.loads(_scores_path(folder, images.name).with_suffix(".json").read_text())
+        return read_scores(folder, images.name), content["failed"]
 
-    id_scores, known = read(tested.known)
+    summary = json.loads((folder / "summary.json").read_text())
+    id_scores, id_failed = read(tested.known)
     rows, errors = [], []
     for images in tested.unknown:
-        ood_scores, unknown = read(images)
-        failed = unknown["failed"] | known["failed"]
+        ood_scores, ood_failed = read(images)
+        failed = ood_failed | id_failed
         for name in names:
             where = {"loss": job.loss, "seed": job.seed, "detector": name, "ood": images.name}
             if name in failed:
@@ -176,7 +161,8 @@ def _write_results(job: Job, folder: Path, names: Sequence[str], tested: Tested)
                 found = dict.fromkeys(METRICS, float("nan"))
             else:
                 found = ood_metrics(*(torch.from_numpy(s[name]) for s in (id_scores, ood_scores)))
-            rows.append(where | {"accuracy": known["accuracy"], "ECE": known["ECE"]} | found)
+            model = {"accuracy": summary["test_accuracy"], "ECE": summary["test_ECE"]}
+            rows.append(where | model | found)
     columns = ["loss", "seed", "detector", "ood", "error"]
     table = pd.DataFrame(errors, columns=columns)
     write_whole(folder / "errors.csv", lambda path: table.to_csv(path, index=False))

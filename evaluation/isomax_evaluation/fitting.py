@@ -122,7 +122,8 @@ def fit(
         train_loss = float(accelerator.reduce(torch.stack(losses).mean(), "mean"))
         seconds = time.perf_counter() - started
         judged = ema.module if ema is not None else model
-        logits, labels = evaluate(judged, val_loader, accelerator)
+        with accelerator.autocast():
+            logits, labels = evaluate(judged, val_loader, accelerator)
         history.append(
             {
                 "epoch": epoch + 1,
@@ -154,8 +155,7 @@ def evaluate(model: nn.Module, loader: Batches, accelerator: Accelerator) -> tup
     model.eval()
     parts = []
     for inputs, labels in loader:
-        with accelerator.autocast():
-            parts.append((model(inputs.to(accelerator.device)).float().cpu(), labels.cpu()))
+        parts.append((model(inputs.to(accelerator.device)).float().cpu(), labels.cpu()))
     mine = torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
     if accelerator.num_processes == 1:
         return mine

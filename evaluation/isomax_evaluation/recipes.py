@@ -61,16 +61,17 @@ _MACEDO = Recipe(
 )
 
 _CIFAR_CPU = Recipe(
-    # what two CPU cores do in about ten minutes: one cycle, for test_resnet with --small-images
+    # for test_resnet with --small-images: 85% in ten minutes of a CPU core that has bfloat16
     epochs=12,
     batch_size=128,
-    opt="sgd",
-    lr=0.2,
+    opt="muon",
+    lr=0.02,
     momentum=0.9,
-    weight_decay=5e-4,
+    weight_decay=0.01,
     sched="cosine",
     warmup_epochs=2,
     augment="pad-crop",
+    mixed_precision="bf16",
     channels_last=True,
     in_memory=True,
 )

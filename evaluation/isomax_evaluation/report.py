@@ -144,6 +144,7 @@ def write_report(
     html = environment.get_template("report.html").render(
         rows=rows,
         metrics=list(HIGHER_IS_BETTER),
+        better=[(3 + place, higher) for place, higher in enumerate(HIGHER_IS_BETTER.values())],
         seeds=int(results["seed"].nunique()),
         model=model,
         id_name=id_test.name,

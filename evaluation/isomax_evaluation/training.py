@@ -8,7 +8,7 @@ import numpy as np
 from accelerate import Accelerator
 from rich.progress import Progress
 
-from isomax.calibration import Calibration, RejectionThreshold
+from isomax.calibration import Calibration, RejectionThreshold, expected_calibration_error
 from isomax_adapters.timm import save_model
 from isomax_adapters.timm.attaching import head_modules
 from isomax_evaluation import data
@@ -155,6 +155,7 @@ def train_model(
     config = data_config(job, model)
     val_loader = eval_loader(val_images, config, job, accelerator)
     model = fit(job, model, train_images, config, val_loader, output, accelerator, progress)
+    # in float32 whatever it was trained in, since that is what it is exported and scored in
     logits, labels = evaluate(model, val_loader, accelerator)
     heads = head_modules(model)
     score = heads[0].score if heads else "entropic_score"
@@ -165,6 +166,7 @@ def train_model(
         logits, labels = evaluate(model, test_loader, accelerator)
         scores = calibration.score_of(logits)
         summary["test_accuracy"] = accuracy(logits, labels)
+        summary["test_ECE"] = expected_calibration_error(logits / calibration.temperature, labels)
         summary["test_false_alarm_rate"] = float((scores > calibration.threshold).float().mean())
     if accelerator.is_main_process:
         write_json(output / "summary.json", summary)

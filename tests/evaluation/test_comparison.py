@@ -306,6 +306,15 @@ def test_hyperparameters_are_chosen_on_other_images(tmp_path):
     assert set(chosen) == {"KNN", "ReAct", "GEN"}
     assert chosen["KNN"]["k"] in ood.KNN.hyperparameter_space["k"]
     assert not done.results.isna().any().any()
+    # few images are scored, but accuracy is that of all
+    known = data.open_splits("digits")[1]
+    model = load_model(tmp_path / "out/runs/softmax-seed0/model")
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+    images = torch.stack([transform(known.image(i)) for i in range(len(known))])
+    with torch.no_grad():
+        right = model(images).argmax(dim=1).numpy() == known.labels
+    assert done.results["accuracy"].to_list() == pytest.approx([right.mean()] * len(done.results))
+    assert len(read_scores(tmp_path / "out/runs/softmax-seed0", "digits")["KNN"]) == 60
 
 
 class Digits(Benchmark):
@@ -346,7 +355,13 @@ def test_a_benchmark_of_pytorch_ood_brings_its_own_sets(tmp_path):
     assert list(done.results["ood"]) == ["held out", "noise"]
     settings = json.loads((tmp_path / "out/settings.json").read_text())
     assert settings["id"] == "Digits"
-    assert settings["images"] == {"Digits": 600, "held out": 80, "noise": 70, "id test": 90}
+    assert settings["images"] == {
+        "Digits": 600,
+        "held out": 80,
+        "noise": 70,
+        "id test": 90,
+        "id scored": 90,
+    }
     # the same numbers as its own evaluation of the same model
     model = load_model(tmp_path / "out/runs/softmax-seed0/model")
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))

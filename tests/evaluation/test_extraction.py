@@ -168,6 +168,39 @@ def test_what_fails_is_named_and_the_rest_stands(model):
     }
 
 
+class _GradientsOff(Detector):
+    """Waits for its next batch inside ``no_grad``, as Gram does."""
+
+    requires_fit = True
+
+    def __init__(self):
+        self.inside = []
+
+    def fit(self, data_loader):
+        with torch.no_grad():
+            for _ in data_loader:
+                self.inside.append(torch.is_grad_enabled())
+
+    def predict(self, x):
+        return x.mean(dim=(1, 2, 3))
+
+
+def test_a_fit_without_gradients_does_not_take_them_from_the_others(model):
+    outside = []
+
+    class Batches:
+        def __iter__(self):
+            for batch in loader(*TRAIN):
+                outside.append(torch.is_grad_enabled())
+                yield batch
+
+    off = _GradientsOff()
+    assert not fit(Parts(model), {"off": off, "also": _GradientsOff()}, Batches())
+    assert off.inside == [False] * 3
+    assert outside == [True] * 3
+    assert torch.is_grad_enabled()
+
+
 def test_a_model_is_left_as_it_was(model):
     before = copy.deepcopy(model.state_dict())
     parts = Parts(model)
