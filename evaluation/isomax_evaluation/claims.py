@@ -1,307 +1,115 @@
-"""The IsoMax papers' claims with our numbers: small tables, and the page that is made of them."""
+"""Comparisons put together into the small tables that the page of results is made of."""
 
 import json
 import platform
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from statistics import median
 from typing import Any
 
-import numpy as np
-import onnxruntime
 import pandas as pd
 import torch
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from isomax_adapters.onnx import export
-from isomax_adapters.pytorch_ood import Parts, detectors_for
+from isomax_adapters.pytorch_ood import NAMES
 from isomax_adapters.timm import load_model
 from isomax_evaluation.errors import InputError
-from isomax_evaluation.extraction import fit
-from isomax_evaluation.intervals import METRICS
-from isomax_evaluation.losses import LOSSES
+from isomax_evaluation.inference_cost import measure_inference
 from isomax_evaluation.outputs import run_folder, write_json, write_whole
-from isomax_evaluation.report import needs
-
-#: the detector that a paper pairs with a loss; the one to look at in a table of losses
-OWN_SCORE = {
-    "softmax": "MaxSoftmax",
-    "isomax": "EntropicScore",
-    "isomax+": "MinimumDistanceScore",
-    "dismax": "MaxMeanLogitEntropyScore",
-    "dismax+fpr": "MaxMeanLogitEntropyScore",
-}
-PIXELS, BATCH = 32, 50
+from isomax_evaluation.recipes import RECIPES
 
 
 def gather(outputs: Sequence[Path], folder: Path) -> None:
     """Put the results of several comparisons into small tables.
 
-    :param outputs: output folders of ``isomax compare``, the main one first
-    :param folder: gets ``detection.csv``, ``costs.csv``, ``inference.csv`` and ``setting.json``
+    :param outputs: output folders of ``isomax compare``, the main one first; the others with
+        other lengths of training or fewer images per class
+    :param folder: gets ``detection.csv``, ``intervals.csv``, ``costs.csv``, ``inference.csv`` and
+        ``setting.json``; the last four of the main comparison
     :raises InputError: if a folder is no finished comparison
     """
+    if missing := [str(o) for o in outputs if not (o / "results.csv").is_file()]:
+        raise InputError(
+            f"{', '.join(missing)}: no finished comparison there; run isomax compare first"
+        )
+    settings = [json.loads((output / "settings.json").read_text()) for output in outputs]
     tables = []
-    for output in outputs:
-        if not (output / "results.csv").is_file():
-            raise InputError(f"{output} holds no finished comparison; run isomax compare first")
-        settings = json.loads((output / "settings.json").read_text())
-        per_class = settings["images"][Path(settings["id"]).name] // len(settings["class_names"])
+    for output, given in zip(outputs, settings, strict=True):
         table = pd.read_csv(output / "results.csv")
-        table.insert(0, "per_class", per_class)
-        table.insert(0, "epochs", settings["recipe"]["epochs"])
-        table.insert(0, "model", settings["model"])
+        table.insert(0, "per_class", _per_class(given))
+        table.insert(0, "epochs", given["recipe"]["epochs"])
+        table.insert(0, "model", given["model"])
         tables.append(table)
-    detection = pd.concat(tables).round(5)
-    main, settings = outputs[0], json.loads((outputs[0] / "settings.json").read_text())
+    main, first = outputs[0], settings[0]
+    model = load_model(run_folder(main, first["losses"][0], 0) / "model")
     setting = {
-        "id": Path(settings["id"]).name,
-        "ood": {name: settings["images"][name] for name in tables[0]["ood"].unique()},
-        "ood_as_given": settings["ood"],
-        "test_images": settings["images"]["id test"],
-        "recipe": settings["recipe"],
-        "machine": f"{torch.get_num_threads()} threads of {_processor()}",
+        "id": Path(first["id"]).name,
+        "ood": {name: first["images"][name] for name in tables[0]["ood"].unique()},
+        "test_images": first["images"]["id test"],
+        "scored_images": first["images"]["id scored"],
+        "per_class": _per_class(first),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "recipe": first["recipe"],
+        "commands": [_command(given, first) for given in settings],
+        "machine": f"{torch.get_num_threads()} thread of {_processor()}",
         "versions": {name: version(name) for name in ("torch", "timm", "pytorch-ood", "isomax")},
     }
-    intervals = pd.read_csv(main / "intervals.csv").round(5)
-    costs = pd.read_csv(main / "costs.csv").round(4)
-    inference = measure_inference(main).round(4)
     for name, frame in (
-        ("detection", detection),
-        ("intervals", intervals),
-        ("costs", costs),
-        ("inference", inference),
+        ("detection", pd.concat(tables).round(5)),
+        ("intervals", pd.read_csv(main / "intervals.csv").round(5)),
+        ("costs", pd.read_csv(main / "costs.csv").round(4)),
+        ("inference", measure_inference(main, first["losses"]).round(4)),
     ):
         write_whole(folder / f"{name}.csv", lambda path, t=frame: t.to_csv(path, index=False))  # type: ignore[misc]
     write_json(folder / "setting.json", setting)
 
 
-def measure_inference(output: Path, repeats: int = 15) -> pd.DataFrame:
-    """What scoring images costs the CPU, side by side: seconds of CPU time per 1,000 images.
-
-    CPU time is what the energy of a computation on the CPU goes with. One thread: several would
-    be charged for waiting for each other.
-
-    :param output: of a comparison with the losses softmax and isomax
-    :return: runtime, loss, detector and ``cpu_seconds_per_1000``, with the ratio to softmax
-        classification in the same runtime
-    """
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(BATCH, 3, PIXELS, PIXELS, generator=generator)
-    pixels = (images.clamp(-2, 2) * 60 + 127).permute(0, 2, 3, 1).to(torch.uint8).numpy()
-    functions: dict[tuple[str, str, str], Callable[[], Any]] = {}
-    for loss, names in (
-        ("softmax", ("MaxSoftmax", "EnergyBased", "ODIN", "Mahalanobis", "MahalanobisODIN")),
-        ("isomax", ("EntropicScore",)),
-    ):
-        model_folder = run_folder(output, loss, 0) / "model"
-        model: Any = load_model(model_folder)
-        parts, detectors = Parts(model), detectors_for(model, names)
-        # what a detector is fitted on does not change what it costs
-        labels = torch.arange(BATCH) % model.num_classes
-        failed = fit(parts, detectors, [(images, labels)])
-        assert not failed, failed
-        for name, detector in detectors.items():
-            functions["PyTorch", loss, name] = lambda d=detector: d.predict(images)  # type: ignore[misc]
-        exported = output / f"{loss}.onnx"
-        if not exported.is_file():
-            export(model_folder, exported)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        session = onnxruntime.InferenceSession(
-            exported, options, providers=["CPUExecutionProvider"]
-        )
-        own = OWN_SCORE[loss]
-        functions["ONNX Runtime", loss, own] = lambda s=session: s.run(None, {"images": pixels})  # type: ignore[misc]
-    seconds: dict[tuple[str, str, str], list[float]] = {key: [] for key in functions}
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    for repeat in range(repeats + 2):
-        for key, function in functions.items():
-            started = time.process_time()
-            function()
-            if repeat >= 2:
-                seconds[key].append(time.process_time() - started)
-    torch.set_num_threads(threads)
-    rows = []
-    for (runtime, loss, detector), measured in seconds.items():
-        baseline = (
-            median(seconds[runtime, "softmax", "MaxSoftmax"])
-            if runtime == "PyTorch"
-            else (median(seconds[runtime, "softmax", OWN_SCORE["softmax"]]))
-        )
-        rows.append(
-            {
-                "runtime": runtime,
-                "loss": loss,
-                "detector": detector,
-                "cpu_seconds_per_1000": 1000 * median(measured) / BATCH,
-                "ratio": median(measured) / baseline,
-            }
-        )
-    return pd.DataFrame(rows)
+def _per_class(settings: dict[str, Any]) -> int:
+    count: int = settings["images"][Path(settings["id"]).name]
+    return count // len(settings["class_names"])
 
 
-def write_page(folder: Path, page: Path) -> Path:
-    """Make the page of the tables; every number in it comes from them.
-
-    :param folder: what :func:`gather` wrote, and ``paper.csv``
-    :param page: the Markdown file to write
-    :raises InputError: if a table is missing
-    """
-    names = ("detection", "intervals", "costs", "inference", "paper")
-    if missing := [name for name in names if not (folder / f"{name}.csv").is_file()]:
-        raise InputError(f"{folder} has no {', '.join(missing)}; gather them first with --from")
-    tables = {name: pd.read_csv(folder / f"{name}.csv") for name in names}
-    setting = json.loads((folder / "setting.json").read_text())
-    environment = Environment(
-        loader=PackageLoader("isomax_evaluation", "templates"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    detection = tables["detection"]
-    longest = detection["epochs"].max()
-    most = detection["per_class"].max()
-    main = detection[(detection["epochs"] == longest) & (detection["per_class"] == most)]
-    text = environment.get_template("results.md").render(
-        setting=setting,
-        model=str(main["model"].iloc[0]),
-        seeds=int(main["seed"].nunique()),
-        epochs=int(longest),
-        per_class=int(most),
-        losses=[loss for loss in LOSSES if loss in set(main["loss"])],
-        missing=[loss for loss in LOSSES if loss not in set(main["loss"])],
-        error=_error_of_a_difference(main, setting["test_images"]),
-        accuracy=_accuracy(detection[detection["epochs"] == longest]),
-        lengths=_lengths(detection[detection["per_class"] == most]),
-        own=_own(main),
-        best=_best(main, tables["intervals"]),
-        needs=_needs(tables["costs"]),
-        inference=tables["inference"].to_dict("records"),
-        paper=_paper(tables["paper"], main),
-        metrics=METRICS,
-        spread=spread,
-    )
-    write_whole(page, lambda partial: partial.write_text(text, encoding="utf-8"))
-    return page
+def _command(settings: dict[str, Any], main: dict[str, Any]) -> str:
+    """The ``isomax compare`` that a comparison was made with, but for folders."""
+    parts = [f"--id {_without_folders(settings['id'])}"]
+    parts += [f"--ood {_without_folders(name)}" for name in settings["ood"]]
+    parts.append(f"--model {settings['model']}")
+    if settings["small_images"]:
+        parts.append("--small-images")
+    parts += _recipe_options(settings["recipe"])
+    if _per_class(settings) < _per_class(main):
+        parts.append(f"--images-per-class {_per_class(settings)}")
+    chosen = settings["detectors"]
+    parts.append(f"--losses {','.join(settings['losses'])}")
+    parts.append(f"--seeds {settings['seeds']}")
+    parts.append(f"--detectors {'all' if set(chosen) == set(NAMES) else ','.join(chosen)}")
+    if settings["images"]["id scored"] < settings["images"]["id test"]:
+        parts.append(f"--test-images {settings['images']['id scored']}")
+    return "isomax compare " + " ".join(parts)
 
 
-def spread(values: Sequence[float]) -> str:
-    """Mean and, of several values, standard deviation, in percent."""
-    array = 100 * np.asarray(list(values), dtype=float)
-    deviation = f" ± {array.std(ddof=1):.1f}" if len(array) > 1 else ""
-    return f"{array.mean():.1f}{deviation}"
+def _without_folders(name: str) -> str:
+    """A dataset's name as it is (``torch/mnist``), and of a folder its last part."""
+    is_folder = Path(name).is_absolute() or Path(name).exists()
+    return Path(name).name if is_folder else name
 
 
-def _of_models(detection: pd.DataFrame) -> pd.DataFrame:
-    """One row per trained model."""
-    return detection.drop_duplicates(["epochs", "per_class", "loss", "seed"])
-
-
-def _accuracy(detection: pd.DataFrame) -> list[dict[str, Any]]:
-    """Claim 1: accuracy by examples per class, with the gap to softmax in points."""
-    rows = []
-    for per_class, group in _of_models(detection).groupby("per_class"):
-        by_loss = {loss: part["accuracy"].to_numpy() for loss, part in group.groupby("loss")}
-        gap = {
-            loss: 100 * float(values.mean() - by_loss["softmax"].mean())
-            for loss, values in by_loss.items()
-            if "softmax" in by_loss
-        }
-        rows.append({"per_class": int(str(per_class)), "accuracy": by_loss, "gap": gap})
-    return rows
-
-
-def _error_of_a_difference(main: pd.DataFrame, images: int) -> float:
-    """Standard error, in points, of the difference of two accuracies on so many test images."""
-    accuracy = float(_of_models(main)["accuracy"].mean())
-    return 100 * float(np.sqrt(2 * accuracy * (1 - accuracy) / images))
-
-
-def _lengths(detection: pd.DataFrame) -> list[dict[str, Any]]:
-    """Accuracy and AUROC of each loss with its own score, by length of training."""
-    rows = []
-    for (epochs, loss), group in detection.groupby(["epochs", "loss"], sort=False):
-        own = group[group["detector"] == OWN_SCORE[str(loss)]]
-        rows.append(
-            {
-                "epochs": int(str(epochs)),
-                "loss": loss,
-                "seeds": int(group["seed"].nunique()),
-                "accuracy": _of_models(group)["accuracy"].to_list(),
-                "AUROC": {
-                    str(ood): part["AUROC"].to_list()
-                    for ood, part in own.groupby("ood", sort=False)
-                },
-            }
-        )
-    order = list(LOSSES)
-    return sorted(rows, key=lambda row: (row["epochs"], order.index(str(row["loss"]))))
-
-
-def _own(main: pd.DataFrame) -> list[dict[str, Any]]:
-    """Claim 4: each loss with the score that its paper pairs with it, per OOD set."""
-    rows = []
-    for ood, group in main.groupby("ood", sort=False):
-        for loss in [loss for loss in LOSSES if loss in set(group["loss"])]:
-            part = group[(group["loss"] == loss) & (group["detector"] == OWN_SCORE[loss])]
-            metrics = {name: part[name].to_list() for name in METRICS}
-            rows.append({"ood": ood, "loss": loss, "detector": OWN_SCORE[loss], **metrics})
-    return rows
-
-
-def _best(main: pd.DataFrame, intervals: pd.DataFrame) -> list[dict[str, Any]]:
-    """The three best detectors of each loss on each OOD set."""
-    at = intervals.set_index(["ood", "loss", "detector"])
-    rows = []
-    for (ood, loss), group in main.groupby(["ood", "loss"], sort=False):
-        means = group.groupby("detector")["AUROC"].mean().dropna().sort_values(ascending=False)
-        top = [
-            f"{name} {100 * value:.1f} [{100 * at.loc[(ood, loss, name), 'AUROC low']:.1f}, "
-            f"{100 * at.loc[(ood, loss, name), 'AUROC high']:.1f}]"
-            for name, value in means.head(3).items()
-        ]
-        rows.append({"ood": ood, "loss": loss, "top": top, "count": len(means)})
-    return rows
-
-
-def _needs(costs: pd.DataFrame) -> list[dict[str, Any]]:
-    """Claim 3: what each detector needs, once per detector."""
-    rows = []
-    for row in costs.drop_duplicates("detector").itertuples():
-        found: dict[str, Any] = {"detector": row.detector, "needs": needs(row)}
-        found["passes"] = f"{row.forward:.0f} + {row.backward:.0f}"
-        found["time"] = f"{row.relative_time:.2f}"
-        rows.append(found)
-    return sorted(rows, key=lambda row: (row["needs"] != "nothing", row["detector"].lower()))
-
-
-def _paper(paper: pd.DataFrame, main: pd.DataFrame) -> list[dict[str, Any]]:
-    """The papers' numbers with ours beside them where both exist."""
-    names = {"Tiny ImageNet": "tiny-imagenet-200"}
-    rows = []
-    for row in paper.fillna("").to_dict("records"):
-        ours = main[(main["loss"] == row["loss"]) & (main["detector"] == row["detector"])]
-        if row["ood"]:
-            ours = ours[ours["ood"] == names.get(row["ood"], row["ood"])]
-        else:
-            ours = _of_models(ours)
-        rows.append(row | {"ours": ours[row["metric"]].to_list()})
-    return rows
+def _recipe_options(recipe: dict[str, Any]) -> list[str]:
+    """The named recipe that is closest, and options for what differs from it."""
+    differing = {}
+    for name, named in RECIPES.items():
+        values = json.loads(json.dumps(asdict(named)))
+        differing[name] = [key for key in values if values[key] != recipe.get(key)]
+    closest = min(differing, key=lambda name: len(differing[name]))
+    options = [f"--{key.replace('_', '-')} {recipe.get(key)}" for key in differing[closest]]
+    return [f"--recipe {closest}", *options]
 
 
 def _processor() -> str:
-    found = (
-        [
-            line.partition(":")[2].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if line.startswith("model name")
-        ]
-        if Path("/proc/cpuinfo").is_file()
-        else []
-    )
+    """As Linux names it; elsewhere as Python does."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        text = ""
+    found = [line.partition(":")[2].strip() for line in text.splitlines() if "model name" in line]
     return found[0] if found else platform.processor() or platform.machine()

@@ -404,7 +404,8 @@ def results(
     """Put comparisons into small tables, and the tables into RESULTS.md beside their folder."""
     with _one_line_errors():
         with _status("reading the tables"):
-            from isomax_evaluation.claims import gather, write_page
+            from isomax_evaluation.claims import gather
+            from isomax_evaluation.results_page import write_page
 
         if comparisons:
             with _status("measuring inference"):

@@ -1,6 +1,6 @@
 """Detectors that pull batches from a loader, fitted on batches that are pushed."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from greenlet import getcurrent, greenlet
@@ -22,7 +22,7 @@ class Feeding:
 
     def __init__(self, detector: Detector) -> None:
         self._detector = detector
-        self._fitting = greenlet(self._fit)
+        self._giver, self._fitting = getcurrent(), greenlet(self._fit)
         self._error: Exception | None = None
 
     def give(self, batch: Batch) -> None:
@@ -43,7 +43,7 @@ class Feeding:
 
     def _fit(self, first: Batch | None) -> None:
         try:
-            self._detector.fit(_Loader(first))
+            self._detector.fit(_Loader(first, self._giver.switch))
         except Exception as error:  # reported by finish()
             self._error = error
 
@@ -51,8 +51,8 @@ class Feeding:
 class _Loader:
     """What the fit takes for a loader. It may look at the first batch and begin again, once."""
 
-    def __init__(self, first: Batch | None) -> None:
-        self._first, self._count = first, int(first is not None)
+    def __init__(self, first: Batch | None, ask: Callable[[], Batch | None]) -> None:
+        self._first, self._ask, self._count = first, ask, int(first is not None)
 
     def __iter__(self) -> Iterator[Batch]:
         if self._count > 1:
@@ -61,7 +61,7 @@ class _Loader:
         while batch is not None:
             yield batch
             gradients = torch.is_grad_enabled()
-            batch = getcurrent().parent.switch()
+            batch = self._ask()
             torch.set_grad_enabled(gradients)
             self._count += batch is not None
 

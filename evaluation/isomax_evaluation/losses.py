@@ -14,13 +14,14 @@ class Loss:
 
     head: str | None  #: a name in ``isomax_adapters.timm.HEADS``; ``None`` keeps the linear layer
     criterion: Callable[[], nn.Module]
+    score: str  #: the detector that its paper pairs with it
     mosaic: bool = False  #: DisMax's fractional probability regularisation
 
 
 LOSSES = {
-    "softmax": Loss(None, nn.CrossEntropyLoss),
-    "isomax": Loss("isomax", IsoMaxLoss),
-    "isomax+": Loss("isomax+", IsoMaxLoss),
-    "dismax": Loss("dismax", IsoMaxLoss),
-    "dismax+fpr": Loss("dismax", FractionalProbabilityLoss, mosaic=True),
+    "softmax": Loss(None, nn.CrossEntropyLoss, "MaxSoftmax"),
+    "isomax": Loss("isomax", IsoMaxLoss, "EntropicScore"),
+    "isomax+": Loss("isomax+", IsoMaxLoss, "MinimumDistanceScore"),
+    "dismax": Loss("dismax", IsoMaxLoss, "MaxMeanLogitEntropyScore"),
+    "dismax+fpr": Loss("dismax", FractionalProbabilityLoss, "MaxMeanLogitEntropyScore", True),
 }

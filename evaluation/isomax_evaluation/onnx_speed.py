@@ -37,7 +37,7 @@ def measure(
     :param size: its input height and width
     :raises InputError: if the folder has no images
     """
-    repeats = 3 if quick else 15
+    repeats = 3 if quick else 25
     with tempfile.TemporaryDirectory() as scratch:
         files = list(find_images([images] if images else [_make_photographs(Path(scratch) / "p")]))
         if not files:
@@ -102,7 +102,8 @@ def graph_seconds(folder: Path, size: int, scratch: Path, repeats: int) -> dict[
     runs["torch"] = lambda: model(tensors)
     torch.set_num_threads(THREADS)
     with torch.inference_mode():
-        return alternate(runs, repeats)
+        # each of these has threads of its own, which spin for a while after a run
+        return alternate(runs, repeats, pause=0.05)
 
 
 def scoring_seconds(scorer: Scorer, files: Sequence[str], repeats: int) -> dict[str, float]:

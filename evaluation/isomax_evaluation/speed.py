@@ -14,15 +14,19 @@ from isomax_adapters.pytorch_ood import Parts
 
 
 def alternate(
-    functions: Mapping[str, Callable[[], object]], repeats: int, warmup: int = 2
+    functions: Mapping[str, Callable[[], object]], repeats: int, warmup: int = 2, pause: float = 0
 ) -> dict[str, float]:
-    """Median seconds of each function, run in turns so that a noisy machine is noisy for all."""
+    """Median seconds of each function, run in turns so that a noisy machine is noisy for all.
+
+    :param pause: seconds before each run, in which thread pools of the one before come to rest
+    """
     for _ in range(warmup):
         for function in functions.values():
             function()
     times: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(repeats):
         for name, function in functions.items():
+            time.sleep(pause)
             started = time.perf_counter()
             function()
             times[name].append(time.perf_counter() - started)
@@ -54,7 +58,7 @@ def cost_of_detectors(
     rows: list[dict[str, Any]] = []
     functions: dict[str, Callable[[], object]] = {"": classify}
     for name, detector in detectors.items():
-        predict = _predictor(detector, images)
+        predict = predictor(detector, images)
         try:
             forward, backward = count_passes(parts, predict)
         except Exception:  # the scores' table says why
@@ -100,7 +104,7 @@ def count_passes(parts: Parts, function: Callable[[], object]) -> tuple[int, int
     return forward, backward
 
 
-def _predictor(detector: Detector, images: Tensor) -> Callable[[], object]:
+def predictor(detector: Detector, images: Tensor) -> Callable[[], object]:
     # detectors of logits and features do not need gradients, the others switch them on and off
     gradients = not isinstance(detector, (LogitsDetector, FeaturesDetector))
 

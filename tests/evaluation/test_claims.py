@@ -7,8 +7,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from isomax_evaluation.claims import gather, spread, write_page
+from isomax_evaluation.claims import gather
 from isomax_evaluation.errors import InputError
+from isomax_evaluation.results_page import spread, write_page
 
 HERE = Path(__file__).parents[2] / "evaluation"
 
