@@ -1,5 +1,6 @@
 """The page of results is made of the tables, and of nothing else."""
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -62,3 +63,21 @@ def test_what_is_missing_is_named(tmp_path):
 def test_the_page_in_the_project_is_that_of_its_tables(tmp_path):
     made = write_page(HERE / "results", tmp_path / "RESULTS.md").read_text()
     assert made == (HERE / "RESULTS.md").read_text()
+
+
+def test_the_command_for_the_papers_table_starts(isomax, tmp_path):
+    text = (HERE / "RESULTS.md").read_text()
+    command = re.search(r"isomax (compare [^`]*?--recipe macedo2022.*?--detectors all)", text, re.S)
+    words = command.group(1).replace("\\\n", " ").split()
+    data = ["--id", "--ood"]
+    kept = [w for i, w in enumerate(words) if w not in data and words[i - 1] not in data]
+    assert "resnet34" in kept
+    done = isomax(
+        *(*kept, "--id", "digits", "--ood", "digits-held-out", "--output", tmp_path / "out"),
+        *("--epochs", 1, "--seeds", 1, "--images-per-class", 20, "--test-images", 8),
+        *("--detectors", "MaxSoftmax", "--workers", 0, "--no-track"),
+    )
+    assert done.returncode == 0, done.stderr
+    settings = json.loads((tmp_path / "out/settings.json").read_text())
+    assert settings["recipe"]["sched"] == "multistep"
+    assert settings["recipe"]["decay_milestones"] == [150, 200, 250]
