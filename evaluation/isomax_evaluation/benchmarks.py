@@ -5,10 +5,9 @@ from typing import Any
 import numpy as np
 import pytorch_ood.benchmark
 from pytorch_ood.benchmark import Benchmark
-from torch.utils.data import ConcatDataset, Subset
 
 from isomax_adapters.onnx.runtime import as_rgb
-from isomax_evaluation.data import OOD_LABEL, Images, from_dataset
+from isomax_evaluation.data import OOD_LABEL, Images, from_dataset, labels_of
 from isomax_evaluation.errors import InputError, one_line
 
 BENCHMARKS = tuple(name for name in pytorch_ood.benchmark.__all__ if name != "Benchmark")
@@ -46,7 +45,7 @@ def open_benchmark(
     train, test = (
         from_dataset(dataset, title, labels, names or tuple(map(str, range(int(labels.max()) + 1))))
         for dataset in (train_set, test_set)
-        for labels in [_labels(dataset)]
+        for labels in [labels_of(dataset)]
     )
     unknown = [
         from_dataset(dataset, name, np.full(len(dataset), OOD_LABEL), ())
@@ -55,19 +54,6 @@ def open_benchmark(
         )
     ]
     return train, test, unknown
-
-
-def _labels(dataset: Any) -> np.ndarray:
-    """Labels of a dataset, without decoding its images where it lists them."""
-    if isinstance(dataset, ConcatDataset):
-        return np.concatenate([_labels(part) for part in dataset.datasets])
-    if isinstance(dataset, Subset):
-        return _labels(dataset.dataset)[np.asarray(dataset.indices)]
-    changed = getattr(dataset, "target_transform", None) is not None
-    for name in ("targets", "labels"):
-        if hasattr(dataset, name) and not changed:
-            return np.asarray(getattr(dataset, name), dtype=int)
-    return np.array([int(dataset[index][1]) for index in range(len(dataset))])
 
 
 def _class_names(dataset: Any) -> tuple[str, ...]:

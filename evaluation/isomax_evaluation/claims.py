@@ -15,8 +15,9 @@ from isomax_adapters.pytorch_ood import NAMES
 from isomax_adapters.timm import load_model
 from isomax_evaluation.errors import InputError
 from isomax_evaluation.inference_cost import measure_inference
-from isomax_evaluation.outputs import run_folder, write_json, write_whole
+from isomax_evaluation.outputs import run_folder, write_json
 from isomax_evaluation.recipes import RECIPES
+from isomax_evaluation.tables import read_table, write_table
 
 
 def gather(outputs: Sequence[Path], folder: Path) -> None:
@@ -35,7 +36,7 @@ def gather(outputs: Sequence[Path], folder: Path) -> None:
     settings = [json.loads((output / "settings.json").read_text()) for output in outputs]
     tables = []
     for output, given in zip(outputs, settings, strict=True):
-        table = pd.read_csv(output / "results.csv")
+        table = read_table(output / "results.csv")
         table.insert(0, "per_class", _per_class(given))
         table.insert(0, "epochs", given["recipe"]["epochs"])
         table.insert(0, "model", given["model"])
@@ -56,11 +57,11 @@ def gather(outputs: Sequence[Path], folder: Path) -> None:
     }
     for name, frame in (
         ("detection", pd.concat(tables).round(5)),
-        ("intervals", pd.read_csv(main / "intervals.csv").round(5)),
-        ("costs", pd.read_csv(main / "costs.csv").round(4)),
+        ("intervals", read_table(main / "intervals.csv").round(5)),
+        ("costs", read_table(main / "costs.csv").round(4)),
         ("inference", measure_inference(main, first["losses"]).round(4)),
     ):
-        write_whole(folder / f"{name}.csv", lambda path, t=frame: t.to_csv(path, index=False))  # type: ignore[misc]
+        write_table(folder / f"{name}.csv", frame)
     write_json(folder / "setting.json", setting)
 
 

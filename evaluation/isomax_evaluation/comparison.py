@@ -1,5 +1,6 @@
 """Losses x detectors x OOD sets x seeds: the same backbone, batches and recipe; one tidy table."""
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,13 +18,18 @@ from isomax_evaluation.benchmarks import open_benchmark
 from isomax_evaluation.data import Images
 from isomax_evaluation.detection import Tested, read_scores, test_model
 from isomax_evaluation.errors import InputError
-from isomax_evaluation.intervals import bootstrap, draw
-from isomax_evaluation.jobs import Job, check_job, make_accelerator
-from isomax_evaluation.outputs import claim_folder, run_folder, write_json, write_whole
+from isomax_evaluation.intervals import METRICS, bootstrap, draw
+from isomax_evaluation.jobs import Job, build_model, check_job, make_accelerator
+from isomax_evaluation.outputs import (
+    claim_folder,
+    run_folder,
+    write_json,
+)
 from isomax_evaluation.progress import progress_bar
 from isomax_evaluation.provenance import write_provenance
 from isomax_evaluation.recipes import RECIPES, Recipe
 from isomax_evaluation.report import write_report
+from isomax_evaluation.tables import read_table, write_table
 from isomax_evaluation.training import claim_run, readable, train_model
 
 DETECTORS = (
@@ -115,13 +121,16 @@ def compare(
     job = Job(model, losses[0] if losses else "", recipe, 0, pretrained, small_images, image_size,
               alpha, workers)  # fmt: skip
     _check(job, losses, detectors, None if benchmark else ood, seeds)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError("compare runs in one process; start it without torchrun or accelerate")
     output = Path(output)
     with progress_bar() as progress:
         opened = open_benchmark(benchmark, root) if benchmark else _open(id, ood, root)
+        _check_detectors(job, losses, detectors, len(opened[0].class_names))
+        sets = [images.name for images in opened[2]] if benchmark else [id, *ood]
+        tuning = _open_tuning(tune, [opened[0].name, *sets], root)
         limits = (images_per_class, test_images, skip_bad_images, workers)
-        id_train, id_test, tested = _prepare(
-            opened, _open_tuning(tune, ood, root), *limits, progress
-        )
+        id_train, id_test, tested = _prepare(opened, tuning, *limits, progress)
         name = id_train.name if benchmark else id
         settings = {
             "id": name,
@@ -187,8 +196,9 @@ def _finish(
         ("intervals", intervals),
         ("costs", costs),
         ("errors", errors),
+        ("left_out", left_out),
     ):
-        write_whole(output / f"{name}.csv", lambda path, t=table: t.to_csv(path, index=False))  # type: ignore[misc]
+        write_table(output / f"{name}.csv", table)
     done = Comparison(results, intervals, costs, left_out, errors, output, _export(output, runs))
     write_report(
         output, results, intervals, costs, left_out, errors, tested.known, tested.unknown,
@@ -198,7 +208,7 @@ def _finish(
 
 
 def _together(runs: Sequence[_Run], name: str) -> pd.DataFrame:
-    tables = [pd.read_csv(run.folder / name) for run in runs]
+    tables = [read_table(run.folder / name) for run in runs]
     # tables without rows have columns without types
     return pd.concat([table for table in tables if len(table)] or tables[:1], ignore_index=True)
 
@@ -227,7 +237,8 @@ def _intervals(runs: Sequence[_Run], results: pd.DataFrame, tested: Tested) -> p
                 for metric, (low, high) in bootstrap(there, id_drawn, ood_drawn).items():
                     row |= {f"{metric} low": low, f"{metric} high": high}
                 rows.append(row)
-    return pd.DataFrame(rows)
+    bounds = [f"{metric} {end}" for metric in METRICS for end in ("low", "high")]
+    return pd.DataFrame(rows, columns=["loss", "detector", "ood", *bounds])
 
 
 def _check(
@@ -252,18 +263,37 @@ def _check(
         raise InputError(f"unknown detector {', '.join(unknown)}; choose from {', '.join(NAMES)}")
 
 
+def _check_detectors(
+    job: Job, losses: Sequence[str], detectors: Sequence[str], classes: int
+) -> None:
+    reasons: dict[str, str] = {}
+    for loss in losses:
+        model = build_model(replace(job, loss=loss), classes, pretrained=False).eval()
+        reasons = why_not(model, detectors)
+        if len(reasons) < len(detectors):
+            return
+    listed = "; ".join(f"{name} {reason}" for name, reason in reasons.items())
+    raise InputError(f"no detector can work with {', '.join(losses)}: {listed}; add one that can")
+
+
 def _open(id: str, ood: Sequence[str], root: str | None) -> tuple[Images, Images, list[Images]]:
     return *data.open_splits(id, root), [data.open_images(name, "test", root) for name in ood]
 
 
-def _open_tuning(tune: str | None, ood: Sequence[str], root: str | None) -> Images | None:
+def _open_tuning(tune: str | None, tested: Sequence[str], root: str | None) -> Images | None:
     if tune is None:
         return None
-    if tune in ood:
+    if _identity(tune) in map(_identity, tested):
         raise InputError(
             f"{tune} is tested on; choose another dataset to tune on, or the table flatters"
         )
     return data.open_images(tune, "train", root)
+
+
+def _identity(name: str) -> str:
+    """What two ways to name one dataset have in common."""
+    path = Path(name).expanduser()
+    return str(path.resolve()) if path.is_dir() else name.rpartition("/")[2].lower()
 
 
 def _prepare(

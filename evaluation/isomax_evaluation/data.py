@@ -2,12 +2,13 @@
 
 Names: ``digits`` (1,797 handwritten digits that ship with scikit-learn), ``gaussian-noise`` and
 ``uniform-noise`` (pytorch-ood's), a folder with one subfolder per class (with ``train`` and
-``test`` or ``val`` above them, or without), pytorch-ood's OOD datasets (``Textures``), and every
-name that ``timm.data.create_dataset`` knows (``torch/cifar10``, ``hfds/...``).
+``test`` or ``val`` above them, or without), pytorch-ood's OOD datasets (``Textures``),
+torchvision's (``CIFAR10``, ``SVHN``), and every name that ``timm.data.create_dataset`` knows
+(``torch/cifar10``, ``hfds/...``).
 """
 
+import inspect
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,13 @@ import numpy as np
 import pytorch_ood.dataset.img
 import timm.data
 import torch
+import torchvision.datasets
 from PIL import Image
 from pytorch_ood.dataset.img import GaussianNoise, UniformNoise
+from pytorch_ood.dataset.img.noise import NoiseDataset
 from torch.utils import data as torch_data
 
-from isomax_adapters.onnx.runtime import as_rgb
+from isomax_adapters.onnx.runtime import IMAGE_FORMATS, as_rgb
 from isomax_evaluation.errors import InputError, one_line
 
 DIGITS_KNOWN, DIGITS_HELD_OUT = tuple("0123456"), tuple("789")
@@ -54,6 +57,16 @@ class Images:
             self.indices[chosen],
             self.paths,
         )
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether the images are decoded already."""
+        return isinstance(self.source, list)
+
+    def name_of(self, position: int) -> str:
+        """The file of an image; its number where there are no files."""
+        index = int(self.indices[position])
+        return self.paths[index] if self.paths else f"image {index}"
 
     def image(self, position: int) -> Image.Image:
         """One image, as RGB."""
@@ -92,7 +105,7 @@ def open_splits(name: str, root: str | None = None) -> tuple[Images, Images]:
     if name == "digits":
         return stratified_split(_digits(DIGITS_KNOWN), 0.2, seed=0)
     if Path(name).is_dir() and not _split_folder(Path(name), "train"):
-        train, test = stratified_split(_folder(Path(name), name), 0.2, seed=0)
+        train, test = stratified_split(_folder(Path(name), Path(name).resolve().name), 0.2, seed=0)
     else:
         train, test = open_images(name, "train", root), open_images(name, "test", root)
     if len(train.class_names) < 2:
@@ -126,15 +139,17 @@ def open_images(name: str, split: str = "test", root: str | None = None) -> Imag
         return _noise(name)
     path = Path(name).expanduser()
     if path.is_dir():
-        return _folder(_split_folder(path, split) or path, path.name)
+        return _folder(_split_folder(path, split) or path, path.resolve().name)
     if name in pytorch_ood.dataset.img.__all__:
         return _from_pytorch_ood(name, root)
+    if name in torchvision.datasets.__all__:
+        return _from_torchvision(name, split, root)
     if "/" in name and not name.startswith(("/", ".", "~")):
         return _named(name, split, root)
     raise InputError(
         f"there is no dataset or folder {name!r}; give a folder with one subfolder per class, "
-        "'digits', 'gaussian-noise', 'uniform-noise', one of pytorch-ood's, such as Textures, or a "
-        "name that timm knows, such as torch/cifar10"
+        "'digits', 'gaussian-noise', 'uniform-noise', one of pytorch-ood's, such as Textures, one "
+        "of torchvision's, such as CIFAR10, or a name that timm knows, such as torch/cifar10"
     )
 
 
@@ -147,6 +162,9 @@ def from_dataset(
     """
     if len(dataset) == 0:
         raise InputError(f"{name} has no images")
+    if isinstance(dataset, NoiseDataset):
+        # it gives another image at every access
+        dataset = [dataset[index] for index in range(len(dataset))]
     first = dataset[0][0]
     if not isinstance(first, Image.Image):
         raise InputError(
@@ -193,33 +211,55 @@ def at_most(images: Images, limit: int | None) -> Images:
     return images.take(np.sort(np.random.default_rng(0).permutation(len(images))[:limit]))
 
 
-def unreadable(images: Images, workers: int, progress: Callable[[int], None]) -> dict[str, str]:
-    """Decode every file once; the ones that do not decode, with the reason.
+def unreadable(images: Images, workers: int, progress: Callable[[int], None]) -> dict[int, str]:
+    """Decode every image once; the positions of those that do not decode, with the reason.
 
     :param workers: processes to decode in
-    :param progress: called with the number of files done since the last call
+    :param progress: called with the number of images done since the last call
     """
-    if images.paths is None:
+    if images.in_memory:
         return {}
-    paths = [images.paths[index] for index in images.indices]
-    chunks = [paths[start : start + 256] for start in range(0, len(paths), 256)]
-    bad: dict[str, str] = {}
-    with ProcessPoolExecutor(max(1, workers)) as pool:
-        for chunk, found in zip(chunks, pool.map(_undecodable, chunks), strict=True):
-            bad.update(found)
-            progress(len(chunk))
+    bad: dict[int, str] = {}
+    done = 0
+    loader: torch_data.DataLoader = torch_data.DataLoader(
+        _Reasons(images), batch_size=256, num_workers=workers, collate_fn=list
+    )
+    for reasons in loader:
+        bad |= {done + place: reason for place, reason in enumerate(reasons) if reason}
+        done += len(reasons)
+        progress(len(reasons))
     return bad
 
 
-def _undecodable(paths: list[str]) -> dict[str, str]:
-    bad = {}
-    for path in paths:
+class _Reasons(torch_data.Dataset):
+    """Why an image does not decode; empty if it does."""
+
+    def __init__(self, images: Images) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, position: int) -> str:
         try:
-            with Image.open(path) as image:
-                as_rgb(image)
+            self.images.image(position)
         except Exception as error:  # Pillow's decoders raise whatever they please
-            bad[path] = f"{type(error).__name__}: {error}".replace(path, "the file")
-    return bad
+            reason = f"{type(error).__name__}: {error}"
+            return reason.replace(self.images.name_of(position), "the file")
+        return ""
+
+
+def labels_of(dataset: Any) -> np.ndarray:
+    """Labels of a dataset of (image, label), without decoding its images where it lists them."""
+    if isinstance(dataset, torch_data.ConcatDataset):
+        return np.concatenate([labels_of(part) for part in dataset.datasets])
+    if isinstance(dataset, torch_data.Subset):
+        return labels_of(dataset.dataset)[np.asarray(dataset.indices)]
+    changed = getattr(dataset, "target_transform", None) is not None
+    for name in ("targets", "labels", "_labels"):
+        if hasattr(dataset, name) and not changed:
+            return np.asarray(getattr(dataset, name), dtype=int)
+    return np.array([int(dataset[index][1]) for index in range(len(dataset))])
 
 
 def _digits(classes: tuple[str, ...], name: str = "digits") -> Images:
@@ -274,19 +314,51 @@ class _Files:
         self.paths = paths
 
     def __getitem__(self, index: int) -> tuple[Image.Image, None]:
-        with Image.open(self.paths[index]) as image:
+        with Image.open(self.paths[index], formats=IMAGE_FORMATS) as image:
             return as_rgb(image), None
 
 
 def _from_pytorch_ood(name: str, root: str | None) -> Images:
+    made = getattr(pytorch_ood.dataset.img, name)
+    parameters = inspect.signature(made).parameters
+    wanted = [n for n, p in parameters.items() if p.default is p.empty and n != "root"]
+    if wanted or "root" not in parameters:
+        raise InputError(
+            f"{name} takes more than a folder ({', '.join(wanted)}); use another dataset, or "
+            "compare in Python with a benchmark of your own that brings it"
+        )
     try:
-        dataset = getattr(pytorch_ood.dataset.img, name)(root=root or ".", download=True)
+        dataset = made(root=root or ".", **({"download": True} if "download" in parameters else {}))
     except Exception as error:  # of a download: anything
         raise InputError(
             f"cannot open {name} in {root or 'the current folder'}: {one_line(error)}; give the "
             "folder that holds it with --data-root"
         ) from error
     return from_dataset(dataset, name, np.full(len(dataset), OOD_LABEL), ())
+
+
+def _from_torchvision(name: str, split: str, root: str | None) -> Images:
+    made = getattr(torchvision.datasets, name)
+    parameters = inspect.signature(made).parameters
+    arguments: dict[str, Any] = {"root": root or "."}
+    if "train" in parameters:
+        arguments["train"] = split == "train"
+    elif "split" in parameters:
+        arguments["split"] = split
+    else:
+        raise InputError(f"torchvision's {name} has no splits to train and test on; give a folder")
+    if "download" in parameters:
+        arguments["download"] = True
+    try:
+        dataset = made(**arguments)
+        labels = labels_of(dataset)
+    except Exception as error:  # of a download: anything
+        raise InputError(
+            f"cannot open {name} in {root or 'the current folder'}: {one_line(error)}; give the "
+            "folder that holds it with --data-root"
+        ) from error
+    names = getattr(dataset, "classes", None) or range(int(labels.max()) + 1)
+    return from_dataset(dataset, name, labels, tuple(map(str, names)))
 
 
 def _named(name: str, split: str, root: str | None) -> Images:

@@ -77,19 +77,24 @@ class AugmentedBatches:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         images = self.images
+        # of its own, so that nothing else that draws moves the crops
+        generator = torch.Generator().manual_seed(torch.initial_seed())
         for batch in self.batches:
             chosen = torch.tensor(batch, device=images.pixels.device)
-            pixels = crop_and_flip(images.pixels[chosen], self.padding, self.hflip)
+            pixels = crop_and_flip(images.pixels[chosen], self.padding, self.hflip, generator)
             yield images.normalised(pixels), images.labels[chosen]
 
 
-def crop_and_flip(pixels: Tensor, padding: int, hflip: float) -> Tensor:
+def crop_and_flip(
+    pixels: Tensor, padding: int, hflip: float, generator: torch.Generator | None = None
+) -> Tensor:
     """Pad each image of a batch :math:`N \\times 3 \\times H \\times W` with black, crop it to its
     size at a place of its own, and flip it with a probability."""
     count, _, height, width = pixels.shape
     device = pixels.device
-    top, left = (torch.randint(0, 2 * padding + 1, (2, count, 1))).to(device)
-    flip = (torch.rand(count, 1) < hflip).to(device)
+    offsets = torch.randint(0, 2 * padding + 1, (2, count, 1), generator=generator)
+    top, left = offsets.to(device)
+    flip = (torch.rand(count, 1, generator=generator) < hflip).to(device)
     columns = torch.arange(width, device=device).expand(count, width)
     rows = top + torch.arange(height, device=device)
     columns = left + torch.where(flip, columns.flip(1), columns)

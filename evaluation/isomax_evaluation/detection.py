@@ -1,6 +1,8 @@
 """Scores, metrics and costs of one trained model, in its run folder."""
 
+import hashlib
 import json
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,8 +30,10 @@ from isomax_evaluation.jobs import Job, build_model, data_config
 from isomax_evaluation.outputs import write_json, write_whole
 from isomax_evaluation.progress import shown
 from isomax_evaluation.speed import cost_of_detectors
+from isomax_evaluation.tables import write_table
 from isomax_evaluation.tuning import tune
 
+COLUMNS = (*METRICS, "AUTC")  # pytorch-ood's metrics, by its names
 TUNING_IMAGES = 2000  # that detectors of images and feature maps are tuned on
 
 
@@ -64,6 +68,7 @@ def test_model(
     if (folder / "results.csv").is_file():
         return
     (folder / "scores").mkdir(exist_ok=True)
+    extraction.remove_scratch(folder)  # of a killed run
     model = load_model(folder / "model").to(accelerator.device)
     parts = Parts(model)
     detectors = detectors_for(parts, names)
@@ -79,7 +84,11 @@ def test_model(
     todo = [images for images in (tested.known, *tested.unknown) if not _scored(folder, images)]
     costs_missing = job.seed == 0 and not (folder / "costs.csv").is_file()
     if todo or costs_missing:
-        if tested.tuning is not None:
+        chosen_before = folder / "hyperparameters.json"
+        if tested.tuning is not None and chosen_before.is_file():
+            for name, values in json.loads(chosen_before.read_text()).items():
+                detectors[name].set_hyperparameters(**values)
+        elif tested.tuning is not None:
             with shown(progress, f"choosing hyperparameters, {job.loss}"):
                 step = -(-len(train_images) // TUNING_IMAGES)
                 few = train_images.take(np.arange(0, len(train_images), step))
@@ -90,7 +99,7 @@ def test_model(
                     loader_of(few),
                     loader_of(val_images, tested.tuning),
                 )
-            write_json(folder / "hyperparameters.json", chosen)
+            write_json(chosen_before, chosen)
         torch.manual_seed(job.seed)  # some detectors draw
         with shown(progress, f"fitting detectors, {job.loss}", len(train_images)) as advance:
             unfitted = extraction.fit(parts, detectors, loader_of(train_images), folder, advance)
@@ -117,12 +126,17 @@ def ood_metrics(id_scores: Tensor, ood_scores: Tensor) -> dict[str, float]:
     metrics = OODMetrics()
     metrics.update(id_scores, torch.zeros(len(id_scores), dtype=torch.long))
     metrics.update(ood_scores, torch.full((len(ood_scores),), -1))
-    computed = metrics.compute()
-    return {name: float(computed[name]) for name in METRICS}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "AUTC is undefined")  # an empty cell says so
+        computed = metrics.compute()
+    return {name: float(computed[name]) for name in COLUMNS}
 
 
 def _scores_path(folder: Path, images: str) -> Path:
-    return folder / "scores" / f"{quote(images, safe='')}.npz"
+    name = quote(images, safe="")
+    if len(name) > 200:  # file systems take 255 bytes
+        name = f"{name[:100]}-{hashlib.sha256(images.encode()).hexdigest()[:16]}"
+    return folder / "scores" / f"{name}.npz"
 
 
 def _scored(folder: Path, images: Images) -> bool:
@@ -158,15 +172,15 @@ def _write_results(job: Job, folder: Path, names: Sequence[str], tested: Tested)
             where = {"loss": job.loss, "seed": job.seed, "detector": name, "ood": images.name}
             if name in failed:
                 errors.append(where | {"error": failed[name]})
-                found = dict.fromkeys(METRICS, float("nan"))
+                found = dict.fromkeys(COLUMNS, float("nan"))
             else:
                 found = ood_metrics(*(torch.from_numpy(s[name]) for s in (id_scores, ood_scores)))
             model = {"accuracy": summary["test_accuracy"], "ECE": summary["test_ECE"]}
             rows.append(where | model | found)
-    columns = ["loss", "seed", "detector", "ood", "error"]
-    table = pd.DataFrame(errors, columns=columns)
-    write_whole(folder / "errors.csv", lambda path: table.to_csv(path, index=False))
-    write_whole(folder / "results.csv", lambda path: pd.DataFrame(rows).to_csv(path, index=False))
+    cell = ["loss", "seed", "detector", "ood"]
+    write_table(folder / "errors.csv", pd.DataFrame(errors, columns=[*cell, "error"]))
+    columns = [*cell, "accuracy", "ECE", *COLUMNS]
+    write_table(folder / "results.csv", pd.DataFrame(rows, columns=columns))
 
 
 def _write_costs(
@@ -184,4 +198,4 @@ def _write_costs(
     baseline = baseline.to(parts.device).eval()
     costs = cost_of_detectors(baseline, parts, detectors, batch)
     costs.insert(0, "loss", job.loss)
-    write_whole(folder / "costs.csv", lambda path: costs.to_csv(path, index=False))
+    write_table(folder / "costs.csv", costs)

@@ -1,5 +1,6 @@
 """One pass over images feeds every detector: logits, features, feature maps or images."""
 
+import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from isomax_adapters.pytorch_ood import Parts
 from isomax_evaluation.errors import one_line
 from isomax_evaluation.feature_maps import MapsOnDisk, fit_on_maps
 from isomax_evaluation.feeding import Feeding
+
+_SCRATCH = "feature-maps-"
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ def fit(
     on_images = {n: d for n, d in unfitted.items() if n not in on_maps and n not in on_outputs}
     feedings = {name: Feeding(detector) for name, detector in on_images.items()}
     gathered = _Gathered()
-    with tempfile.TemporaryDirectory(prefix="feature-maps-", dir=scratch) as folder:
+    with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=scratch) as folder:
         maps = MapsOnDisk(Path(folder) / "maps")
         for batch, labels in loader:
             known = labels >= 0
@@ -73,6 +76,12 @@ def fit(
         for name, detector in on_maps.items():
             failed[name] = _attempt(partial(fit_on_maps, detector, maps, training.labels))
     return {name: reason for name, reason in failed.items() if reason is not None}
+
+
+def remove_scratch(scratch: Path) -> None:
+    """Remove the temporary files that killed calls of :func:`fit` have left behind."""
+    for folder in scratch.glob(f"{_SCRATCH}*"):
+        shutil.rmtree(folder)
 
 
 def score(

@@ -1,6 +1,7 @@
 """The training loop: its batches, its randomness, its checkpoints."""
 
 import json
+import random
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -68,6 +69,8 @@ def fit(
     history: list[dict[str, Any]] = []
     if checkpoint.is_file():
         history = _load_checkpoint(checkpoint, model, optimizer, ema, accelerator)
+        if accelerator.is_main_process:  # killed between the two, the last epoch is not in here
+            write_lines(output / "metrics.jsonl", history)
     mixup = _mixup(recipe, len(images.class_names), loss.mosaic)
     optimizer = accelerator.prepare_optimizer(optimizer)
     trained, frozen = None, None
@@ -138,8 +141,8 @@ def fit(
             task, description=f"{job.loss}, seed {job.seed}: {history[-1]['val_accuracy']:.1%}"
         )
         if accelerator.is_main_process:
-            write_lines(output / "metrics.jsonl", history)
             _save_checkpoint(checkpoint, model, optimizer, ema, history, accelerator)
+            write_lines(output / "metrics.jsonl", history)
         accelerator.wait_for_everyone()
     progress.remove_task(task)
     _freeze_backbone(model, False)
@@ -184,7 +187,7 @@ def train_loader(
         hflip = recipe.hflip if recipe.augment == "pad-crop" else 0.0
         return AugmentedBatches(decoded, batches, padding, hflip)
     return DataLoader(
-        Transformed(images, _train_transform(recipe, config)),
+        Augmented(images, _train_transform(recipe, config), batches),
         batch_sampler=batches,
         num_workers=workers,
         pin_memory=accelerator.device.type == "cuda",
@@ -206,13 +209,35 @@ def eval_loader(
 
 
 def images_workers(images: Images, job: Job) -> int:
-    """Decoding files pays for processes of its own; images in memory do not."""
-    return job.workers if images.paths else 0
+    """Decoding pays for processes of its own; images in memory do not."""
+    return 0 if images.in_memory else job.workers
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:
     """Share of the labels that the logits get right."""
     return float((logits.argmax(dim=1) == labels).float().mean())
+
+
+class Augmented(Transformed):
+    """Images under a random transform, whose draws only the seed, the epoch and the image decide:
+    not the process that makes them, nor what else draws."""
+
+    def __init__(self, images: Images, transform: Any, batches: "EpochBatches") -> None:
+        super().__init__(images, transform)
+        self.batches = batches
+
+    def __getitem__(self, position: int) -> tuple[Tensor, int]:
+        states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+        seed = hash_seed(self.batches.seed, self.batches.epoch, position)
+        random.seed(seed)
+        np.random.seed(seed)  # noqa: NPY002
+        torch.default_generator.manual_seed(seed)
+        try:
+            return super().__getitem__(position)
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])  # noqa: NPY002
+            torch.set_rng_state(states[2])
 
 
 class EpochBatches(Sampler[list[int]]):

@@ -23,6 +23,8 @@ from isomax_evaluation.outputs import run_folder, write_whole
 HIGHER_IS_BETTER = {"AUROC": True, "AUPR-IN": True, "AUPR-OUT": True, "FPR95TPR": False}
 QUANTILES = 500  # of each set of scores, so that the file stays small whatever their number
 EXAMPLES = 8
+ID = ""  # the ID test set among the datasets of a score; no OOD set has this name
+LINES = ("-", "--", ":", "-.")
 
 
 def table_rows(
@@ -46,8 +48,9 @@ def table_rows(
             "ms": float("nan") if cost is None else float(cost.ms_per_image),
             "relative": float("nan") if cost is None else float(cost.relative_time),
         }
+        row["seeds"], row["valued"] = len(group), int(group["AUROC"].notna().sum())
         for name in ("accuracy", "ECE", *HIGHER_IS_BETTER):
-            values = 100 * group[name]
+            values = 100 * group[name].dropna()
             row[name] = float(values.mean())
             row[f"{name} std"] = float(values.std(ddof=1)) if len(values) > 1 else float("nan")
         for name in HIGHER_IS_BETTER:
@@ -101,7 +104,7 @@ def terminal_table(results: pd.DataFrame, intervals: pd.DataFrame, costs: pd.Dat
         low, high = row["AUROC low"], row["AUROC high"]
         interval = "" if np.isnan(low) else f" [{low:.1f}, {high:.1f}]"
         table.add_row(
-            row["ood"],
+            escape(row["ood"]),
             row["loss"],
             row["detector"],
             _spread(row, "accuracy"),
@@ -151,14 +154,21 @@ def write_report(
         left_out=left_out.to_dict("records"),
         errors=errors.to_dict("records"),
         examples=_examples(scores, rows, id_test, ood_sets),
-        # "</" would end the script element
-        data=json.dumps(_quantiles(scores)).replace("</", "<\\/"),
-        points=json.dumps(rows).replace("NaN", "null").replace("</", "<\\/"),
+        data=_for_script(_quantiles(scores)),
+        points=_for_script(
+            [{k: None if v != v else v for k, v in row.items()} for row in rows]  # NaN is no JSON
+        ),
+        id_key=ID,
         plotly=get_plotlyjs(),
     )
     path = output / "report.html"
     write_whole(path, lambda partial: partial.write_text(html, encoding="utf-8"))
     return path
+
+
+def _for_script(content: Any) -> str:
+    """JSON that a script element may hold: "</" would end it."""
+    return json.dumps(content, allow_nan=False).replace("</", "<\\/")
 
 
 def write_plots(output: Path, results: pd.DataFrame, id_name: str) -> None:
@@ -177,19 +187,21 @@ def write_plots(output: Path, results: pd.DataFrame, id_name: str) -> None:
                 for loss in losses if row == "all" else [row]:
                     if (loss, ood) in mean.index:
                         plot(axis, f"{loss}, {mean[loss, ood].idxmax()}", ood)
-                axis.legend(fontsize="small")
+                if axis.has_data():
+                    axis.legend(fontsize="small")
         path = output / "plots" / name
         write_whole(path, lambda partial: figure.savefig(partial, format="png", dpi=110))
 
     def roc(axis: Axes, name: str, ood: str) -> None:
-        known, unknown = np.sort(scores[name]["id"]), np.sort(scores[name][ood])
+        known, unknown = np.sort(scores[name][ID]), np.sort(scores[name][ood])
         cuts = np.unique(np.concatenate([known, unknown]))
         rates = [1 - np.searchsorted(v, cuts, side="left") / len(v) for v in (known, unknown)]
-        axis.plot(*rates, label=name)
+        style = LINES[len(axis.lines) % len(LINES)]  # told apart without colour
+        axis.plot(*rates, style, label=name)
         axis.set(title=ood, xlabel="ID images rejected", ylabel="OOD images rejected")
 
     def histogram(axis: Axes, name: str, ood: str) -> None:
-        known, unknown = scores[name]["id"], scores[name][ood]
+        known, unknown = scores[name][ID], scores[name][ood]
         bins = np.histogram_bin_edges(np.concatenate([known, unknown]), 40).tolist()
         axis.hist(known, bins, density=True, alpha=0.6, label="ID")
         axis.hist(unknown, bins, density=True, alpha=0.6, label=ood, hatch="//")
@@ -203,12 +215,13 @@ def _spread(row: dict[str, Any], name: str) -> str:
     if np.isnan(row[name]):
         return "error"
     star = "*" if row.get(f"{name} best") else ""
-    spread = row[f"{name} std"]
-    return f"{star}{row[name]:.1f}" + ("" if np.isnan(spread) else f" ±{spread:.1f}")
+    spread = "" if np.isnan(row[f"{name} std"]) else f" ±{row[f'{name} std']:.1f}"
+    few = f" ({row['valued']} of {row['seeds']} seeds)" if row["valued"] < row["seeds"] else ""
+    return f"{star}{row[name]:.1f}{spread}" + (few if name == "AUROC" else "")
 
 
 def _scores(output: Path, results: pd.DataFrame, id_name: str) -> dict[str, dict[str, np.ndarray]]:
-    """Scores of the first seed, by "loss, detector" and dataset; the ID set is called ``id``."""
+    """Scores of the first seed, by "loss, detector" and dataset; the ID set is :data:`ID`."""
     scores: dict[str, dict[str, np.ndarray]] = {}
     first = results["seed"].min()
     for loss in results["loss"].unique():
@@ -218,7 +231,7 @@ def _scores(output: Path, results: pd.DataFrame, id_name: str) -> dict[str, dict
             unknown = read_scores(folder, ood)
             for detector in known.keys() & unknown.keys():
                 name = f"{loss}, {detector}"
-                scores.setdefault(name, {"id": known[detector]})[ood] = unknown[detector]
+                scores.setdefault(name, {ID: known[detector]})[ood] = unknown[detector]
     order = [
         f"{loss}, {name}" for loss, name in results[["loss", "detector"]].drop_duplicates().values
     ]
@@ -230,7 +243,9 @@ def _quantiles(scores: dict[str, dict[str, np.ndarray]]) -> dict[str, dict[str, 
     return {
         name: {
             dataset: [
-                float(f"{value:.5g}") for value in np.quantile(values[np.isfinite(values)], grid)
+                # as many digits as float32 has: scores of confident networks differ in the last
+                float(f"{value:.9g}")
+                for value in np.quantile(values[np.isfinite(values)], grid)
             ]
             for dataset, values in by_dataset.items()
         }
@@ -255,7 +270,7 @@ def _examples(
             continue
         best = max(there, key=lambda r: r["AUROC"])
         name = f"{best['loss']}, {best['detector']}"
-        most_ood = np.argsort(-scores[name]["id"])[:EXAMPLES]
+        most_ood = np.argsort(-scores[name][ID])[:EXAMPLES]
         most_id = np.argsort(scores[name][images.name])[:EXAMPLES]
         strips += [
             {

@@ -14,6 +14,7 @@ from isomax_evaluation.intervals import METRICS
 from isomax_evaluation.losses import LOSSES
 from isomax_evaluation.outputs import write_whole
 from isomax_evaluation.report import needs
+from isomax_evaluation.tables import read_table
 
 
 def write_page(folder: Path, page: Path) -> Path:
@@ -26,7 +27,7 @@ def write_page(folder: Path, page: Path) -> Path:
     names = ("detection", "intervals", "costs", "inference", "paper")
     if missing := [name for name in names if not (folder / f"{name}.csv").is_file()]:
         raise InputError(f"{folder} has no {', '.join(missing)}; gather them first with --from")
-    tables = {name: pd.read_csv(folder / f"{name}.csv") for name in names}
+    tables = {name: read_table(folder / f"{name}.csv") for name in names}
     setting = json.loads((folder / "setting.json").read_text())
     environment = Environment(
         loader=PackageLoader("isomax_evaluation", "templates"),

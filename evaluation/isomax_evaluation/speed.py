@@ -27,10 +27,17 @@ def alternate(
     for _ in range(repeats):
         for name, function in functions.items():
             time.sleep(pause)
+            _wait_for_accelerator()
             started = time.perf_counter()
             function()
+            _wait_for_accelerator()
             times[name].append(time.perf_counter() - started)
     return {name: statistics.median(measured) for name, measured in times.items()}
+
+
+def _wait_for_accelerator() -> None:
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
 
 
 def cost_of_detectors(
@@ -67,6 +74,7 @@ def cost_of_detectors(
         rows.append(
             {
                 "detector": name,
+                "outliers": False,  # fitting leaves them out
                 "fitted": bool(detector.requires_fit),
                 "gradients": isinstance(detector, GradientDetector),
                 "hyperparameters": len(detector.hyperparameter_space),
@@ -84,7 +92,8 @@ def cost_of_detectors(
 def count_passes(parts: Parts, function: Callable[[], object]) -> tuple[int, int]:
     """How often ``function`` runs forward and backward through the backbone's first layer."""
     forward, backward = 0, 0
-    first = next(m for m in parts.model.modules() if list(m.parameters(recurse=False)))
+    # a layer: a model of tokens has parameters of its own, and parts of it are run without it
+    first = next(m for m in parts.model.modules() if not list(m.children()) and _has_weights(m))
 
     def count_forward(module: nn.Module, args: object, output: Tensor) -> None:
         nonlocal forward
@@ -102,6 +111,10 @@ def count_passes(parts: Parts, function: Callable[[], object]) -> tuple[int, int
     finally:
         hook.remove()
     return forward, backward
+
+
+def _has_weights(module: nn.Module) -> bool:
+    return next(module.parameters(recurse=False), None) is not None
 
 
 def predictor(detector: Detector, images: Tensor) -> Callable[[], object]:

@@ -106,14 +106,14 @@ def readable(images: Images, skip: bool, workers: int, progress: Progress) -> Im
 
     :raises InputError: if some do not and ``skip`` is false
     """
-    if images.paths is None:
+    if images.in_memory:
         return images
     task = progress.add_task(f"checking {images.name}", total=len(images))
     bad = data.unreadable(images, workers, lambda done: progress.advance(task, done))
     progress.remove_task(task)
     if not bad:
         return images
-    listed = "; ".join(f"{path} ({reason})" for path, reason in list(bad.items())[:5])
+    listed = "; ".join(f"{images.name_of(at)} ({reason})" for at, reason in list(bad.items())[:5])
     more = f"; and {len(bad) - 5} more" if len(bad) > 5 else ""
     if not skip:
         raise InputError(
@@ -121,8 +121,7 @@ def readable(images: Images, skip: bool, workers: int, progress: Progress) -> Im
             "remove them, or leave them out with --skip-bad-images"
         )
     progress.console.print(f"left out {len(bad)} images that do not decode: {listed}{more}")
-    paths = np.array(images.paths)[images.indices]
-    return images.take(np.flatnonzero(~np.isin(paths, list(bad))))
+    return images.take(np.setdiff1d(np.arange(len(images)), list(bad)))
 
 
 def train_model(

@@ -58,6 +58,7 @@ def tune(
 
 def _search(detector: Detector, loaders: Any, device: str) -> dict[str, Any] | None:
     space = detector.hyperparameter_space
+    before = {name: getattr(detector, name) for name in space if hasattr(detector, name)}
     best, highest = None, -math.inf
     for values in itertools.product(*space.values()):
         candidate = dict(zip(space, values, strict=True))
@@ -71,9 +72,11 @@ def _search(detector: Detector, loaders: Any, device: str) -> dict[str, Any] | N
         )
         try:
             search.run()
-        except (AssertionError, RuntimeError, ValueError):
+        except Exception:  # whatever a detector raises; the table says so if all fail
             continue
         if search.best_score_ > highest:
             best, highest = candidate, search.best_score_
     detector.hyperparameter_space = space
+    if best is None:
+        detector.set_hyperparameters(**before)
     return best

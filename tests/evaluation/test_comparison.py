@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+import subprocess
 from dataclasses import replace
 
 import numpy as np
@@ -12,16 +14,16 @@ import timm
 import torch
 from pytorch_ood.benchmark import Benchmark
 from rich.console import Console
-from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.metrics import auc, precision_recall_curve, roc_auc_score
 
 from isomax import EntropicScore
 from isomax_adapters.onnx.runtime import Scorer
 from isomax_adapters.timm import load_calibration, load_model
 from isomax_evaluation import compare, data
 from isomax_evaluation.comparison import DETECTORS
-from isomax_evaluation.detection import read_scores
+from isomax_evaluation.detection import ood_metrics, read_scores
 from isomax_evaluation.errors import InputError
-from isomax_evaluation.intervals import METRICS
+from isomax_evaluation.intervals import METRICS, draw, resampled_metrics
 from isomax_evaluation.report import needs, terminal_table
 
 from ..image_folders import make_folder
@@ -49,11 +51,10 @@ def test_auroc_equals_scikit_learns_from_the_saved_scores(compared):
         values = np.concatenate([known, unknown])
         truth = np.r_[np.zeros(len(known)), np.ones(len(unknown))]
         assert pytest.approx(roc_auc_score(truth, values), abs=1e-9) == row.AUROC
-        # AUPR is an area by trapezoids, average precision one by steps
+        # AUPR is an area by trapezoids
+        precision, recall, _ = precision_recall_curve(truth, values)
         out = compared.results.loc[row.Index, "AUPR-OUT"]
-        out = float(out.iloc[0]) if hasattr(out, "iloc") else float(out)
-        assert 0 <= out <= 1
-        assert average_precision_score(truth, values) >= 0
+        assert pytest.approx(auc(recall, precision), abs=1e-6) == out
 
 
 def test_training_lowered_the_loss(compared):
@@ -133,6 +134,24 @@ def test_the_report_is_one_file_that_names_everything(compared):
     assert not re.search(r"<(script|link|img)[^>]+(src|href)=.https?:", html)
 
 
+@pytest.mark.skipif(not shutil.which("chromium"), reason="takes Chromium")
+def test_the_report_works_in_a_browser(compared, tmp_path):
+    done = subprocess.run(
+        [
+            *("chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-sync"),
+            *("--disable-background-networking", f"--user-data-dir={tmp_path}", "--dump-dom"),
+            f"file://{compared.output / 'report.html'}",
+        ],
+        capture_output=True, text=True, check=True, timeout=120,
+    )  # fmt: skip
+    rates = re.search(r'<p id="rates"[^>]*>([^<]*)</p>', done.stdout).group(1)
+    known = float(re.search(r"([\d.]+)% of ID rejected", rates).group(1))
+    assert 3 < known < 7  # the slider starts at the 95th percentile
+    assert "% of digits-held-out rejected" in rates
+    for plot in ("histogram", "roc", "scatter"):
+        assert re.search(rf'id="{plot}"[^>]*class="[^"]*js-plotly-plot', done.stdout)
+
+
 def test_the_table_prints_mean_and_spread(compared):
     console = Console(width=170, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(terminal_table(compared.results, compared.intervals, compared.costs))
@@ -176,10 +195,20 @@ def test_bad_input_is_refused_before_any_work(photos, tmp_path):
         ({"seeds": 0}, "expected at least 1"),
         ({"alpha": 1.5}, r"in \(0, 1\)"),
         ({"id": str(photos), "alpha": 0.001}, "takes 999 validation images"),
+        (
+            {"losses": ["softmax"], "detectors": ["EntropicScore"]},
+            "no detector can work with",
+        ),
     ]:
         with pytest.raises(InputError, match=message):
             compare(output=output, **arguments)
         assert not output.exists() or not list(output.glob("runs/*/metrics.jsonl"))
+
+
+def test_several_processes_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="runs in one process"):
+        compare(output=tmp_path / "out")
 
 
 def test_a_folder_of_another_run_is_left_alone(compared):
@@ -194,10 +223,12 @@ def test_own_folders(photos, tmp_path, capfd):
     from isomax_evaluation.recipes import RECIPES
 
     make_folder(tmp_path / "odd", ("ash", "yew"), 6, seed=5)
-    make_folder(tmp_path / "lonely", ("x",), 1, seed=6)
+    make_folder(tmp_path / "007", ("x",), 1, seed=6)
+    long = "雪" * 40  # its name with % for each byte is longer than a file's may be
+    make_folder(tmp_path / long, ("x",), 2, seed=7)
     done = compare(
         id=str(photos),
-        ood=[str(tmp_path / "odd"), str(tmp_path / "lonely")],
+        ood=[str(tmp_path / "odd"), str(tmp_path / "007"), str(tmp_path / long)],
         losses=["isomax+"],
         detectors=["MinimumDistanceScore", "MaxLogit"],
         model="test_resnet",
@@ -207,7 +238,7 @@ def test_own_folders(photos, tmp_path, capfd):
         alpha=0.2,
         output=tmp_path / "out",
     )
-    assert set(done.results["ood"]) == {"odd", "lonely"}
+    assert set(done.results["ood"]) == {"odd", "007", long}
     assert "1 classes of the OOD set odd also occur" in capfd.readouterr().err
     # the minimum distance is minus the largest logit
     wide = done.results.pivot(index="ood", columns="detector", values="AUROC")
@@ -250,6 +281,37 @@ def test_a_detector_that_fails_is_named_in_its_cells_and_the_rest_stands(tmp_pat
     assert not done.results.query("detector == 'KNN'").isna().any().any()
 
 
+def test_a_table_without_any_value_is_a_table_of_reasons(tmp_path, monkeypatch):
+    def refuse(self, z):
+        raise IndexError("no neighbours")
+
+    monkeypatch.setattr(ood.KNN, "predict_features", refuse)
+    folder = tmp_path / "out"
+    stale = folder / "runs/softmax-seed0/feature-maps-of-a-killed-run"
+    done = short(folder, losses=["softmax", "isomax"], detectors=["KNN"])
+    assert done.results["AUROC"].isna().all()
+    assert len(done.errors) == 2 * 2
+    assert "IndexError: no neighbours" in (folder / "report.html").read_text()
+    # what a killed run has left is removed when its scoring goes on
+    stale.mkdir()
+    (stale.parent / "results.csv").unlink()
+    short(folder, losses=["softmax", "isomax"], detectors=["KNN"])
+    assert not stale.exists()
+
+
+def test_the_command_ends_with_1_if_a_cell_has_no_value(isomax, tmp_path):
+    done = isomax(
+        *("compare", "--output", tmp_path / "out", "--images-per-class", 8, "--alpha", 0.2),
+        *("--epochs", 1, "--seeds", 1, "--losses", "softmax", "--detectors", "MaxLogit,KNN"),
+        "--no-track",
+    )
+    assert done.returncode == 1, done.stderr
+    assert "no value: KNN with softmax" in done.stderr
+    assert "MaxLogit" in done.stdout
+    left = pd.read_csv(tmp_path / "out/left_out.csv")
+    assert list(left.columns) == ["loss", "detector", "reason"]
+
+
 def test_an_interrupted_scoring_goes_on_where_it_was(tmp_path, monkeypatch):
     from isomax_evaluation import extraction
 
@@ -273,6 +335,22 @@ def test_an_interrupted_scoring_goes_on_where_it_was(tmp_path, monkeypatch):
     pd.testing.assert_frame_equal(done.intervals, whole.intervals)
 
 
+def test_a_resampled_metric_is_pytorch_oods_of_the_images_drawn():
+    generator = np.random.default_rng(0)
+    # more values than thresholds are looked at, and ties
+    known, unknown = generator.normal(size=3000), generator.normal(1, 1, 900).round(2)
+    drawn = [draw(len(values), generator, repeats=3) for values in (known, unknown)]
+    found = resampled_metrics(known, unknown, *drawn)
+    for repeat in range(3):
+        repeated = [
+            torch.from_numpy(np.repeat(values, counts[repeat]))
+            for values, counts in zip((known, unknown), drawn, strict=True)
+        ]
+        expected = ood_metrics(*repeated)
+        for name in METRICS:
+            assert found[name][repeat] == pytest.approx(expected[name], abs=2e-3)
+
+
 def test_intervals_hold_the_metric(compared):
     means = compared.results.groupby(["loss", "detector", "ood"])[list(METRICS)].mean()
     intervals = compared.intervals.set_index(["loss", "detector", "ood"])
@@ -281,6 +359,7 @@ def test_intervals_hold_the_metric(compared):
         for metric in METRICS:
             low, high = (intervals.loc[key, f"{metric} {end}"] for end in ("low", "high"))
             assert 0 <= low <= high <= 1
+            assert high - low < 0.5
             assert low - 0.02 <= row[metric] <= high + 0.02
 
 
@@ -297,12 +376,18 @@ def test_costs_name_what_a_detector_needs(compared):
     }
 
 
-def test_hyperparameters_are_chosen_on_other_images(tmp_path):
+def test_hyperparameters_are_chosen_on_other_images(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="uniform-noise is tested on"):
         short(tmp_path / "out", tune="uniform-noise")
+    with pytest.raises(InputError, match="digits is tested on"):
+        short(tmp_path / "out", tune="digits")
+    make_folder(tmp_path / "seen", ("x",), 2)
+    with pytest.raises(InputError, match="is tested on"):
+        short(tmp_path / "out", ood=[str(tmp_path / "seen")], tune=f"{tmp_path}/./seen/")
     names = ["MaxLogit", "KNN", "ReAct", "GEN"]
     done = short(tmp_path / "out", tune="gaussian-noise", detectors=names, test_images=60)
-    chosen = json.loads((tmp_path / "out/runs/softmax-seed0/hyperparameters.json").read_text())
+    folder = tmp_path / "out/runs/softmax-seed0"
+    chosen = json.loads((folder / "hyperparameters.json").read_text())
     assert set(chosen) == {"KNN", "ReAct", "GEN"}
     assert chosen["KNN"]["k"] in ood.KNN.hyperparameter_space["k"]
     assert not done.results.isna().any().any()
@@ -314,7 +399,14 @@ def test_hyperparameters_are_chosen_on_other_images(tmp_path):
     with torch.no_grad():
         right = model(images).argmax(dim=1).numpy() == known.labels
     assert done.results["accuracy"].to_list() == pytest.approx([right.mean()] * len(done.results))
-    assert len(read_scores(tmp_path / "out/runs/softmax-seed0", "digits")["KNN"]) == 60
+    assert len(read_scores(folder, "digits")["KNN"]) == 60
+    # an interrupted run does not search again, and scores alike
+    (folder / "results.csv").unlink()
+    for file in folder.glob("scores/digits*"):
+        file.unlink()
+    monkeypatch.setattr("isomax_evaluation.detection.tune", None)
+    again = short(tmp_path / "out", tune="gaussian-noise", detectors=names, test_images=60)
+    pd.testing.assert_frame_equal(again.results, done.results)
 
 
 class Digits(Benchmark):

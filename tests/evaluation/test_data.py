@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 from PIL import Image
+from pytorch_ood.dataset.img import GaussianNoise
 
 from isomax_evaluation import data
 from isomax_evaluation.errors import InputError
@@ -59,9 +60,11 @@ def test_unreadable_files_are_found_with_the_reason(tmp_path):
     (tmp_path / "b" / "empty.jpg").touch()
     (tmp_path / "b" / "text.png").write_text("hello")
     done = []
-    bad = data.unreadable(data.open_images(str(tmp_path)), 2, done.append)
+    images = data.open_images(str(tmp_path))
+    bad = data.unreadable(images, 2, done.append)
     assert sum(done) == 9
-    assert {path.rpartition("/")[2] for path in bad} == {"cut.jpg", "empty.jpg", "text.png"}
+    names = {images.name_of(position).rpartition("/")[2] for position in bad}
+    assert names == {"cut.jpg", "empty.jpg", "text.png"}
     assert all(bad.values())
 
 
@@ -76,6 +79,39 @@ def test_torchvision_datasets_by_name(tmp_path):
         data.open_images("torch/mnist", root=str(tmp_path))
     with pytest.raises(InputError, match="cannot open dataset 'torch/nonesuch'"):
         data.open_images("torch/nonesuch", root=str(tmp_path))
+    # as torchvision spells them, idx files and all
+    write_mnist(tmp_path / "MNIST" / "raw")
+    train, test = data.open_splits("MNIST", root=str(tmp_path))
+    assert (len(train), len(test), len(train.class_names)) == (30, 20, 10)
+    assert train.labels.tolist() == [index % 10 for index in range(30)]
+    assert train.image(3).size == (28, 28)
+    with pytest.raises(InputError, match="FakeData has no splits"):
+        data.open_images("FakeData")
+
+
+def test_pytorch_oods_datasets_that_take_more_than_a_folder_say_so(tmp_path):
+    with pytest.raises(InputError, match=r"GaussianNoise takes more than a folder \(length\)"):
+        data.open_images("GaussianNoise", root=str(tmp_path))
+
+
+def test_noise_of_pytorch_ood_stays_as_it_was_drawn():
+    noise = data.from_dataset(GaussianNoise(3, size=(8, 8, 3)), "noise", np.full(3, -1), ())
+    first, again = (np.asarray(noise.image(1)) for _ in range(2))
+    assert (first == again).all()
+
+
+def write_mnist(folder):
+    """A few images in MNIST's own format."""
+    folder.mkdir(parents=True)
+    for part, count in (("train", 30), ("t10k", 20)):
+        labels = np.arange(count, dtype=np.uint8) % 10
+        pixels = np.repeat(labels, 28 * 28)
+        for kind, head, values in (
+            ("images-idx3", [0x803, count, 28, 28], pixels),
+            ("labels-idx1", [0x801, count], labels),
+        ):
+            header = np.array(head, dtype=">i4").tobytes()
+            (folder / f"{part}-{kind}-ubyte").write_bytes(header + values.tobytes())
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,19 @@ def test_evaluation_batches_are_those_of_timms_transform(photos):
     assert torch.cat([labels for _, labels in batches]).tolist() == images.labels.tolist()
 
 
+def test_crops_do_not_depend_on_what_else_draws(photos):
+    images = Decoded(data.open_images(str(photos)), CONFIG, torch.device("cpu"), batch_size=50)
+
+    def batches(noisy):
+        torch.manual_seed(3)
+        for batch, _ in AugmentedBatches(images, [[0, 1, 2], [3, 4, 5]], padding=3, hflip=0.5):
+            yield batch
+            torch.rand(5 if noisy else 0)  # as mosaics or dropout do
+
+    for one, other in zip(batches(False), batches(True), strict=True):
+        assert torch.equal(one, other)
+
+
 @given(st.integers(0, 10_000), st.integers(0, 3), st.sampled_from([0.0, 0.5, 1.0]))
 def test_every_augmented_image_is_a_crop_of_its_padded_original(seed, padding, hflip):
     generator = np.random.default_rng(seed)

@@ -168,6 +168,15 @@ def test_what_fails_is_named_and_the_rest_stands(model):
     }
 
 
+def test_a_fit_that_fails_leaves_no_hooks_behind(model):
+    parts = Parts(model)
+    nac = detectors_for(parts, ["NACUE"])["NACUE"]
+    nac.feature_reduce = None
+    failed = fit(parts, {"NACUE": nac}, loader(*TRAIN))
+    assert "NoneType" in failed["NACUE"]
+    assert not any(module._forward_hooks for module in model.modules())
+
+
 class _GradientsOff(Detector):
     """Waits for its next batch inside ``no_grad``, as Gram does."""
 

@@ -30,6 +30,14 @@ def test_passes_are_counted():
     assert costs.loc[0, "backward"] == 1
 
 
+def test_passes_of_a_model_of_tokens_are_counted():
+    parts = Parts(timm.create_model("test_vit", num_classes=3).eval())
+    size = parts.model.pretrained_cfg["input_size"]
+    x = torch.rand(2, *size)
+    assert count_passes(parts, lambda: parts.stages(x)) == (1, 0)
+    assert count_passes(parts, lambda: parts.model(x)) == (1, 0)
+
+
 def test_peak_memory_is_what_is_held_at_once():
     def hold(count):
         def run():

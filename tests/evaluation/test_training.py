@@ -8,12 +8,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import timm.data
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from isomax_adapters.timm import load_calibration, load_model
-from isomax_evaluation import train
+from isomax_evaluation import data, train
 from isomax_evaluation.errors import InputError
+from isomax_evaluation.fitting import EpochBatches, train_loader
+from isomax_evaluation.jobs import Job
 from isomax_evaluation.losses import LOSSES
 from isomax_evaluation.recipes import RECIPES
 
@@ -156,6 +160,27 @@ def test_two_processes_give_the_loss_curve_of_one(tmp_path, free_port, isomax):
     ]
     assert len(curves[0]) == 3
     torch.testing.assert_close(torch.tensor(curves[0]), torch.tensor(curves[1]), rtol=0, atol=1e-4)
+
+
+def test_augmented_images_depend_on_seed_epoch_and_image_only(photos):
+    images = data.open_images(str(photos))
+    augmented = {"augment": "timm", "auto_augment": "rand-m5", "reprob": 0.5, "color_jitter": 0.4}
+    recipe = replace(SHORT, **augmented)
+    config = timm.data.resolve_data_config({"input_size": (3, 32, 32)})
+
+    def batch(workers, epoch, already_drawn=0):
+        torch.manual_seed(0)
+        torch.rand(already_drawn)
+        batches = EpochBatches(len(images), 40, 0, rank=0, processes=1, accumulate=1)
+        batches.epoch = epoch
+        job = Job("test_resnet", "softmax", recipe, workers=workers)
+        loader = train_loader(job, images, config, batches, Accelerator(cpu=True))
+        return next(iter(loader))[0]
+
+    first = batch(0, epoch=0)
+    for workers, drawn in ((0, 7), (1, 0), (3, 0)):
+        assert torch.equal(batch(workers, 0, drawn), first)
+    assert not torch.equal(batch(0, epoch=1), first)
 
 
 def test_accumulated_steps_give_the_loss_curve_of_whole_batches(tmp_path):

@@ -4,10 +4,12 @@ Nothing is pickled, and loading needs numpy, ONNX Runtime and Pillow beside MLfl
 stored as it is, and the source of this package with it.
 """
 
+import base64
 import io
 import os
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -91,8 +93,8 @@ def save_model(
     :param mlflow_model: the MLflow model that this flavour is added to
     :param signature: made from the input example if not given
     :param input_example: a DataFrame with a column ``image`` of encoded images (bytes), or an
-        array, uint8 ``[N, H, W, 3]``: the model then takes such tensors instead. A small PNG if
-        not given
+        array, uint8 ``[N, H, W, 3]``: the model then takes such tensors instead (of decimals in
+        JSON, MLflow's server drops the fraction). A small PNG if not given
     :param pip_requirements: instead of :func:`get_default_pip_requirements`
     :param extra_pip_requirements: in addition to them
     :param metadata: stored in the ``MLmodel`` file
@@ -223,7 +225,7 @@ class _PyfuncModel:
         results = scorer.stream(readable, batch_size=1)
         return _frame(
             [
-                next(results)
+                _explained(next(results), item)
                 if isinstance(item, (bytes, np.ndarray))
                 else Result("", error=f"{type(item).__name__}, not the bytes of an image")
                 for item in inputs
@@ -256,6 +258,23 @@ def _inputs(model_input: pd.DataFrame | np.ndarray) -> list[Any]:
             f"a DataFrame with a column {_COLUMN!r} of encoded images"
         )
     return list(images)
+
+
+def _explained(result: Result, item: bytes | np.ndarray) -> Result:
+    """Base64 that nobody decoded is no fault of the image."""
+    if not result.error or isinstance(item, np.ndarray):
+        return result
+    try:
+        is_base64 = bool(base64.b64decode(item.replace(b"\n", b""), validate=True))
+    except ValueError:
+        is_base64 = False
+    if not is_base64:
+        return result
+    return replace(
+        result,
+        error="base64 text, not the bytes of an image; MLflow decodes it when images are sent as "
+        "dataframe_split or dataframe_records, not as inputs or instances",
+    )
 
 
 def _frame(results: list[Result]) -> pd.DataFrame:

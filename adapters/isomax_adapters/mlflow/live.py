@@ -3,6 +3,7 @@
 What runs never waits for the tracking server, and knows nothing of it.
 """
 
+import atexit
 import contextlib
 import multiprocessing
 import os
@@ -18,7 +19,7 @@ from isomax_adapters.mlflow.tracking import SYSTEM_METRICS, track
 
 SECONDS = 10.0  # between looks at the folder, and between samples of the system metrics
 PATIENCE = 60.0  # seconds for what is being sent when the run ends
-_WARNED = 3  # exit status of the process
+_WARNED = "warned"
 
 
 class LiveTracking:
@@ -60,6 +61,7 @@ class LiveTracking:
         )
         self.process.start()
         theirs.close()
+        atexit.register(self.connection.close)  # without a "with", it would wait for ever
 
     def __enter__(self) -> "LiveTracking":
         return self
@@ -82,13 +84,15 @@ class LiveTracking:
 
     def _stop(self) -> None:
         assert self.process is not None
-        with contextlib.suppress(BrokenPipeError):  # it has ended by itself
-            self.connection.send("stop")
-        self.process.join(PATIENCE)
-        if self.process.is_alive():
-            self.process.terminate()  # what it has sent is known; the rest is sent again
+        try:
+            with contextlib.suppress(OSError):  # it has ended by itself
+                self.connection.send("stop")
+            self.process.join(PATIENCE)
+        finally:
+            self.process.kill()  # what it has sent is known; the rest is sent again
             self.process.join()
-        self.warned |= self.process.exitcode == _WARNED
+        with contextlib.suppress(EOFError, OSError):  # it had nothing to say
+            self.warned |= self.connection.poll() and self.connection.recv() == _WARNED
         self.connection.close()
 
     def _warn(self, message: str) -> None:
@@ -99,7 +103,8 @@ class LiveTracking:
 
 def _follow(folder: Path, uri: str, warned: bool, parent: Connection) -> None:
     """The process: look, send, wait, until told to stop or the parent is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    for end in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(end, signal.SIG_IGN)  # the parent's to handle
     if hasattr(os, "nice"):
         os.nice(10)  # the work comes first
     seconds = float(os.environ.get("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL") or SECONDS)
@@ -110,6 +115,8 @@ def _follow(folder: Path, uri: str, warned: bool, parent: Connection) -> None:
         except TrackingError as error:
             if not warned:
                 warned = True
+                with contextlib.suppress(OSError):  # the parent is gone
+                    parent.send(_WARNED)
                 print(
                     f"\nisomax: {error.reason}; the work goes on, and what is missing is sent when "
                     f"MLflow answers again, or by 'isomax track {folder}'",
@@ -121,7 +128,9 @@ def _follow(folder: Path, uri: str, warned: bool, parent: Connection) -> None:
         try:
             if parent.poll(seconds):
                 parent.recv()
-                sys.exit(_WARNED if warned else 0)
-            system.sample()
-        except EOFError:
+                return
+        except (EOFError, OSError):
             status = "KILLED"  # the parent is gone: once more, then stop
+            continue
+        with contextlib.suppress(Exception):  # a full disk; the work matters, not this
+            system.sample()

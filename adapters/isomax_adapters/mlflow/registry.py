@@ -1,6 +1,7 @@
 """The exported model of a run: logged to it, and registered if that was asked for."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,12 @@ def check_name(name: str) -> None:
         _validate_model_name(name)
     except MlflowException as error:
         raise TrackingError(f"no model can be registered as {name!r}", error.message) from error
+    # can be made, but neither be searched for, nor be in a models:/ URI or in PostgreSQL
+    if len(name) > 256 or re.search(r"[?'\"`\x00-\x1f]", name):
+        raise TrackingError(
+            f"no model can be registered as {name!r}",
+            "choose a name of at most 256 characters, without quotation marks and question marks",
+        )
 
 
 def ask_to_register(folder: str | Path, name: str) -> None:
@@ -36,6 +43,19 @@ def ask_to_register(folder: str | Path, name: str) -> None:
     :param name: of the registered model
     """
     (Path(folder) / REGISTER).write_text(json.dumps({"name": name}))
+
+
+def check_registered(folder: Path) -> None:
+    """Find that nothing is left to register, once the work is finished and has been sent.
+
+    :raises TrackingError: if there is no model where one was to be registered
+    """
+    if (folder / REGISTER).is_file() and not (folder / MODEL).is_file():
+        name = json.loads((folder / REGISTER).read_text())["name"]
+        raise TrackingError(
+            f"no model was registered as {name!r}, as {folder} holds no {MODEL}",
+            "run the same 'isomax train' command again to write it",
+        )
 
 
 def send_model(

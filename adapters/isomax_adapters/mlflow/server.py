@@ -2,23 +2,25 @@
 
 import contextlib
 import io
+import json
 import logging
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import mlflow
 import sqlalchemy
-from mlflow.exceptions import MlflowException
-from sqlalchemy.exc import SQLAlchemyError
+
+STATE = "tracking.json"
+OWN = ""  # stands there for the SQLite file in the folder
+_HIDDEN = "***"
 
 # MLflow's own retries go on for minutes. Here nothing is lost by giving up: the results are in the
 # output folder, and sending them is tried again.
 _PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "20", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
-
-# ImportError: no driver for the database
-FAILURES = (MlflowException, SQLAlchemyError, OSError, ImportError)
 
 
 class TrackingError(RuntimeError):
@@ -30,14 +32,49 @@ class TrackingError(RuntimeError):
 
 
 def uri_for(folder: Path, uri: str | None = None) -> str:
-    """The tracking URI of an output folder: the given one, else ``MLFLOW_TRACKING_URI``, else an
-    SQLite file in the folder."""
-    return uri or os.environ.get("MLFLOW_TRACKING_URI") or default_uri(folder)
+    """The tracking URI of an output folder: the given one, else ``MLFLOW_TRACKING_URI``, else the
+    one that it was last tracked to, else an SQLite file in the folder.
+
+    :raises TrackingError: if the one it was last tracked to had a password, which is not stored
+    """
+    uri = uri or os.environ.get("MLFLOW_TRACKING_URI")
+    if not uri:
+        uri = next(reversed(read_state(folder)), OWN) or default_uri(folder)
+        if _HIDDEN in uri:
+            raise TrackingError(
+                f"{folder} was last tracked to {uri}, and passwords are not stored",
+                "set MLFLOW_TRACKING_URI to the whole address",
+            )
+    return uri.rstrip("/")
 
 
 def default_uri(folder: Path) -> str:
     """An SQLite file in the folder."""
     return f"sqlite:///{folder.resolve() / 'mlflow.db'}"
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """What each server is known to have, by its URI without a password; the last used is last."""
+    try:
+        found = json.loads((folder / STATE).read_text())
+    except (OSError, ValueError):  # none, or damaged: the servers know
+        return {}
+    whole = isinstance(found, dict) and all(isinstance(state, dict) for state in found.values())
+    return found if whole else {}
+
+
+def refuse_moved(folder: Path) -> None:
+    """MLflow knows artifacts by their absolute paths, so its SQLite file cannot be moved.
+
+    :raises TrackingError: if the folder has been, since it was tracked to its own SQLite file
+    """
+    before = read_state(folder).get(OWN, {}).get("folder", str(folder))
+    if before != str(folder):
+        raise TrackingError(
+            f"{folder} was tracked as {before}, and its mlflow.db knows its files by that name",
+            "move it back, set MLFLOW_TRACKING_URI to a server, or delete mlflow.db, mlartifacts "
+            f"and {STATE} in it to start over",
+        )
 
 
 def check(folder: str | Path, uri: str | None = None) -> None:
@@ -47,14 +84,15 @@ def check(folder: str | Path, uri: str | None = None) -> None:
     :param uri: as :func:`isomax_adapters.mlflow.track` takes it
     :raises TrackingError: if it gives none
     """
-    folder = Path(folder)
+    folder = Path(folder).resolve()
     uri = uri_for(folder, uri)
     if uri == default_uri(folder):
+        refuse_moved(folder)
         return  # a file that is made when there is something to write
     try:
         with quiet(), patience():
             connect(uri).search_experiments(max_results=1)
-    except FAILURES as error:
+    except Exception as error:  # of MLflow's, SQLAlchemy's, a database driver's
         raise TrackingError(
             f"MLflow at {shown(uri)} does not answer: {reason_of(error)}",
             "start the server, set MLFLOW_TRACKING_URI to another, go on without it and send the "
@@ -77,10 +115,9 @@ def connect(uri: str) -> mlflow.MlflowClient:
     return mlflow.MlflowClient(tracking_uri=uri)
 
 
-def shown(uri: str) -> str:
-    """The URI without a password."""
-    password = urlsplit(uri).password
-    return uri.replace(f":{password}@", ":***@", 1) if password else uri
+def shown(text: str) -> str:
+    """A URI, or a text with URIs, without passwords."""
+    return re.sub(r"(://[^\s/:@]*):\S*@", rf"\1:{_HIDDEN}@", text)
 
 
 def reason_of(error: BaseException) -> str:
@@ -89,8 +126,13 @@ def reason_of(error: BaseException) -> str:
     while deepest.__cause__ or deepest.__context__:
         deepest = deepest.__cause__ or deepest.__context__  # type: ignore[assignment]
     if isinstance(deepest, OSError) and deepest.strerror:
-        return deepest.strerror  # "Connection refused", below layers of wrapping
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        # "Connection refused", below layers of wrapping
+        file = f"{deepest.filename}: " if deepest.filename else ""
+        return f"{file}{deepest.strerror}"
+    if isinstance(deepest, TimeoutError):
+        return "timed out"
+    lines = str(error).strip().splitlines()
+    return shown(lines[0].rstrip(".")) if lines else type(error).__name__
 
 
 @contextlib.contextmanager

@@ -4,16 +4,17 @@ Images are taken as they are stored: an EXIF orientation is not applied, as in t
 """
 
 import copy
+import hashlib
 import io
 import json
 import math
 import os
 import stat
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +25,22 @@ from PIL import Image
 from isomax_adapters.onnx.safety import refers_to_other_files
 
 METADATA_KEY, METADATA_FORMAT = "isomax", 1
-OUTPUTS = {
-    "label": "tensor(int64)",
-    "confidence": "tensor(float)",
-    "score": "tensor(float)",
-    "is_ood": "tensor(bool)",
-    "logits": "tensor(float)",
-    "probabilities": "tensor(float)",
+OUTPUTS = {  # type and number of dimensions
+    "label": ("tensor(int64)", 1),
+    "confidence": ("tensor(float)", 1),
+    "score": ("tensor(float)", 1),
+    "is_ood": ("tensor(bool)", 1),
+    "logits": ("tensor(float)", 2),
+    "probabilities": ("tensor(float)", 2),
 }
 MAX_PIXELS = 89_478_485  # above it Pillow warns of a decompression bomb
-PIXELS_AT_ONCE = 32_000_000  # decoded and waiting, or in one batch; 100 MB
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm"}
+PIXELS_AT_ONCE = 32_000_000  # decoded and waiting, and as many in one batch; 100 MB each
+IMAGE_SUFFIXES = {
+    *(".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm")
+}
+# Pillow's readers of these, whatever a file is called: some others start programs (EPS), or hold
+# more pixels than they say (ICO)
+IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 
 Input = str | os.PathLike | bytes | bytearray | memoryview | np.ndarray
 
@@ -114,14 +120,13 @@ class Scorer:
             raise ModelError(f"{self.path} is not an ONNX model: {error}") from error
         try:
             # not by its name, which ONNX Runtime wants in UTF-8
-            self.session = onnxruntime.InferenceSession(
-                Path(self.path).read_bytes(), options, providers=wanted
-            )
+            content = Path(self.path).read_bytes()
+            self.session = onnxruntime.InferenceSession(content, options, providers=wanted)
         except Exception as error:  # ONNX Runtime has a class of its own for each status
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise ModelError(
-                f"{self.path} is not an ONNX model that can be run: {reason}"
+                f"{self.path} is not an ONNX model that can be run: {_first_line(error)}"
             ) from error
+        self.sha256 = hashlib.sha256(content).hexdigest()
         self.metadata = self._read_metadata()
         self.class_names: list[str] = self.metadata["class_names"]
         self.threshold = float(self.metadata["threshold"])
@@ -145,7 +150,7 @@ class Scorer:
 
         :param images: uint8 ``[N, H, W, 3]``, RGB
         :return: ``label``, ``confidence``, ``score``, ``is_ood``, ``logits``, ``probabilities``
-        :raises ValueError: if the array is something else
+        :raises ValueError: if the array is something else, or too thin for the model
         """
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
             raise ValueError(
@@ -154,6 +159,8 @@ class Scorer:
             )
         if 0 in images.shape:
             raise ValueError(f"images have shape {images.shape}; expected no empty dimension")
+        if reason := self._too_thin(*images.shape[1:3]):
+            raise ValueError(reason)
         names = [output.name for output in self.session.get_outputs()]
         outputs = dict(zip(names, self.session.run(names, {"images": images}), strict=True))
         # not "score > threshold", which accepts NaN
@@ -165,9 +172,9 @@ class Scorer:
 
         :param inputs: paths, encoded images (bytes) or uint8 arrays ``[H, W, 3]``; one or many, or
             one array ``[N, H, W, 3]``
-        :return: results; an input that cannot be decoded has ``error`` set
+        :return: results; an input that cannot be decoded or scored has ``error`` set
         """
-        single = isinstance(inputs, (str, bytes, os.PathLike)) or (
+        single = isinstance(inputs, (str, os.PathLike, bytes, bytearray, memoryview)) or (
             isinstance(inputs, np.ndarray) and inputs.ndim == 3
         )
         return list(self.stream([inputs] if single else inputs, batch_size))  # type: ignore[list-item, arg-type]
@@ -175,31 +182,57 @@ class Scorer:
     def stream(self, inputs: Iterable[Input], batch_size: int = 16) -> Iterator[Result]:
         """As :meth:`score`, one by one, in memory that does not grow with the number of inputs.
 
-        Threads decode the next images while the network runs; images of the same size share a
-        batch.
+        Threads decode the next images while the network runs, ``PIXELS_AT_ONCE`` ahead at most; a
+        larger image is decoded alone. Images of the same size share a batch. If ``inputs`` raises,
+        what it gave before is scored first.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; expected at least 1")
         numbered = enumerate(inputs)
-        waiting: deque[Future[tuple[str, Any]]] = deque()
-        ahead = batch_size
-        with ThreadPoolExecutor(self.threads) as pool:
-            while True:
-                more = max(0, ahead - len(waiting))
-                waiting.extend(pool.submit(self._decode, i) for i in islice(numbered, more))
-                if not waiting:
+        waiting: deque[tuple[int, Future[tuple[str, Any]]]] = deque()
+        failure: Exception | None = None
+        room = _Room(PIXELS_AT_ONCE)
+        pool = ThreadPoolExecutor(self.threads)
+
+        def look_ahead() -> None:
+            nonlocal failure
+            while len(waiting) < batch_size and failure is None:
+                try:
+                    number, source = next(numbered)
+                except StopIteration:
                     return
+                except Exception as error:
+                    failure = error
+                    return
+                waiting.append((number, pool.submit(self._decode, number, source, room)))
+                # arrays are in memory already: not more than there is room for, if all are alike
+                size = source.size if isinstance(source, np.ndarray) else 0
+                if size * len(waiting) > 3 * PIXELS_AT_ONCE:
+                    return
+
+        try:
+            while True:
+                look_ahead()
                 batch: list[tuple[str, Any]] = []
                 pixels = 0
-                while waiting and len(batch) < batch_size and pixels < PIXELS_AT_ONCE:
-                    batch.append(waiting.popleft().result())
-                    pixels += getattr(batch[-1][1], "size", 0) // 3
-                # decode while the network runs: as many as there is room for, if like these
-                room = PIXELS_AT_ONCE * len(batch) // max(pixels, 1)
-                ahead = min(batch_size, max(self.threads, room))
-                more = max(0, ahead - len(waiting))
-                waiting.extend(pool.submit(self._decode, i) for i in islice(numbered, more))
+                while waiting and len(batch) < batch_size:
+                    number, future = waiting[0]
+                    decoded = future.result()
+                    pixels += room.held_by(number)
+                    if batch and pixels > PIXELS_AT_ONCE:
+                        break
+                    batch.append(decoded)
+                    waiting.popleft()
+                    room.leave(number)
+                if not batch:
+                    break
+                look_ahead()  # decoded while the network runs
                 yield from self._score_decoded(batch)
+        finally:
+            room.close()
+            pool.shutdown(cancel_futures=True)
+        if failure is not None:
+            raise failure
 
     def _score_decoded(self, images: list[tuple[str, Any]]) -> list[Result]:
         results: dict[int, Result] = {}
@@ -210,29 +243,64 @@ class Scorer:
             else:
                 by_size.setdefault(image.shape, []).append(position)
         for positions in by_size.values():
-            outputs = self.run(np.stack([images[p][1] for p in positions]))
-            for row, position in enumerate(positions):
-                label = int(outputs["label"][row])
-                if not 0 <= label < len(self.class_names):
-                    raise ModelError(f"{self.path} gave label {label}, which has no class name")
-                results[position] = Result(
-                    source=images[position][0],
+            same_size = [images[position] for position in positions]
+            results.update(zip(positions, self._score_same_size(same_size), strict=True))
+        return [results[position] for position in range(len(images))]
+
+    def _score_same_size(self, images: list[tuple[str, np.ndarray]]) -> list[Result]:
+        pixels = [image for _, image in images]
+        try:
+            outputs = self.run(pixels[0][None] if len(pixels) == 1 else np.stack(pixels))
+        except Exception as error:  # such as too little memory
+            if len(images) > 1:  # one may be to blame
+                return [self._score_same_size([image])[0] for image in images]
+            return [Result(images[0][0], error=f"{type(error).__name__}: {_first_line(error)}")]
+        results = []
+        for name, (_, rank) in OUTPUTS.items():  # a graph may break its promises
+            if outputs[name].shape[:1] != (len(images),) or outputs[name].ndim != rank:
+                raise ModelError(
+                    f"{self.path} gave {name!r} of shape {outputs[name].shape} for {len(images)} "
+                    "images"
+                )
+        for row, (source, _) in enumerate(images):
+            label = int(outputs["label"][row])
+            if not 0 <= label < len(self.class_names):
+                raise ModelError(f"{self.path} gave label {label}, which has no class name")
+            results.append(
+                Result(
+                    source=source,
                     label=label,
                     class_name=self.class_names[label],
                     confidence=float(outputs["confidence"][row]),
                     score=float(outputs["score"][row]),
                     is_ood=bool(outputs["is_ood"][row]),
                 )
-        return [results[position] for position in range(len(images))]
+            )
+        return results
 
-    def _decode(self, item: tuple[int, Input]) -> tuple[str, np.ndarray | str]:
-        """The image as an array, or the reason why there is none."""
-        number, source = item
-        if isinstance(source, np.ndarray):
-            name = f"array {number}"
-            if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2:] != (3,):
-                return name, f"{source.dtype} of shape {source.shape}, not uint8 [H, W, 3]"
-            return name, source if source.size else "an array without pixels"
+    def _decode(self, number: int, source: Input, room: "_Room") -> tuple[str, np.ndarray | str]:
+        """The image as an array, or the reason why there is none; takes its turn for room."""
+        try:
+            if isinstance(source, np.ndarray):
+                return f"array {number}", self._check_array(number, source, room)
+            return self._decode_encoded(number, source, room)
+        finally:
+            room.enter(number, 0)  # if it has not been there
+
+    def _check_array(self, number: int, image: np.ndarray, room: "_Room") -> np.ndarray | str:
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2:] != (3,):
+            return f"{image.dtype} of shape {image.shape}, not uint8 [H, W, 3]"
+        if not image.size:
+            return "an array without pixels"
+        height, width = image.shape[:2]
+        if reason := self._too_thin(height, width):
+            return reason
+        room.enter(number, self._cost(height, width))
+        return image
+
+    def _decode_encoded(
+        self, number: int, source: Any, room: "_Room"
+    ) -> tuple[str, np.ndarray | str]:
         name = f"input {number}"
         try:
             if isinstance(source, (bytes, bytearray, memoryview)):
@@ -242,10 +310,13 @@ class Scorer:
                 name = file = os.fsdecode(source)
                 if not stat.S_ISREG(os.stat(file).st_mode):  # a pipe would never end
                     return name, "not a regular file"
-            with Image.open(file) as image:
+            with Image.open(file, formats=IMAGE_FORMATS) as image:
                 width, height = image.size
                 if width * height > self.max_pixels:
                     return name, f"{width}x{height} pixels, more than {self.max_pixels} allowed"
+                if reason := self._too_thin(height, width):
+                    return name, reason
+                room.enter(number, self._cost(height, width))
                 return name, np.asarray(as_rgb(image))
         except Exception as error:  # Pillow's decoders raise whatever they please
             reason = str(error)
@@ -253,13 +324,25 @@ class Scorer:
                 reason = reason.replace(repr(file), "the bytes")  # without its address in memory
             return name, f"{type(error).__name__}: {reason}"
 
+    def _too_thin(self, height: int, width: int) -> str:
+        """Why the model cannot resize an image of this size, if so."""
+        new_height, new_width = _resized(self.metadata["preprocessing"], height, width)
+        if min(new_height, new_width) > 0 and new_height * new_width <= MAX_PIXELS:
+            return ""
+        return f"{width}x{height} is too thin: the model would make it {new_width}x{new_height}"
+
+    def _cost(self, height: int, width: int) -> int:
+        """The pixels of an image in memory, as it is and once the model has resized it."""
+        new_height, new_width = _resized(self.metadata["preprocessing"], height, width)
+        return max(height * width, new_height * new_width)
+
     def _read_metadata(self) -> dict[str, Any]:
         """The metadata, if this is a file of ours.
 
         :raises ModelError: if anything that scoring relies on is missing or wrong
         """
         inputs = [(i.name, i.type, i.shape) for i in self.session.get_inputs()]
-        outputs = {o.name: o.type for o in self.session.get_outputs()}
+        outputs = {o.name: (o.type, len(o.shape)) for o in self.session.get_outputs()}
         text = self.session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
         ours = len(inputs) == 1 and inputs[0][:2] == ("images", "tensor(uint8)")
         ours = (
@@ -276,7 +359,7 @@ class Scorer:
         try:
             metadata: dict[str, Any] = json.loads(text)
             _check_metadata(metadata, logits.shape[1])
-        except (ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
+        except Exception as error:  # JSON can hold anything
             raise ModelError(f"the metadata of {self.path} is damaged: {error!r}") from error
         return metadata
 
@@ -309,6 +392,73 @@ def as_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+class _Room:
+    """Room for decoded pixels, given out in the order of the inputs.
+
+    The next input always gets it in the end: what is larger than all of it, once it is empty.
+    """
+
+    def __init__(self, pixels: int) -> None:
+        self._pixels = pixels
+        self._held: dict[int, int] = {}
+        self._next = 0
+        self._closed = False
+        self._changed = threading.Condition()
+
+    def enter(self, number: int, pixels: int) -> None:
+        """Wait for the turn of an input, and for its room; it enters once."""
+        with self._changed:
+            if number < self._next:
+                return
+            self._changed.wait_for(
+                lambda: self._closed or (number == self._next and self._fits(pixels))
+            )
+            if self._closed:
+                raise InterruptedError("nobody waits for the image any more")
+            self._next += 1
+            self._held[number] = pixels
+            self._changed.notify_all()
+
+    def held_by(self, number: int) -> int:
+        with self._changed:
+            return self._held[number]
+
+    def leave(self, number: int) -> None:
+        with self._changed:
+            del self._held[number]
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def _fits(self, pixels: int) -> bool:
+        held = sum(self._held.values())
+        return not pixels or not held or held + pixels <= self._pixels
+
+
+def _resized(config: dict[str, Any], height: int, width: int) -> tuple[int, int]:
+    """Height and width to which the graph resizes an image before it crops."""
+    scaled = [math.floor(side / config["crop_pct"]) for side in config["input_size"][1:]]
+    crop_mode = config.get("crop_mode") or "center"
+    if crop_mode == "squash":
+        return scaled[0], scaled[1]
+    if crop_mode == "center" and scaled[0] == scaled[1]:
+        shortest = min(height, width)
+        return height * scaled[0] // shortest, width * scaled[0] // shortest
+    # in float32, as the graph has it
+    size = np.array([height, width], np.float32)
+    ratios = size / np.array(scaled, np.float32)
+    ratio = ratios.min() if crop_mode == "center" else ratios.max()
+    new_height, new_width = np.round(size / ratio)
+    return int(new_height), int(new_width)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def _check_metadata(metadata: dict[str, Any], classes: object) -> None:
     if metadata["format"] != METADATA_FORMAT:
         raise ValueError(f"format {metadata['format']!r}, this version reads {METADATA_FORMAT}")
@@ -327,19 +477,44 @@ def _check_metadata(metadata: dict[str, Any], classes: object) -> None:
         raise ValueError("a threshold or rate is not a finite number")
     if [rate for rate, _ in curve] != sorted(rate for rate, _ in curve):
         raise ValueError("the rates of the curve are not in order")
+    config = metadata["preprocessing"]
+    if config.get("crop_mode") not in (None, "center", "squash", "border"):
+        raise ValueError(f"crop_mode is {config['crop_mode']!r}")
+    channels, *size = config["input_size"]
+    if channels != 3 or len(size) != 2 or not all(isinstance(side, int) for side in size):
+        raise ValueError("input_size is not [3, height, width]")
+    if not all(1 <= math.floor(side / config["crop_pct"]) <= MAX_PIXELS for side in size):
+        raise ValueError("input_size and crop_pct give no size to resize to")
 
 
 def find_images(paths: Iterable[str | os.PathLike[str]]) -> Iterator[str]:
-    """Files as given, and the image files in folders, recursively, sorted within each folder."""
+    """Files as given, and the image files in folders, recursively, sorted within each folder.
+
+    Links to folders are followed; a folder that is reached twice is read once.
+    """
     for path in paths:
         if not os.path.isdir(path):
             yield os.fspath(path)
             continue
         errors: list[OSError] = []
-        for folder, subfolders, files in os.walk(os.fspath(path), onerror=errors.append):
+        visited: set[object] = set()
+        folders = os.walk(os.fspath(path), onerror=errors.append, followlinks=True)
+        for folder, subfolders, files in folders:
+            if (known := _identity(folder)) in visited:
+                subfolders.clear()
+                continue
+            visited.add(known)
             subfolders.sort()
             for file in sorted(files):
                 if Path(file).suffix.lower() in IMAGE_SUFFIXES:
                     yield str(Path(folder) / file)
         # a folder that cannot be read becomes a row with an error
         yield from (str(error.filename) for error in errors)
+
+
+def _identity(folder: str) -> object:
+    try:
+        status = os.stat(folder)
+    except OSError:  # it has just vanished
+        return folder
+    return status.st_dev, status.st_ino

@@ -10,9 +10,10 @@ from pathlib import Path
 
 # the messages of onnx.proto that lead to tensors: field number -> message
 _FIELDS = {
-    "model": {7: "graph", 25: "function"},
+    "model": {7: "graph", 20: "training", 25: "function"},
+    "training": {1: "graph", 2: "graph"},
     "graph": {1: "node", 5: "tensor", 15: "sparse tensor"},
-    "function": {7: "node"},
+    "function": {7: "node", 11: "attribute"},
     "node": {5: "attribute"},
     "attribute": {
         5: "tensor",
@@ -36,6 +37,8 @@ def refers_to_other_files(path: Path) -> bool:
         raise ValueError("the file is empty")
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         try:
+            if data[4:8] == b"ORTM":  # ONNX Runtime would read it as such, whatever else it is
+                raise ValueError("it is in ONNX Runtime's own format")
             return _external(data, 0, len(data), "model")
         except RecursionError as error:
             raise ValueError("graphs are nested too deeply") from error
@@ -58,7 +61,10 @@ def _fields(data: mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int, i
     size."""
     position = start
     while position < end:
+        start = position
         key, position = _varint(data, position, end)
+        if key > 0xFFFFFFFF or position - start > 5:  # readers differ in which field that is
+            raise ValueError("no protocol buffer message: a field number is too large")
         kind = key & 7
         size: int | None = None
         if kind == 0:

@@ -45,6 +45,8 @@ def _needs_stage_modules(parts: Parts) -> str | None:
 
 
 def _needs_dropout(parts: Parts) -> str | None:
+    if any(getattr(layer, "drop_in", False) for layer in parts.classifiers):
+        return "scores in training mode, in which a drop-in head scales its logits"
     rates = [getattr(parts.model, "drop_rate", 0.0)]
     for module in parts.model.modules():
         rates += [getattr(module, name, 0.0) for name in ("p", "drop_prob")]

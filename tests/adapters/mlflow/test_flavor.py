@@ -1,6 +1,7 @@
 """The model flavour: saved, loaded, served; the same answers everywhere."""
 
 import base64
+import importlib.metadata
 import json
 import os
 import subprocess
@@ -13,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from mlflow.exceptions import MlflowException
+from mlflow.pyfunc.scoring_server import infer_and_parse_data
 
 from isomax_adapters import mlflow as isomax_mlflow
 from isomax_adapters.onnx.runtime import ModelError, Scorer
@@ -93,6 +95,8 @@ def test_tensors(model_path, tmp_path):  # noqa: F811
     assert model.predict(pixels).values.tolist() == rows_of(Scorer(model_path), list(pixels))
     with pytest.raises(MlflowException, match="schema"):
         model.predict(pixels.astype(np.float32))
+    with pytest.raises(MlflowException, match="300 out of bounds for uint8"):
+        infer_and_parse_data({"inputs": [[[[300, 0, 0]]]]}, model.metadata.get_input_schema())
 
 
 def test_what_is_saved_says_what_it_takes_and_needs(saved):
@@ -102,8 +106,13 @@ def test_what_is_saved_says_what_it_takes_and_needs(saved):
     (alpha,) = signature.params.to_dict()
     assert (alpha["name"], alpha["default"]) == ("alpha", 0.05)
     with open(f"{saved}/requirements.txt") as file:
-        names = [line.partition("==")[0] for line in file.read().split()]
-    assert names == ["mlflow", "numpy", "onnxruntime", "pillow"]
+        requirements = file.read().split()
+    names = ("mlflow", "numpy", "onnxruntime", "pillow")
+    assert requirements == [f"{name}=={importlib.metadata.version(name)}" for name in names]
+    with open(f"{saved}/conda.yaml") as file:
+        conda = file.read()
+    assert all(requirement in conda for requirement in requirements)
+    assert "torch" not in conda
     files = [name for _, _, names in os.walk(saved) for name in names]
     assert {name.rpartition(".")[2] for name in files} <= {
         "onnx", "py", "yaml", "txt", "json", "MLmodel"
@@ -164,6 +173,12 @@ def test_served_from_the_registry(model_path, images, tmp_path):  # noqa: F811
         careful = invoke(server.uri, content | {"params": {"alpha": 0.01}})["predictions"]
         expected = rows_of(Scorer(model_path, alpha=0.01), images)
         assert [list(a.values()) for a in careful] == expected
+        for undecoded in (
+            {"inputs": {"image": [base64.encodebytes(image).decode() for image in images[:2]]}},
+            {"instances": [{"image": encoded[0]}, {"image": encoded[1]}]},
+        ):
+            for row in invoke(server.uri, undecoded)["predictions"]:
+                assert row["error"].startswith("base64 text, not the bytes of an image; ")
         for bad in (
             {"dataframe_split": {"columns": ["picture"], "data": [[encoded[0]]]}},
             {"dataframe_split": {"columns": ["image"], "data": [["%%%a"]]}},

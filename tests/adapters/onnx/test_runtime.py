@@ -4,10 +4,12 @@ import io
 import json
 import os
 import shutil
+import struct
 import subprocess
 import sys
 import threading
 import tracemalloc
+import zlib
 from itertools import islice
 
 import numpy as np
@@ -15,6 +17,7 @@ import onnxruntime
 import pytest
 from PIL import Image
 
+from isomax_adapters.onnx import runtime
 from isomax_adapters.onnx.runtime import ModelError, Result, Scorer, find_images
 
 MEAN, STD = np.array([0.5, 0.4, 0.3]), np.array([0.2, 0.3, 0.4])
@@ -66,6 +69,8 @@ def test_paths_bytes_and_arrays_give_the_same(scorer, tmp_path):
     results = scorer.score([path, str(path), encoded(image), image])
     assert len({(r.label, r.confidence, r.score) for r in results}) == 1
     assert scorer.score(path) == scorer.score([path])
+    for alone in (bytes, bytearray, memoryview):
+        assert scorer.score(alone(encoded(image))) == scorer.score([encoded(image)])
     assert scorer.score(image)[0].score == results[0].score
 
 
@@ -149,6 +154,37 @@ def test_every_mode_is_scored_as_rgb(scorer, mode):
     assert scorer.score(data)[0].score == expected
 
 
+def test_a_jpeg_of_adobes_inverted_cmyk_is_scored_as_rgb(scorer):
+    cmyk = Image.fromarray(colour(180, 60, 30, size=(16, 16))).convert("CMYK")
+    data = encoded(cmyk, "JPEG")
+    assert b"Adobe" in data
+    with Image.open(io.BytesIO(data)) as opened:
+        assert opened.mode == "CMYK"
+        expected = scorer.score(np.asarray(opened.convert("RGB")))[0]
+    result = scorer.score(data)[0]
+    assert (result.score, result.class_name) == (expected.score, "red")
+
+
+def test_sixteen_bits_per_colour_keep_their_upper_eight(scorer):
+    grey = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    assert scorer.score(_png16(grey))[0].score == scorer.score(grey)[0].score
+
+
+def _png16(image):
+    """A PNG of 16 bits per colour, which Pillow reads and does not write."""
+    height, width, _ = image.shape
+    rows = (b"\0" + (row.astype(">u2") * 257).tobytes() for row in image)
+    parts = {
+        b"IHDR": struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0),
+        b"IDAT": zlib.compress(b"".join(rows)),
+        b"IEND": b"",
+    }
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in parts.items()
+    )
+
+
 def test_exif_orientation_is_not_applied(scorer):
     image = Image.fromarray(np.concatenate([colour(250, 0, 0), colour(0, 250, 0)]))
     exif = Image.Exif()
@@ -185,31 +221,171 @@ def test_what_is_no_file_and_no_image_is_reported_not_waited_for(scorer, tmp_pat
         scorer.score([good], batch_size=0)
 
 
-def test_large_images_are_not_decoded_all_at_once(model_path, monkeypatch):
-    """However many there are: about as many pixels wait as the budget allows."""
-    from isomax_adapters.onnx import runtime
+def test_pixels_at_once_are_bounded_whatever_comes_next(model_path, monkeypatch):
+    """As many pixels wait as the budget allows, and as many are in a batch; not one more."""
+    budget = 20_000
+    monkeypatch.setattr(runtime, "PIXELS_AT_ONCE", budget)
+    scorer = Scorer(model_path, threads=3)
+    decoded, batches, original_run = [], [], scorer.run
 
-    monkeypatch.setattr(runtime, "PIXELS_AT_ONCE", 2_000)
-    scorer = Scorer(model_path, threads=2)
-    decoded, batches = 0, []
-    original_decode, original_run = scorer._decode, scorer.run
-
-    def decode(item):
-        nonlocal decoded
-        decoded += 1
-        return original_decode(item)
+    def as_rgb(image):
+        decoded.append(image.width * image.height)
+        return image.convert("RGB")
 
     def run(images):
-        batches.append(images.shape[0] * images.shape[1] * images.shape[2])
+        batches.append(images[..., 0].size)
         return original_run(images)
 
-    monkeypatch.setattr(scorer, "_decode", decode)
+    monkeypatch.setattr(runtime, "as_rgb", as_rgb)
     monkeypatch.setattr(scorer, "run", run)
-    image = encoded(colour(9, 9, 9, size=(30, 30)))
-    for given, _ in enumerate(scorer.stream([image] * 60, batch_size=16)):
-        # the first look ahead is a whole batch: their sizes are not known yet
-        assert decoded <= given + 1 + 16 + 3
-    assert max(batches) <= 2_000 + 900
+    sides = [10] * 32 + [100] * 16 + [10] * 5
+    images = {side: encoded(colour(9, 9, 9, size=(side, side))) for side in set(sides)}
+    scored = 0
+    for side, result in zip(sides, scorer.stream([images[s] for s in sides]), strict=True):
+        assert not result.error
+        assert sum(decoded) - scored <= 2 * budget
+        scored += side * side
+    assert max(batches) == 20_000  # two large ones together
+    assert 1600 in batches  # sixteen small ones
+    assert sum(decoded) == scored
+
+
+def test_an_image_larger_than_the_budget_is_decoded_alone(model_path, monkeypatch):
+    monkeypatch.setattr(runtime, "PIXELS_AT_ONCE", 1_000)
+    scorer = Scorer(model_path, threads=3)
+    taken = []
+    original = runtime._Room.enter
+
+    def enter(room, number, pixels):
+        original(room, number, pixels)
+        taken.append([n for n in list(room._held.values()) if n])
+
+    monkeypatch.setattr(runtime._Room, "enter", enter)
+    small, large = (encoded(colour(9, 9, 9, size=(side, side))) for side in (10, 40))
+    results = scorer.score([small, large, b"", large, small, b"", small])
+    assert [bool(result.error) for result in results] == [0, 0, 1, 0, 0, 1, 0]
+    assert [1600] in taken
+    assert not [held for held in taken if 1600 in held and len(held) > 1]
+
+
+def test_large_arrays_are_not_taken_all_at_once(scorer, monkeypatch):
+    monkeypatch.setattr(runtime, "PIXELS_AT_ONCE", 2_000)
+    taken = 0
+
+    def inputs():
+        nonlocal taken
+        for _ in range(40):
+            taken += 1
+            yield colour(9, 9, 9, size=(30, 30))
+
+    for given, _ in enumerate(scorer.stream(inputs())):
+        assert taken <= given + 1 + 6
+
+
+def test_giving_up_half_way_waits_for_nobody(model_path, monkeypatch):
+    """Images that wait for room do not keep a stream open that is closed."""
+    monkeypatch.setattr(runtime, "PIXELS_AT_ONCE", 100)
+    rows = Scorer(model_path, threads=4).stream([encoded(colour(9, 9, 9, size=(30, 30)))] * 40)
+    next(rows)
+    rows.close()
+    assert not [t for t in threading.enumerate() if t.name.startswith("ThreadPoolExecutor")]
+
+
+def test_inputs_that_fail_half_way_leave_the_rows_before(scorer):
+    def inputs():
+        for _ in range(20):
+            yield colour(9, 9, 9)
+        raise OSError("the listing broke off")
+
+    rows = []
+    with pytest.raises(OSError, match="broke off"):
+        rows.extend(scorer.stream(inputs()))
+    assert len(rows) == 20
+
+
+def test_thin_images_are_refused_before_the_model_makes_them_huge(model_path, tmp_path):
+    thin, good = encoded(Image.new("RGB", (1, 65_000)), "JPEG"), encoded(colour(250, 0, 0))
+    scorer = _with_preprocessing(model_path, tmp_path, input_size=[3, 224, 224])
+    rows = list(scorer.stream([good] * 17 + [thin] + [good] * 3))
+    assert [number for number, row in enumerate(rows) if row.error] == [17]
+    assert rows[17].error == "1x65000 is too thin: the model would make it 224x14560000"
+    with pytest.raises(ValueError, match="too thin"):
+        scorer.run(np.zeros((1, 65_000, 1, 3), np.uint8))
+    border = _with_preprocessing(model_path, tmp_path, crop_mode="border")
+    assert "would make it 8x0" in border.score(colour(9, 9, 9, size=(1, 1000)))[0].error
+
+
+@pytest.mark.parametrize("crop_mode", ["center", "squash", "border"])
+@pytest.mark.parametrize("size", [(64, 64), (48, 80)])
+def test_the_size_after_the_resize_is_the_graphs(crop_mode, size):
+    onnx = pytest.importorskip("onnx")
+    from isomax_adapters.onnx.graph import preprocessing
+
+    config = {
+        "input_size": (3, *size),
+        "interpolation": "bilinear",
+        "crop_mode": crop_mode,
+        "crop_pct": 0.875,
+        "mean": MEAN,
+        "std": STD,
+    }
+    model = preprocessing(config, 18, 10)
+    model.graph.output.append(onnx.helper.make_tensor_value_info("resized_size", 7, [2]))
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    for height, width in np.random.default_rng(0).integers(20, 400, (40, 2)):
+        images = np.zeros((1, height, width, 3), np.uint8)
+        (expected,) = session.run(["resized_size"], {"images": images})
+        assert runtime._resized(config, int(height), int(width)) == tuple(expected)
+
+
+def test_what_the_network_fails_on_is_a_row_and_the_others_are_scored(scorer, monkeypatch):
+    original = scorer.session
+
+    class Failing:
+        def run(self, names, feeds):
+            if (feeds["images"][:, 0, 0, 0] == 13).any():
+                raise MemoryError("too large\nsecond line")
+            return original.run(names, feeds)
+
+        get_outputs = original.get_outputs
+
+    monkeypatch.setattr(scorer, "session", Failing())
+    rows = scorer.score([colour(red, 0, 0) for red in (250, 251, 13, 252)])
+    assert [row.error for row in rows] == ["", "", "MemoryError: too large", ""]
+    assert [row.class_name for row in rows] == ["red", "red", "", "red"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("label", np.zeros((1, 1), np.int64), r"gave 'label' of shape \(1, 1\) for 1 images"),
+        ("score", np.zeros(0, np.float32), r"gave 'score' of shape \(0,\) for 1 images"),
+        ("label", np.array([7]), "gave label 7, which has no class name"),
+    ],
+)
+def test_a_graph_that_breaks_its_promises_is_named(scorer, monkeypatch, name, value, message):
+    original = scorer.run
+    monkeypatch.setattr(scorer, "run", lambda images: original(images) | {name: value})
+    with pytest.raises(ModelError, match=message):
+        scorer.score(colour(9, 9, 9))
+
+
+def test_only_formats_with_a_suffix_of_ours_are_opened(scorer, tmp_path, monkeypatch):
+    """Pillow gives EPS files, whatever their names, to Ghostscript."""
+    started = []
+    monkeypatch.setattr(subprocess, "Popen", lambda *args, **kwargs: started.append(args))
+    eps = tmp_path / "evil.jpg"
+    eps.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n{} loop\n")
+    assert "cannot identify" in scorer.score(eps)[0].error
+    assert not started
+    with Image.open(eps) as image:  # the file is what it claims to be
+        assert image.format == "EPS"
+    assert "cannot identify" in scorer.score(encoded(Image.new("RGB", (9, 9)), "ICO"))[0].error
+    for kind in runtime.IMAGE_FORMATS:
+        assert not scorer.score(encoded(colour(250, 0, 0), kind))[0].error
+    assert not scorer.score(encoded(colour(250, 0, 0), "MPO"))[0].error
+    suffixes = Image.registered_extensions()
+    assert {suffixes[suffix] for suffix in runtime.IMAGE_SUFFIXES} == set(runtime.IMAGE_FORMATS)
 
 
 def _with_metadata(change):
@@ -224,6 +400,31 @@ def _with_metadata(change):
     return damage
 
 
+def _with_preprocessing(model_path, folder, **changed):
+    """The model, as if its preprocessing was another."""
+    path = folder / "changed.onnx"
+    _with_metadata(lambda m: m["preprocessing"].update(changed))(model_path, path)
+    return Scorer(path)
+
+
+def _preprocessing(**changed):
+    return _with_metadata(lambda m: m["preprocessing"].update(changed))
+
+
+def _logits_of_one_dimension(model_path, path):
+    onnx = pytest.importorskip("onnx")
+    model = onnx.load(model_path)
+    for node in model.graph.node:
+        for names in (node.input, node.output):
+            for index, name in enumerate(names):
+                names[index] = "wide" if name == "logits" else name
+    axis = onnx.helper.make_node("Constant", [], ["first_axis"], value_ints=[1])
+    largest = onnx.helper.make_node("ReduceMax", ["wide", "first_axis"], ["logits"], keepdims=0)
+    model.graph.node.extend([axis, largest])
+    del model.graph.output[4].type.tensor_type.shape.dim[1:]
+    onnx.save(model, path)
+
+
 def _rename_output(model_path, path):
     onnx = pytest.importorskip("onnx")
     model = onnx.load(model_path)
@@ -235,9 +436,10 @@ def _rename_output(model_path, path):
     onnx.save(model, path)
 
 
-def _external_data(location, hidden=False):
+def _external_data(location, place="initializer"):
     def damage(model_path, path):
         onnx = pytest.importorskip("onnx")
+        helper = onnx.helper
         model = onnx.load(model_path)
         secret = path.parent.parent / "secret.bin"
         secret.write_bytes(np.zeros(9, np.float32).tobytes())
@@ -245,14 +447,47 @@ def _external_data(location, hidden=False):
         tensor.data_location = onnx.TensorProto.EXTERNAL
         entry = tensor.external_data.add()
         entry.key, entry.value = "location", location.format(outside=secret)
-        if hidden:  # as the value of a constant, in place of an initializer
-            model.graph.node.append(onnx.helper.make_node("Constant", [], ["c"], value=tensor))
+        if place == "constant":
+            model.graph.node.append(helper.make_node("Constant", [], ["c"], value=tensor))
+        elif place == "default of a function":
+            constant = helper.make_node("Constant", [], ["y"])
+            constant.attribute.add(name="value", ref_attr_name="v", type=4)
+            function = helper.make_function(
+                *("other", "F", [], ["y"], [constant], [helper.make_opsetid("", 18)]),
+                attribute_protos=[helper.make_attribute("v", tensor)],
+            )
+            model.functions.append(function)
+            model.opset_import.append(helper.make_opsetid("other", 1))
+            model.graph.node.append(helper.make_node("F", [], ["c"], domain="other"))
         else:
             model.graph.initializer.append(tensor)
-            model.graph.node.append(onnx.helper.make_node("Identity", ["stolen"], ["copied"]))
+            model.graph.node.append(helper.make_node("Identity", ["stolen"], ["copied"]))
         path.write_bytes(model.SerializeToString())
 
     return damage
+
+
+def _under_a_tag_of(number):
+    """External data in a graph whose field number is written as another one."""
+
+    def damage(model_path, path):
+        onnx = pytest.importorskip("onnx")
+        _external_data("../secret.bin")(model_path, path)
+        model = onnx.load(path, load_external_data=False)
+        graph = model.graph.SerializeToString()
+        model.ClearField("graph")
+        path.write_bytes(
+            model.SerializeToString() + _varint(number << 3 | 2) + _varint(len(graph)) + graph
+        )
+
+    return damage
+
+
+def _varint(value):
+    encoded = b""
+    while value > 127:
+        encoded, value = encoded + bytes([value & 127 | 128]), value >> 7
+    return encoded + bytes([value])
 
 
 @pytest.mark.parametrize(
@@ -260,7 +495,12 @@ def _external_data(location, hidden=False):
     [
         (_external_data("{outside}"), "refers to data in other files"),
         (_external_data("../secret.bin"), "refers to data in other files"),
-        (_external_data("secret.bin", hidden=True), "refers to data in other files"),
+        (_external_data("secret.bin", "constant"), "refers to data in other files"),
+        (_external_data("secret.bin", "default of a function"), "refers to data in other files"),
+        (_under_a_tag_of(7), "refers to data in other files"),
+        (_under_a_tag_of(7 | 1 << 29), "a field number is too large"),  # 32 bits of it are 7
+        (_under_a_tag_of(7 | 1 << 40), "a field number is too large"),
+        (_logits_of_one_dimension, "was not exported by isomax"),
         (_rename_output, "was not exported by isomax"),
         (_with_metadata(lambda m: m.update(format=99)), "format 99"),
         (_with_metadata(lambda m: m.update(class_names="abc")), "list of strings"),
@@ -270,6 +510,14 @@ def _external_data(location, hidden=False):
         (_with_metadata(lambda m: m.pop("curve")), "curve"),
         (_with_metadata(lambda m: m.update(curve=[1, 2])), "damaged"),
         (_with_metadata(lambda m: m["curve"].reverse()), "not in order"),
+        (_with_metadata(lambda m: m.pop("preprocessing")), "preprocessing"),
+        (_with_metadata(lambda m: m.update(preprocessing=[1])), "damaged"),
+        (_preprocessing(crop_mode="spiral"), "crop_mode is 'spiral'"),
+        (_preprocessing(input_size=[3, 8]), "not .3, height, width."),
+        (_preprocessing(input_size=[3, 8, 10**400]), "damaged"),
+        (_preprocessing(crop_pct=0), "damaged"),
+        (_preprocessing(crop_pct=1e-9), "no size to resize to"),
+        (_preprocessing(crop_pct=float("nan")), "damaged"),
     ],
 )
 def test_a_strangers_model_is_refused(model_path, tmp_path, damage, message):
@@ -317,6 +565,9 @@ def test_files_that_are_no_model_are_refused(model_path, tmp_path):
     (tmp_path / "junk.onnx").write_bytes(b"\x08\x07junk")
     with pytest.raises(ModelError, match="not an ONNX model"):
         Scorer(tmp_path / "junk.onnx")
+    (tmp_path / "other.onnx").write_bytes(b"\x12\x06\0\0ORTM")  # a message, and a header of ORT's
+    with pytest.raises(ModelError, match="ONNX Runtime's own format"):
+        Scorer(tmp_path / "other.onnx")
     for size in (0, 1, 10, 200, 600):
         (tmp_path / "cut.onnx").write_bytes(model_path.read_bytes()[:size])
         with pytest.raises(ModelError, match=r"cut\.onnx"):
@@ -335,6 +586,19 @@ def test_find_images_walks_folders_in_order(tmp_path):
     assert list(find_images([tmp_path / "a/notes.txt"])) == [str(tmp_path / "a/notes.txt")]
 
 
+def test_find_images_follows_links_and_reads_each_folder_once(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    for name in ("in/b.jpe", "elsewhere/z.JFIF"):
+        (tmp_path / name).touch()
+    (tmp_path / "in" / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "in" / "same").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "loop").symlink_to(tmp_path / "in")
+    (tmp_path / "in" / "broken").symlink_to(tmp_path / "nowhere")
+    found = [os.path.relpath(path, tmp_path) for path in find_images([tmp_path / "in"])]
+    assert found == ["in/b.jpe", "in/link/z.JFIF"]
+
+
 def test_a_folder_of_a_hundred_thousand_gives_its_first_rows_at_once(scorer, tmp_path):
     folder = tmp_path / "many"
     folder.mkdir()
@@ -349,7 +613,7 @@ def test_a_folder_of_a_hundred_thousand_gives_its_first_rows_at_once(scorer, tmp
     original = scorer._decode
     tracemalloc.start()
     try:
-        scorer._decode = lambda item: opened.append(item) or original(item)
+        scorer._decode = lambda *args: opened.append(args) or original(*args)
         rows = scorer.stream(find_images([folder]))
         first = list(islice(rows, 40))
         rows.close()

@@ -82,6 +82,8 @@ def test_what_cannot_work_is_left_out_with_the_reason():
     assert "tokens" in why_not(timm.create_model("test_vit", num_classes=4))["ASH"]
     dropping = timm.create_model("test_resnet", num_classes=4, drop_rate=0.1)
     assert "MCD" not in why_not(dropping)
+    drop_in = timm.create_model("isomax_test_resnet", num_classes=4, drop_rate=0.1)
+    assert "drop-in head" in why_not(drop_in)["MCD"]
     assert "distance head" in reasons["DICE"]
     pair = timm.create_model("deit_tiny_distilled_patch16_224", num_classes=4)
     assert "several" in why_not(pair)["DICE"]
