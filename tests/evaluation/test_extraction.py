@@ -50,8 +50,12 @@ class Made(Benchmark):
 
 @pytest.fixture(scope="module", params=["softmax_test_resnet", "isomax_test_resnet"])
 def model(request):
+    return trained(request.param)
+
+
+def trained(name):
     torch.manual_seed(0)
-    model = timm.create_model(request.param, num_classes=4)
+    model = timm.create_model(name, num_classes=4)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.002)
     for _ in range(8):
         optimizer.zero_grad()
@@ -106,6 +110,27 @@ def test_each_image_is_decoded_once_and_classified_once(model):
     assert not failed
     assert set(scores) == set(names)
     assert Counting.decoded == len(TRAIN[0]) + len(ID_TEST[0]) == sum(passes)
+
+
+@pytest.mark.parametrize("name", ["softmax_test_resnet", "isomaxplus_test_resnet"])
+def test_a_score_does_not_depend_on_what_else_is_in_the_batch(name):
+    parts = Parts(trained(name))
+    detectors = detectors_for(parts)
+    failed = fit(parts, detectors, loader(*TRAIN))
+    detectors = {n: d for n, d in detectors.items() if n not in failed}
+    assert len(detectors) > 24
+    images, labels = ID_TEST
+    _, whole, _ = score(parts, detectors, [(images, labels)])
+    _, split, _ = score(
+        parts, detectors, [(images[i : i + 7], labels[i : i + 7]) for i in range(0, 30, 7)]
+    )
+    apart = {
+        detector: float((split[detector] - values).abs().max() / values.std())
+        for detector, values in whole.items()
+    }
+    # NACUE bins gradients, and their last bit is another in another batch
+    assert apart.pop("NACUE") < 0.5
+    assert max(apart.values()) < 0.01, apart
 
 
 def test_labels_below_zero_are_not_fitted_on(model):

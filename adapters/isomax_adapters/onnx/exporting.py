@@ -19,13 +19,20 @@ from PIL import Image
 from torch import nn
 
 from isomax.calibration import Calibration
-from isomax_adapters.onnx.graph import assemble, preprocessing
+from isomax_adapters.onnx.graph import OUTPUTS, assemble, preprocessing
 from isomax_adapters.onnx.precision import PRECISIONS, join, split, to_fp16, to_int8
 from isomax_adapters.onnx.runtime import Scorer, as_rgb, find_images
 from isomax_adapters.timm import load_calibration, load_model
 from isomax_adapters.timm.attaching import classifier_names
 
 CALIBRATION_IMAGES = 256  # more of them hardly move the ranges of the activations
+FEWEST_CALIBRATION_IMAGES = 32  # with fewer, the ranges are too narrow for other images
+VERIFIED_IMAGES = 64  # of the calibration images
+
+# share of values of a preprocessed image that may be another grey level than timm's: ONNX Runtime
+# and Pillow round differently what lies half way (0.2% of values at most if bicubic, up to 10% if
+# bilinear and enlarged); with the two passes of Resize in the wrong order it is 16 to 25%
+PIXELS_OFF = 0.12
 
 # how far a file may be from PyTorch: root mean square difference of the logits and of the scores
 # as shares of their standard deviations, and the share of images with the same label
@@ -51,9 +58,12 @@ def export(
     needs; class names, threshold, other false-alarm rates, precision, preprocessing and provenance
     are JSON in its metadata under ``isomax``.
 
-    Before the file appears, its logits and scores are compared with those of timm's transform and
-    the PyTorch model: in ``fp32`` and ``fp16`` on random images of several sizes, in ``int8`` on
-    calibration images. In ``fp32`` they must agree to 1e-3, in the others to ``TOLERANCES``.
+    Before the file appears, it is verified part by part. Its pixels must be those of timm's
+    transform, on random images of several sizes, but for one grey level here and there. From the
+    same pixels, it and the PyTorch model must come to the same logits and scores: in ``fp32`` to
+    1e-3 (of the largest logit and of the score, where these exceed 1), in the others to
+    ``TOLERANCES``; in ``int8`` on calibration images. Label, probabilities, score and verdict must
+    follow from the logits, on both sides of the threshold.
 
     The threshold is the model's in every precision: refitted on so few images, it would move by
     more than quantisation moves the scores. ``isomax export --id`` measures what it comes to.
@@ -63,8 +73,8 @@ def export(
     :param precision: of the backbone's weights and arithmetic: ``fp32``; ``fp16``, half the file;
         ``int8``, a quarter, quantised statically. Preprocessing, head and score stay in float32
     :param calibration_images: needed for ``int8`` and only there: ID images, such as training
-        images, as a folder, paths or uint8 arrays ``[H, W, 3]``; 256 of them are used, evenly
-        spaced
+        images, as a folder, paths or uint8 arrays ``[H, W, 3]``; at least 32, of which at most 256
+        are used, evenly spaced
     :return: the path
     :raises ExportError: if torch cannot export the model, or the file disagrees with it
     :raises ValueError: if the folder is no calibrated model folder, its preprocessing cannot be
@@ -89,7 +99,8 @@ def export(
         "preprocessing": config,
         "provenance": {
             "architecture": model.pretrained_cfg.get("architecture"),
-            **{package: version(package) for package in ("isomax", "timm", "torch", "onnx")},
+            # Pillow's too: what it makes of a tall image depends on it
+            **{name: version(name) for name in ("isomax", "timm", "torch", "onnx", "pillow")},
         },
     }
     pixels = _preprocessed(sources, config)
@@ -108,8 +119,11 @@ def export(
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         onnx.save(exported, str(partial))
-        batches = (_decoded(s)[None] for s in sources[::4]) if sources else _random_batches(config)
-        _verify(model, config, calibration, partial, precision, batches)
+        _verify_pixels(exported, config)
+        _verify_verdict(exported, calibration)
+        some = sources[:: max(1, len(sources) // VERIFIED_IMAGES)]
+        batches = (_decoded(s)[None] for s in some) if some else _random_batches(config)
+        _verify_network(model, calibration, partial, precision, batches)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
@@ -169,6 +183,12 @@ def _calibration_sources(
     found = list(find_images([given]) if isinstance(given, (str, os.PathLike)) else given)
     if not found:
         raise ValueError(f"there are no calibration images in {given}")
+    if len(found) < FEWEST_CALIBRATION_IMAGES:
+        raise ValueError(
+            f"{len(found)} calibration images are too few; int8 takes at least "
+            f"{FEWEST_CALIBRATION_IMAGES} to learn the ranges of the activations, and "
+            f"{CALIBRATION_IMAGES} do best"
+        )
     places = np.linspace(0, len(found) - 1, min(len(found), CALIBRATION_IMAGES))
     return [found[index] for index in places.round().astype(int)]
 
@@ -190,36 +210,57 @@ def _decoded(source: ImageSource) -> np.ndarray:
         raise ValueError(f"calibration image {source} cannot be read: {error}") from error
 
 
-def _verify(
+def _verify_pixels(exported: onnx.ModelProto, config: dict[str, Any]) -> None:
+    """Compare the preprocessing in the file with timm's transform."""
+    transform = timm.data.create_transform(**config)
+    preprocess = _part(exported, ["images"], ["pixels"])
+    level = 1 / (255 * np.array(config["std"])[:, None, None])
+    for images in _random_batches(config):
+        expected = torch.stack([transform(Image.fromarray(image)) for image in images]).numpy()
+        off = np.abs(preprocess.run(None, {"images": images})[0] - expected) / level
+        if not (off.max() < 2.5 and (off > 0.5).mean() <= PIXELS_OFF):  # NaN does not
+            size = "x".join(map(str, images.shape[1:3]))
+            raise ExportError(
+                f"the file's preprocessing disagrees with timm's: of an image of {size} pixels, "
+                f"{(off > 0.5).mean():.1%} of the values differ, by up to {off.max():.0f} of 255; "
+                "nothing was written"
+            )
+
+
+def _verify_network(
     model: nn.Module,
-    config: dict[str, Any],
     calibration: Calibration,
     path: Path,
     precision: str,
     batches: Iterable[np.ndarray],
 ) -> None:
-    """Compare the file with timm's transform and the PyTorch model on uint8 ``[N, H, W, 3]``."""
-    transform = timm.data.create_transform(**config)
-    scorer = Scorer(path)
+    """Compare the file with PyTorch on uint8 ``[N, H, W, 3]``, both from the file's own pixels.
+
+    What a network makes of one grey level more or less is not the file's doing: the logits of a
+    visformer with random weights move by half a percent, in double precision as well.
+    """
+    session = Scorer(path).session  # its own outputs: Scorer.run sets the threshold anew
+    preprocess = _part(onnx.load(path), ["images"], ["pixels"])
     logits, found = [], []
     for images in batches:
-        tensors = torch.stack([transform(Image.fromarray(image)) for image in images])
+        pixels = torch.from_numpy(preprocess.run(None, {"images": images})[0])
         with torch.no_grad():
-            logits.append(model(tensors))
-        found.append(scorer.run(images))
+            logits.append(model(pixels))
+        found.append(session.run(OUTPUTS, {"images": images}))
+    outputs = dict(zip(OUTPUTS, map(np.concatenate, zip(*found, strict=True)), strict=True))
     expected = {
         "logits": torch.cat(logits).numpy(),
         "score": calibration.score_of(torch.cat(logits)).numpy(),
     }
-    gaps = {
-        name: np.concatenate([outputs[name] for outputs in found]) - value
-        for name, value in expected.items()
-    }
-    labels = np.concatenate([outputs["label"] for outputs in found])
+    gaps = {name: outputs[name] - value for name, value in expected.items()}
+    labels = outputs["label"]
     same = float((labels == expected["logits"].argmax(axis=1)).mean())
     if precision == "fp32":
-        scale = max(1.0, float(np.abs(expected["logits"]).max()))
-        off = {name: float(np.abs(gap).max()) / scale for name, gap in gaps.items()}
+        scales = {
+            "logits": max(1.0, float(np.abs(expected["logits"]).max())),
+            "score": np.maximum(1.0, np.abs(expected["score"])),
+        }
+        off = {name: float(np.abs(gap / scales[name]).max()) for name, gap in gaps.items()}
         agrees = all(value <= 1e-3 for value in off.values())  # NaN does not
     else:
         off = {
@@ -234,12 +275,58 @@ def _verify(
             f"by {off['score']:.2g} (relative), {same:.0%} of {len(labels)} labels the same; "
             "nothing was written"
         )
+    _verify_outputs(outputs, calibration)
+
+
+def _verify_verdict(exported: onnx.ModelProto, calibration: Calibration) -> None:
+    """Check what the file makes of logits with scores on both sides of any threshold."""
+    names = [name for name in OUTPUTS if name != "logits"]
+    verdict = _part(exported, ["logits"], names)
+    classes = exported.graph.output[OUTPUTS.index("logits")].type.tensor_type.shape.dim[1].dim_value
+    generator = np.random.default_rng(0)
+    spread, level = 10 ** generator.uniform(-2, 2, (2, 512, 1))
+    logits = spread * generator.standard_normal((512, classes)) - level
+    logits = logits.astype(np.float32)
+    found = dict(zip(names, verdict.run(names, {"logits": logits}), strict=True))
+    _verify_outputs({"logits": logits, **found}, calibration)
+
+
+def _verify_outputs(outputs: dict[str, np.ndarray], calibration: Calibration) -> None:
+    """Check that the other outputs follow from the logits, whatever the precision of those."""
+    logits = torch.from_numpy(outputs["logits"]).double()
+    probabilities = (logits / calibration.temperature).softmax(dim=1).numpy()
+    rounding = np.finfo(np.float32).eps * logits.abs().amax(dim=1).numpy() / calibration.temperature
+    score = calibration.score_of(logits).numpy()
+    chosen = np.take_along_axis(outputs["logits"], outputs["label"][:, None], axis=1)[:, 0]
+    right = {
+        "label": chosen == outputs["logits"].max(axis=1),
+        "probabilities": np.abs(outputs["probabilities"] - probabilities)
+        <= 1e-4 + rounding[:, None],
+        "confidence": outputs["confidence"] == outputs["probabilities"].max(axis=1),
+        "score": np.abs(outputs["score"] - score) <= 1e-4 * np.maximum(1, np.abs(score)),
+        "is_ood": outputs["is_ood"] == (outputs["score"] > np.float32(calibration.threshold)),
+    }
+    wrong = [name for name, holds in right.items() if not holds.all()]
+    if wrong:
+        raise ExportError(
+            f"the file disagrees with the model's calibration: {', '.join(wrong)} do not follow "
+            "from the logits; nothing was written"
+        )
+
+
+def _part(
+    model: onnx.ModelProto, inputs: list[str], outputs: list[str]
+) -> onnxruntime.InferenceSession:
+    part = onnx.utils.Extractor(model).extract_model(inputs, outputs)
+    return onnxruntime.InferenceSession(part.SerializeToString())
 
 
 def _random_batches(config: dict[str, Any]) -> Iterator[np.ndarray]:
     generator = np.random.default_rng(0)
     height, width = config["input_size"][1:]
-    for size in ((height, width), (height + 13, 2 * width + 7), (2 * height + 1, width)):
+    # the last one shrinks, and its height by more than its width: see _VERTICAL_FIRST
+    sizes = ((height, width), (height + 13, 2 * width + 7), (5 * height + 1, 2 * width + 3))
+    for size in sizes:
         yield np.stack([_smooth_image(generator, size) for _ in range(4)])
 
 

@@ -1,6 +1,6 @@
 """The parts of the ONNX graph around the network: preprocessing before it, the verdict after it.
 
-Written in ONNX's text format; needs onnx and nothing else.
+Written in ONNX's text format; needs onnx, and Pillow's version.
 """
 
 import json
@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import onnx
+import PIL
 from onnx import compose, parser
 
 METADATA_KEY = "isomax"
@@ -19,6 +20,25 @@ _MODES = {"bicubic": "cubic", "bilinear": "linear"}
 # Runtime spreads the channels of one image over its threads, so a batch is stacked into one
 _RESIZE = """Resize<mode="{mode}", antialias=1, exclude_outside=1,
     coordinate_transformation_mode="half_pixel", cubic_coeff_a=-0.5>"""
+
+# ONNX Runtime resizes the width first, and so did Pillow. Since 13 (its pull request 9549) it takes
+# the height first where that shrinks, and by over twice as many pixels as the width. The first
+# Resize then does the height alone; else it does both, and the second copies a small image
+_VERTICAL_FIRST = """
+        height, width = Split<axis=0, num_outputs=2>(size)
+        new_height, new_width = Split<axis=0, num_outputs=2>(resized_size)
+        less_height = Sub(height, new_height)
+        less_width = Sub(width, new_width)
+        twice = Add(less_width, less_width)
+        nothing = Constant<value_ints=[0]>()
+        bound = Max(twice, nothing)
+        vertical_first = Greater(less_height, bound)
+        tall_size = Concat<axis=0>(one, count, new_height, width)
+        first_size = Where(vertical_first, tall_size, stacked_size)
+        first_resized = {resize}(stacked, , , first_size)
+        stacked_resized = {resize}(first_resized, , , stacked_size)
+"""
+_WIDTH_FIRST = "stacked_resized = {resize}(stacked, , , stacked_size)"
 
 _SCORES = {
     "entropic_score": """
@@ -47,7 +67,7 @@ _SCORES = {
 
 
 def preprocessing(config: dict[str, Any], opset: int, ir_version: int) -> onnx.ModelProto:
-    """timm's evaluation transform as a graph.
+    """timm's evaluation transform, with the Pillow of this environment, as a graph.
 
     Input ``images``, uint8 ``[N, H, W, 3]`` RGB, any size; output ``pixels``, float
     ``[N, 3, h, w]``.
@@ -63,7 +83,8 @@ def preprocessing(config: dict[str, Any], opset: int, ir_version: int) -> onnx.M
     height, width = config["input_size"][1:]
     scaled = [math.floor(side / config["crop_pct"]) for side in (height, width)]
     crop_mode = config.get("crop_mode") or "center"
-    resize = _RESIZE.format(mode=_MODES[config["interpolation"]])
+    passes = _VERTICAL_FIRST if int(PIL.__version__.split(".")[0]) >= 13 else _WIDTH_FIRST
+    resizing = passes.format(resize=_RESIZE.format(mode=_MODES[config["interpolation"]]))
     # v / 255 normalised, as one multiplication and one addition
     factor = [1 / (255 * std) for std in config["std"]]
     offset = [-mean / std for mean, std in zip(config["mean"], config["std"], strict=True)]
@@ -80,7 +101,7 @@ def preprocessing(config: dict[str, Any], opset: int, ir_version: int) -> onnx.M
         stacked = Reshape(planes, stacked_shape)
         count = Shape<start=1, end=2>(stacked)
         stacked_size = Concat<axis=0>(one, count, resized_size)
-        stacked_resized = {resize}(stacked, , , stacked_size)
+        {resizing}
         resized_shape = Concat<axis=0>(all, three, resized_size)
         resized = Reshape(stacked_resized, resized_shape)
         {_crop(crop_mode, (height, width), config["mean"])}

@@ -76,8 +76,10 @@ def _vim(parts: Parts) -> Detector:
     return ood.ViM(parts.encode, principal, parts.weight, parts.bias)
 
 
-def _of_the_classifier(parts: Parts) -> Callable[[str], bool]:
-    mine = {id(p) for layer in parts.classifiers for p in layer.parameters()}
+def _in(layers: Iterable[nn.Module], parts: Parts) -> Callable[[str], bool]:
+    """The parameters of some layers, but for single numbers (IsoMax+'s distance scale): their
+    gradients, pytorch-ood sums over the whole batch."""
+    mine = {id(p) for layer in layers for p in layer.parameters() if p.dim()}
     names = {name for name, p in parts.model.named_parameters() if id(p) in mine}
     return names.__contains__
 
@@ -90,10 +92,10 @@ _WIRINGS: dict[str, _Wiring] = {
     "fDBD": _Wiring(lambda p: ood.fDBD(p.encode, p.linear_layer()), _needs_weights),
     "GEN": _Wiring(lambda p: ood.GEN(p.model)),
     "GMM": _Wiring(lambda p: ood.GMM(p.encode)),
-    "GradNorm": _Wiring(lambda p: ood.GradNorm(p.model)),
+    "GradNorm": _Wiring(lambda p: ood.GradNorm(p.model, _in([p.model], p))),
     # of the classifier's gradients only, as OpenOOD does: those of all layers take a copy of the
     # model per image
-    "GradUncertainty": _Wiring(lambda p: ood.GradUncertainty(p.model, _of_the_classifier(p))),
+    "GradUncertainty": _Wiring(lambda p: ood.GradUncertainty(p.model, _in(p.classifiers, p))),
     "Gram": _Wiring(gram, _needs_stages),
     "KLMatching": _Wiring(lambda p: ood.KLMatching(p.model)),
     "KNN": _Wiring(lambda p: ood.KNN(p.encode)),

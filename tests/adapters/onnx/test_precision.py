@@ -44,7 +44,7 @@ def plain(folder):
 def test_the_backbone_shrinks_and_the_head_does_not(
     precision, share, kinds, folder, plain, images, tmp_path
 ):
-    given = images[:24] if precision == "int8" else None
+    given = images[:40] if precision == "int8" else None
     path = export(folder, tmp_path / "m.onnx", precision, given)
     assert path.stat().st_size < share * plain.stat().st_size
     model = onnx.load(path)
@@ -104,7 +104,8 @@ def test_what_cannot_be_used_is_refused_before_work_starts(folder, images, tmp_p
     (tmp_path / "empty").mkdir()
     bad = tmp_path / "bad"
     bad.mkdir()
-    Image.fromarray(images[0]).save(bad / "a.png")
+    for number, image in enumerate(images):
+        Image.fromarray(image).save(bad / f"{number}.png")
     (bad / "b.png").write_bytes(b"no image")
     path = tmp_path / "m.onnx"
     for arguments, message in (
@@ -112,6 +113,7 @@ def test_what_cannot_be_used_is_refused_before_work_starts(folder, images, tmp_p
         (("int8",), "int8 is calibrated on in-distribution images"),
         (("fp16", images), "calibration images are for int8; fp16 takes none"),
         (("int8", tmp_path / "empty"), "no calibration images in"),
+        (("int8", images[:31]), "31 calibration images are too few; int8 takes at least 32"),
         (("int8", bad), r"b\.png cannot be read"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -125,17 +127,32 @@ def test_a_reduction_that_loses_the_model_is_not_written(folder, images, tmp_pat
 
     monkeypatch.setattr(exporting_module, "to_int8", one_range_for_all)
     with pytest.raises(ExportError, match="int8 file disagrees with the model"):
-        export(folder, tmp_path / "m.onnx", "int8", images[:16])
+        export(folder, tmp_path / "m.onnx", "int8", images[:32])
     assert list(tmp_path.iterdir()) == []
 
 
 def test_calibration_images_are_spread_over_a_folder(folder, images, tmp_path, monkeypatch):
     """A folder lists one class after the other: the first images are not enough."""
     monkeypatch.setattr(exporting_module, "CALIBRATION_IMAGES", 3)
+    monkeypatch.setattr(exporting_module, "FEWEST_CALIBRATION_IMAGES", 3)
     for number in range(9):
         Image.fromarray(images[0]).save(tmp_path / f"{number}.png")
     chosen = exporting_module._calibration_sources("int8", tmp_path)
     assert [source[-5] for source in chosen] == ["0", "4", "8"]
+
+
+@pytest.mark.parametrize(("count", "step"), [(32, 1), (130, 2)])
+def test_the_file_is_verified_on_images_spread_over_all(count, step, folder, tmp_path, monkeypatch):
+    verified = []
+
+    def record(model, calibration, path, precision, batches):
+        verified.extend(int(batch[0, 0, 0, 0]) for batch in batches)
+
+    monkeypatch.setattr(exporting_module, "to_int8", lambda backbone, pixels: backbone)
+    monkeypatch.setattr(exporting_module, "_verify_network", record)
+    numbered = [np.full((8, 8, 3), number, dtype=np.uint8) for number in range(count)]
+    export(folder, tmp_path / "m.onnx", "int8", numbered)
+    assert verified == list(range(0, count, step))
 
 
 def _run(model, x):
