@@ -181,7 +181,7 @@ def test_train_then_export_then_score(isomax, tmp_path, photos):
         (["compare", "--id", "/no/such/folder", "--ood", "uniform-noise"], "no dataset or folder"),
         (["compare", "--recipe", "secret"], "unknown recipe 'secret'"),
         (["train", "--data", "{one}"], "has 1 class"),
-        (["train", "--data", "{bad}"], "1 of 11 images of {bad} do not decode"),
+        (["train", "--data", "{bad}"], "1 of 11 images of bad do not decode: "),
         (["compare", "--output", "{one}"], "holds no run of isomax"),
         (["score", "{junk}", "{junk}"], "is not an ONNX model"),
         (["score", "{junk}", "/no/such/image"], "no such file or folder: /no/such/image"),
