@@ -20,11 +20,7 @@ from isomax_evaluation.detection import Tested, read_scores, test_model
 from isomax_evaluation.errors import InputError
 from isomax_evaluation.intervals import METRICS, bootstrap, draw
 from isomax_evaluation.jobs import Job, build_model, check_job, make_accelerator
-from isomax_evaluation.outputs import (
-    claim_folder,
-    run_folder,
-    write_json,
-)
+from isomax_evaluation.outputs import claim_folder, run_folder, write_json
 from isomax_evaluation.progress import progress_bar
 from isomax_evaluation.provenance import write_provenance
 from isomax_evaluation.recipes import RECIPES, Recipe

@@ -179,7 +179,9 @@ def write_plots(output: Path, results: pd.DataFrame, id_name: str) -> None:
     mean = results[there].groupby(["loss", "ood", "detector"])["AUROC"].mean()
     (output / "plots").mkdir(exist_ok=True)
 
-    def draw(name: str, plot: Callable[[Axes, str, str], None], rows: Sequence[str]) -> None:
+    def draw(
+        name: str, plot: Callable[[Axes, str, str], None], rows: Sequence[str], legend: str
+    ) -> None:
         figure = Figure(figsize=(4.5 * len(sets), 3.4 * len(rows)), layout="constrained")
         axes = figure.subplots(len(rows), len(sets), squeeze=False)
         for line, row in zip(axes, rows, strict=True):
@@ -188,17 +190,21 @@ def write_plots(output: Path, results: pd.DataFrame, id_name: str) -> None:
                     if (loss, ood) in mean.index:
                         plot(axis, f"{loss}, {mean[loss, ood].idxmax()}", ood)
                 if axis.has_data():
-                    axis.legend(fontsize="small")
+                    axis.legend(fontsize="small", loc=legend)
         path = output / "plots" / name
         write_whole(path, lambda partial: figure.savefig(partial, format="png", dpi=110))
 
     def roc(axis: Axes, name: str, ood: str) -> None:
         known, unknown = np.sort(scores[name][ID]), np.sort(scores[name][ood])
         cuts = np.unique(np.concatenate([known, unknown]))
-        rates = [1 - np.searchsorted(v, cuts, side="left") / len(v) for v in (known, unknown)]
+        rates = [
+            [*(1 - np.searchsorted(values, cuts, side="left") / len(values)), 0]
+            for values in (known, unknown)
+        ]
         style = LINES[len(axis.lines) % len(LINES)]  # told apart without colour
         axis.plot(*rates, style, label=name)
         axis.set(title=ood, xlabel="ID images rejected", ylabel="OOD images rejected")
+        axis.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
 
     def histogram(axis: Axes, name: str, ood: str) -> None:
         known, unknown = scores[name][ID], scores[name][ood]
@@ -207,8 +213,8 @@ def write_plots(output: Path, results: pd.DataFrame, id_name: str) -> None:
         axis.hist(unknown, bins, density=True, alpha=0.6, label=ood, hatch="//")
         axis.set(title=name, xlabel="outlier score", yticks=[])
 
-    draw("roc.png", roc, ["all"])
-    draw("scores.png", histogram, list(losses))
+    draw("roc.png", roc, ["all"], "lower right")
+    draw("scores.png", histogram, list(losses), "best")
 
 
 def _spread(row: dict[str, Any], name: str) -> str:
