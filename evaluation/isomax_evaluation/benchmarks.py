@@ -6,7 +6,7 @@ import numpy as np
 import pytorch_ood.benchmark
 from pytorch_ood.benchmark import Benchmark
 
-from isomax_adapters.onnx.runtime import as_rgb
+from isomax_adapters.onnx.images import as_rgb
 from isomax_evaluation.data import OOD_LABEL, Images, from_dataset, labels_of
 from isomax_evaluation.errors import InputError, one_line
 

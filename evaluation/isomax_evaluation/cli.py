@@ -311,7 +311,8 @@ def score(
 ) -> None:
     """Label, confidence, outlier score and verdict of each image. Exit status 1 if some failed."""
     with _one_line_errors():
-        from isomax_adapters.onnx.runtime import Scorer, find_images
+        from isomax_adapters.onnx.images import find_images
+        from isomax_adapters.onnx.runtime import Scorer
 
         # a name can be too long to exist, or lie in a folder that cannot be read
         if missing := [str(path) for path in paths if not os.path.lexists(path)]:

@@ -23,7 +23,7 @@ from pytorch_ood.dataset.img import GaussianNoise, UniformNoise
 from pytorch_ood.dataset.img.noise import NoiseDataset
 from torch.utils import data as torch_data
 
-from isomax_adapters.onnx.runtime import IMAGE_FORMATS, as_rgb
+from isomax_adapters.onnx.images import IMAGE_FORMATS, as_rgb
 from isomax_evaluation.errors import InputError, one_line
 
 DIGITS_KNOWN, DIGITS_HELD_OUT = tuple("0123456"), tuple("789")

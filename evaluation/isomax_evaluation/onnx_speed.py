@@ -17,7 +17,8 @@ from rich.table import Table
 from isomax.calibration import Calibration
 from isomax_adapters.onnx import export
 from isomax_adapters.onnx.exporting import export_network
-from isomax_adapters.onnx.runtime import Scorer, as_rgb, find_images
+from isomax_adapters.onnx.images import as_rgb, find_images
+from isomax_adapters.onnx.runtime import Scorer
 from isomax_adapters.timm import load_model, save_model
 from isomax_evaluation.errors import InputError
 from isomax_evaluation.speed import alternate

@@ -19,7 +19,8 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
-from isomax_adapters.onnx.runtime import Scorer, find_images
+from isomax_adapters.onnx.images import find_images
+from isomax_adapters.onnx.runtime import Scorer
 from isomax_evaluation.data import open_images
 from isomax_evaluation.errors import InputError
 from isomax_evaluation.scoring import COLUMNS, score_to_file

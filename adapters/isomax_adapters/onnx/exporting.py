@@ -4,7 +4,7 @@ import io
 import logging
 import os
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import redirect_stdout
 from importlib.metadata import version
 from pathlib import Path
@@ -18,10 +18,11 @@ import torch
 from PIL import Image
 from torch import nn
 
-from isomax.calibration import Calibration
-from isomax_adapters.onnx.graph import OUTPUTS, assemble, preprocessing
+from isomax_adapters.onnx.graph import assemble, preprocessing
+from isomax_adapters.onnx.images import as_rgb, find_images
+from isomax_adapters.onnx.metadata import METADATA_FORMAT
 from isomax_adapters.onnx.precision import PRECISIONS, join, split, to_fp16, to_int8
-from isomax_adapters.onnx.runtime import Scorer, as_rgb, find_images
+from isomax_adapters.onnx.verifying import ExportError, verify
 from isomax_adapters.timm import load_calibration, load_model
 from isomax_adapters.timm.attaching import classifier_names
 
@@ -29,20 +30,7 @@ CALIBRATION_IMAGES = 256  # more of them hardly move the ranges of the activatio
 FEWEST_CALIBRATION_IMAGES = 32  # with fewer, the ranges are too narrow for other images
 VERIFIED_IMAGES = 64  # of the calibration images
 
-# share of values of a preprocessed image that may be another grey level than timm's: ONNX Runtime
-# and Pillow round differently what lies half way (0.2% of values at most if bicubic, up to 10% if
-# bilinear and enlarged); with the two passes of Resize in the wrong order it is 16 to 25%
-PIXELS_OFF = 0.12
-
-# how far a file may be from PyTorch: root mean square difference of the logits and of the scores
-# as shares of their standard deviations, and the share of images with the same label
-TOLERANCES = {"fp16": (0.05, 0.05, 0.9), "int8": (0.25, 0.5, 0.8)}
-
 ImageSource = str | os.PathLike | np.ndarray
-
-
-class ExportError(RuntimeError):
-    """The model cannot be exported, or the exported file disagrees with it; nothing is written."""
 
 
 def export(
@@ -92,7 +80,7 @@ def export(
     config = timm.data.resolve_model_data_config(model)
     names = model.pretrained_cfg.get("label_names") or range(model.num_classes)
     metadata = {
-        "format": 1,
+        "format": METADATA_FORMAT,
         "class_names": [str(name) for name in names],
         **calibration.to_dict(),
         "precision": precision,
@@ -119,11 +107,9 @@ def export(
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         onnx.save(exported, str(partial))
-        _verify_pixels(exported, config)
-        _verify_verdict(exported, calibration)
         some = sources[:: max(1, len(sources) // VERIFIED_IMAGES)]
-        batches = (_decoded(s)[None] for s in some) if some else _random_batches(config)
-        _verify_network(model, calibration, partial, precision, batches)
+        images = [_decoded(source)[None] for source in some]
+        verify(exported, partial, model, config, calibration, precision, images)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
@@ -208,131 +194,3 @@ def _decoded(source: ImageSource) -> np.ndarray:
             return np.asarray(as_rgb(image))
     except Exception as error:  # Pillow's decoders raise whatever they please
         raise ValueError(f"calibration image {source} cannot be read: {error}") from error
-
-
-def _verify_pixels(exported: onnx.ModelProto, config: dict[str, Any]) -> None:
-    """Compare the preprocessing in the file with timm's transform."""
-    transform = timm.data.create_transform(**config)
-    preprocess = _part(exported, ["images"], ["pixels"])
-    level = 1 / (255 * np.array(config["std"])[:, None, None])
-    for images in _random_batches(config):
-        expected = torch.stack([transform(Image.fromarray(image)) for image in images]).numpy()
-        off = np.abs(preprocess.run(None, {"images": images})[0] - expected) / level
-        if not (off.max() < 2.5 and (off > 0.5).mean() <= PIXELS_OFF):  # NaN does not
-            size = "x".join(map(str, images.shape[1:3]))
-            raise ExportError(
-                f"the file's preprocessing disagrees with timm's: of an image of {size} pixels, "
-                f"{(off > 0.5).mean():.1%} of the values differ, by up to {off.max():.0f} of 255; "
-                "nothing was written"
-            )
-
-
-def _verify_network(
-    model: nn.Module,
-    calibration: Calibration,
-    path: Path,
-    precision: str,
-    batches: Iterable[np.ndarray],
-) -> None:
-    """Compare the file with PyTorch on uint8 ``[N, H, W, 3]``, both from the file's own pixels.
-
-    What a network makes of one grey level more or less is not the file's doing: the logits of a
-    visformer with random weights move by half a percent, in double precision as well.
-    """
-    session = Scorer(path).session  # its own outputs: Scorer.run sets the threshold anew
-    preprocess = _part(onnx.load(path), ["images"], ["pixels"])
-    logits, found = [], []
-    for images in batches:
-        pixels = torch.from_numpy(preprocess.run(None, {"images": images})[0])
-        with torch.no_grad():
-            logits.append(model(pixels))
-        found.append(session.run(OUTPUTS, {"images": images}))
-    outputs = dict(zip(OUTPUTS, map(np.concatenate, zip(*found, strict=True)), strict=True))
-    expected = {
-        "logits": torch.cat(logits).numpy(),
-        "score": calibration.score_of(torch.cat(logits)).numpy(),
-    }
-    gaps = {name: outputs[name] - value for name, value in expected.items()}
-    labels = outputs["label"]
-    same = float((labels == expected["logits"].argmax(axis=1)).mean())
-    if precision == "fp32":
-        scales = {
-            "logits": max(1.0, float(np.abs(expected["logits"]).max())),
-            "score": np.maximum(1.0, np.abs(expected["score"])),
-        }
-        off = {name: float(np.abs(gap / scales[name]).max()) for name, gap in gaps.items()}
-        agrees = all(value <= 1e-3 for value in off.values())  # NaN does not
-    else:
-        off = {
-            name: float(np.sqrt((gap**2).mean()) / expected[name].std())
-            for name, gap in gaps.items()
-        }
-        limits = TOLERANCES[precision]
-        agrees = off["logits"] <= limits[0] and off["score"] <= limits[1] and same >= limits[2]
-    if not agrees:
-        raise ExportError(
-            f"the {precision} file disagrees with the model: logits by {off['logits']:.2g}, scores "
-            f"by {off['score']:.2g} (relative), {same:.0%} of {len(labels)} labels the same; "
-            "nothing was written"
-        )
-    _verify_outputs(outputs, calibration)
-
-
-def _verify_verdict(exported: onnx.ModelProto, calibration: Calibration) -> None:
-    """Check what the file makes of logits with scores on both sides of any threshold."""
-    names = [name for name in OUTPUTS if name != "logits"]
-    verdict = _part(exported, ["logits"], names)
-    classes = exported.graph.output[OUTPUTS.index("logits")].type.tensor_type.shape.dim[1].dim_value
-    generator = np.random.default_rng(0)
-    spread, level = 10 ** generator.uniform(-2, 2, (2, 512, 1))
-    logits = spread * generator.standard_normal((512, classes)) - level
-    logits = logits.astype(np.float32)
-    found = dict(zip(names, verdict.run(names, {"logits": logits}), strict=True))
-    _verify_outputs({"logits": logits, **found}, calibration)
-
-
-def _verify_outputs(outputs: dict[str, np.ndarray], calibration: Calibration) -> None:
-    """Check that the other outputs follow from the logits, whatever the precision of those."""
-    logits = torch.from_numpy(outputs["logits"]).double()
-    probabilities = (logits / calibration.temperature).softmax(dim=1).numpy()
-    rounding = np.finfo(np.float32).eps * logits.abs().amax(dim=1).numpy() / calibration.temperature
-    score = calibration.score_of(logits).numpy()
-    chosen = np.take_along_axis(outputs["logits"], outputs["label"][:, None], axis=1)[:, 0]
-    right = {
-        "label": chosen == outputs["logits"].max(axis=1),
-        "probabilities": np.abs(outputs["probabilities"] - probabilities)
-        <= 1e-4 + rounding[:, None],
-        "confidence": outputs["confidence"] == outputs["probabilities"].max(axis=1),
-        "score": np.abs(outputs["score"] - score) <= 1e-4 * np.maximum(1, np.abs(score)),
-        "is_ood": outputs["is_ood"] == (outputs["score"] > np.float32(calibration.threshold)),
-    }
-    wrong = [name for name, holds in right.items() if not holds.all()]
-    if wrong:
-        raise ExportError(
-            f"the file disagrees with the model's calibration: {', '.join(wrong)} do not follow "
-            "from the logits; nothing was written"
-        )
-
-
-def _part(
-    model: onnx.ModelProto, inputs: list[str], outputs: list[str]
-) -> onnxruntime.InferenceSession:
-    part = onnx.utils.Extractor(model).extract_model(inputs, outputs)
-    return onnxruntime.InferenceSession(part.SerializeToString())
-
-
-def _random_batches(config: dict[str, Any]) -> Iterator[np.ndarray]:
-    generator = np.random.default_rng(0)
-    height, width = config["input_size"][1:]
-    # the last one shrinks, and its height by more than its width: see _VERTICAL_FIRST
-    sizes = ((height, width), (height + 13, 2 * width + 7), (5 * height + 1, 2 * width + 3))
-    for size in sizes:
-        yield np.stack([_smooth_image(generator, size) for _ in range(4)])
-
-
-def _smooth_image(generator: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
-    # like a photograph: large shapes and some grain
-    coarse = generator.integers(0, 256, (5, 5, 3), dtype=np.uint8)
-    image = Image.fromarray(coarse).resize(size[::-1], Image.Resampling.BICUBIC)
-    grain = generator.integers(-8, 9, (*size, 3))
-    return np.clip(np.asarray(image, dtype=int) + grain, 0, 255).astype(np.uint8)

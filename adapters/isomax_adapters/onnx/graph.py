@@ -12,8 +12,8 @@ import onnx
 import PIL
 from onnx import compose, parser
 
-METADATA_KEY = "isomax"
-OUTPUTS = ("label", "confidence", "score", "is_ood", "logits", "probabilities")
+from isomax_adapters.onnx.metadata import METADATA_KEY
+
 _MODES = {"bicubic": "cubic", "bilinear": "linear"}
 
 # Pillow's resampling, which timm's transforms use: antialiased, weights outside left out. ONNX

@@ -1,16 +1,11 @@
-"""Score images with an exported model: numpy, ONNX Runtime and Pillow, no PyTorch.
-
-Images are taken as they are stored: an EXIF orientation is not applied, as in training.
-"""
+"""Score images with an exported model: numpy, ONNX Runtime and Pillow, no PyTorch."""
 
 import copy
 import hashlib
 import io
 import json
-import math
 import os
 import stat
-import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,26 +17,12 @@ import numpy as np
 import onnxruntime
 from PIL import Image
 
+from isomax_adapters.onnx.images import IMAGE_FORMATS, MAX_PIXELS, as_rgb
+from isomax_adapters.onnx.metadata import METADATA_KEY, OUTPUTS, check_metadata, resized
+from isomax_adapters.onnx.room import Room
 from isomax_adapters.onnx.safety import refers_to_other_files
 
-METADATA_KEY, METADATA_FORMAT = "isomax", 1
-OUTPUTS = {  # type and number of dimensions
-    "label": ("tensor(int64)", 1),
-    "confidence": ("tensor(float)", 1),
-    "score": ("tensor(float)", 1),
-    "is_ood": ("tensor(bool)", 1),
-    "logits": ("tensor(float)", 2),
-    "probabilities": ("tensor(float)", 2),
-}
-MAX_PIXELS = 89_478_485  # above it Pillow warns of a decompression bomb
 PIXELS_AT_ONCE = 32_000_000  # decoded and waiting, and as many in one batch; 100 MB each
-IMAGE_SUFFIXES = {
-    *(".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm")
-}
-# Pillow's readers of these, whatever a file is called: some others start programs (EPS), or hold
-# more pixels than they say (ICO)
-IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
-
 Input = str | os.PathLike | bytes | bytearray | memoryview | np.ndarray
 
 
@@ -191,7 +172,7 @@ class Scorer:
         numbered = enumerate(inputs)
         waiting: deque[tuple[int, Future[tuple[str, Any]]]] = deque()
         failure: Exception | None = None
-        room = _Room(PIXELS_AT_ONCE)
+        room = Room(PIXELS_AT_ONCE)
         pool = ThreadPoolExecutor(self.threads)
 
         def look_ahead() -> None:
@@ -278,7 +259,7 @@ class Scorer:
             )
         return results
 
-    def _decode(self, number: int, source: Input, room: "_Room") -> tuple[str, np.ndarray | str]:
+    def _decode(self, number: int, source: Input, room: Room) -> tuple[str, np.ndarray | str]:
         """The image as an array, or the reason why there is none; takes its turn for room."""
         try:
             if isinstance(source, np.ndarray):
@@ -287,7 +268,7 @@ class Scorer:
         finally:
             room.enter(number, 0)  # if it has not been there
 
-    def _check_array(self, number: int, image: np.ndarray, room: "_Room") -> np.ndarray | str:
+    def _check_array(self, number: int, image: np.ndarray, room: Room) -> np.ndarray | str:
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2:] != (3,):
             return f"{image.dtype} of shape {image.shape}, not uint8 [H, W, 3]"
         if not image.size:
@@ -298,9 +279,7 @@ class Scorer:
         room.enter(number, self._cost(height, width))
         return image
 
-    def _decode_encoded(
-        self, number: int, source: Any, room: "_Room"
-    ) -> tuple[str, np.ndarray | str]:
+    def _decode_encoded(self, number: int, source: Any, room: Room) -> tuple[str, np.ndarray | str]:
         name = f"input {number}"
         try:
             if isinstance(source, (bytes, bytearray, memoryview)):
@@ -326,14 +305,14 @@ class Scorer:
 
     def _too_thin(self, height: int, width: int) -> str:
         """Why the model cannot resize an image of this size, if so."""
-        new_height, new_width = _resized(self.metadata["preprocessing"], height, width)
+        new_height, new_width = resized(self.metadata["preprocessing"], height, width)
         if min(new_height, new_width) > 0 and new_height * new_width <= MAX_PIXELS:
             return ""
         return f"{width}x{height} is too thin: the model would make it {new_width}x{new_height}"
 
     def _cost(self, height: int, width: int) -> int:
         """The pixels of an image in memory, as it is and once the model has resized it."""
-        new_height, new_width = _resized(self.metadata["preprocessing"], height, width)
+        new_height, new_width = resized(self.metadata["preprocessing"], height, width)
         return max(height * width, new_height * new_width)
 
     def _read_metadata(self) -> dict[str, Any]:
@@ -358,7 +337,7 @@ class Scorer:
         logits = next(o for o in self.session.get_outputs() if o.name == "logits")
         try:
             metadata: dict[str, Any] = json.loads(text)
-            _check_metadata(metadata, logits.shape[1])
+            check_metadata(metadata, logits.shape[1])
         except Exception as error:  # JSON can hold anything
             raise ModelError(f"the metadata of {self.path} is damaged: {error!r}") from error
         return metadata
@@ -375,146 +354,5 @@ class Scorer:
         return float(curve[-1][1])
 
 
-def as_rgb(image: Image.Image) -> Image.Image:
-    """An image as 8-bit RGB, in training and in scoring alike.
-
-    16-bit grey is scaled to 8 bits (Pillow's own conversion clips it to white).
-
-    :raises ValueError: if the values have no known range (32-bit integers, floats)
-    """
-    if image.mode.startswith("I;16"):
-        shifted = np.asarray(image).astype(np.uint16) >> 8
-        image = Image.fromarray(shifted.astype(np.uint8))
-    elif image.mode in ("I", "F"):
-        raise ValueError(
-            f"pixels of mode {image.mode} have no known range; save the image with 8 or 16 bits"
-        )
-    return image.convert("RGB")
-
-
-class _Room:
-    """Room for decoded pixels, given out in the order of the inputs.
-
-    The next input always gets it in the end: what is larger than all of it, once it is empty.
-    """
-
-    def __init__(self, pixels: int) -> None:
-        self._pixels = pixels
-        self._held: dict[int, int] = {}
-        self._next = 0
-        self._closed = False
-        self._changed = threading.Condition()
-
-    def enter(self, number: int, pixels: int) -> None:
-        """Wait for the turn of an input, and for its room; it enters once."""
-        with self._changed:
-            if number < self._next:
-                return
-            self._changed.wait_for(
-                lambda: self._closed or (number == self._next and self._fits(pixels))
-            )
-            if self._closed:
-                raise InterruptedError("nobody waits for the image any more")
-            self._next += 1
-            self._held[number] = pixels
-            self._changed.notify_all()
-
-    def held_by(self, number: int) -> int:
-        with self._changed:
-            return self._held[number]
-
-    def leave(self, number: int) -> None:
-        with self._changed:
-            del self._held[number]
-            self._changed.notify_all()
-
-    def close(self) -> None:
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
-
-    def _fits(self, pixels: int) -> bool:
-        held = sum(self._held.values())
-        return not pixels or not held or held + pixels <= self._pixels
-
-
-def _resized(config: dict[str, Any], height: int, width: int) -> tuple[int, int]:
-    """Height and width to which the graph resizes an image before it crops."""
-    scaled = [math.floor(side / config["crop_pct"]) for side in config["input_size"][1:]]
-    crop_mode = config.get("crop_mode") or "center"
-    if crop_mode == "squash":
-        return scaled[0], scaled[1]
-    if crop_mode == "center" and scaled[0] == scaled[1]:
-        shortest = min(height, width)
-        return height * scaled[0] // shortest, width * scaled[0] // shortest
-    # in float32, as the graph has it
-    size = np.array([height, width], np.float32)
-    ratios = size / np.array(scaled, np.float32)
-    ratio = ratios.min() if crop_mode == "center" else ratios.max()
-    new_height, new_width = np.round(size / ratio)
-    return int(new_height), int(new_width)
-
-
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def _check_metadata(metadata: dict[str, Any], classes: object) -> None:
-    if metadata["format"] != METADATA_FORMAT:
-        raise ValueError(f"format {metadata['format']!r}, this version reads {METADATA_FORMAT}")
-    names, curve = metadata["class_names"], metadata["curve"]
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ValueError("class_names is not a list of strings")
-    if len(names) != classes:
-        raise ValueError(f"{len(names)} class names for {classes} classes")
-    "".join(names).encode()  # lone surrogates cannot be printed
-    numbers = [metadata["threshold"], metadata["alpha"], metadata["samples"]]
-    if not isinstance(curve, list) or not curve:
-        raise ValueError("curve is not a list of points")
-    for rate, threshold in curve:
-        numbers += [rate, threshold]
-    if not all(isinstance(n, (int, float)) and math.isfinite(n) for n in numbers):
-        raise ValueError("a threshold or rate is not a finite number")
-    if [rate for rate, _ in curve] != sorted(rate for rate, _ in curve):
-        raise ValueError("the rates of the curve are not in order")
-    config = metadata["preprocessing"]
-    if config.get("crop_mode") not in (None, "center", "squash", "border"):
-        raise ValueError(f"crop_mode is {config['crop_mode']!r}")
-    channels, *size = config["input_size"]
-    if channels != 3 or len(size) != 2 or not all(isinstance(side, int) for side in size):
-        raise ValueError("input_size is not [3, height, width]")
-    if not all(1 <= math.floor(side / config["crop_pct"]) <= MAX_PIXELS for side in size):
-        raise ValueError("input_size and crop_pct give no size to resize to")
-
-
-def find_images(paths: Iterable[str | os.PathLike[str]]) -> Iterator[str]:
-    """Files as given, and the image files in folders, recursively, sorted within each folder.
-
-    Links to folders are followed; a folder that is reached twice is read once.
-    """
-    for path in paths:
-        if not os.path.isdir(path):
-            yield os.fspath(path)
-            continue
-        errors: list[OSError] = []
-        visited: set[object] = set()
-        folders = os.walk(os.fspath(path), onerror=errors.append, followlinks=True)
-        for folder, subfolders, files in folders:
-            if (known := _identity(folder)) in visited:
-                subfolders.clear()
-                continue
-            visited.add(known)
-            subfolders.sort()
-            for file in sorted(files):
-                if Path(file).suffix.lower() in IMAGE_SUFFIXES:
-                    yield str(Path(folder) / file)
-        # a folder that cannot be read becomes a row with an error
-        yield from (str(error.filename) for error in errors)
-
-
-def _identity(folder: str) -> object:
-    try:
-        status = os.stat(folder)
-    except OSError:  # it has just vanished
-        return folder
-    return status.st_dev, status.st_ino

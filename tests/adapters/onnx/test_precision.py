@@ -145,11 +145,11 @@ def test_calibration_images_are_spread_over_a_folder(folder, images, tmp_path, m
 def test_the_file_is_verified_on_images_spread_over_all(count, step, folder, tmp_path, monkeypatch):
     verified = []
 
-    def record(model, calibration, path, precision, batches):
+    def record(exported, path, model, config, calibration, precision, batches):
         verified.extend(int(batch[0, 0, 0, 0]) for batch in batches)
 
     monkeypatch.setattr(exporting_module, "to_int8", lambda backbone, pixels: backbone)
-    monkeypatch.setattr(exporting_module, "_verify_network", record)
+    monkeypatch.setattr(exporting_module, "verify", record)
     numbered = [np.full((8, 8, 3), number, dtype=np.uint8) for number in range(count)]
     export(folder, tmp_path / "m.onnx", "int8", numbered)
     assert verified == list(range(0, count, step))

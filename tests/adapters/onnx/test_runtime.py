@@ -18,7 +18,10 @@ import pytest
 from PIL import Image
 
 from isomax_adapters.onnx import runtime
-from isomax_adapters.onnx.runtime import ModelError, Result, Scorer, find_images
+from isomax_adapters.onnx.images import IMAGE_FORMATS, IMAGE_SUFFIXES, find_images
+from isomax_adapters.onnx.metadata import resized
+from isomax_adapters.onnx.room import Room
+from isomax_adapters.onnx.runtime import ModelError, Result, Scorer
 
 MEAN, STD = np.array([0.5, 0.4, 0.3]), np.array([0.2, 0.3, 0.4])
 
@@ -254,13 +257,13 @@ def test_an_image_larger_than_the_budget_is_decoded_alone(model_path, monkeypatc
     monkeypatch.setattr(runtime, "PIXELS_AT_ONCE", 1_000)
     scorer = Scorer(model_path, threads=3)
     taken = []
-    original = runtime._Room.enter
+    original = Room.enter
 
     def enter(room, number, pixels):
         original(room, number, pixels)
         taken.append([n for n in list(room._held.values()) if n])
 
-    monkeypatch.setattr(runtime._Room, "enter", enter)
+    monkeypatch.setattr(Room, "enter", enter)
     small, large = (encoded(colour(9, 9, 9, size=(side, side))) for side in (10, 40))
     results = scorer.score([small, large, b"", large, small, b"", small])
     assert [bool(result.error) for result in results] == [0, 0, 1, 0, 0, 1, 0]
@@ -335,7 +338,7 @@ def test_the_size_after_the_resize_is_the_graphs(crop_mode, size):
     for height, width in np.random.default_rng(0).integers(20, 400, (40, 2)):
         images = np.zeros((1, height, width, 3), np.uint8)
         (expected,) = session.run(["resized_size"], {"images": images})
-        assert runtime._resized(config, int(height), int(width)) == tuple(expected)
+        assert resized(config, int(height), int(width)) == tuple(expected)
 
 
 def test_what_the_network_fails_on_is_a_row_and_the_others_are_scored(scorer, monkeypatch):
@@ -381,11 +384,11 @@ def test_only_formats_with_a_suffix_of_ours_are_opened(scorer, tmp_path, monkeyp
     with Image.open(eps) as image:  # the file is what it claims to be
         assert image.format == "EPS"
     assert "cannot identify" in scorer.score(encoded(Image.new("RGB", (9, 9)), "ICO"))[0].error
-    for kind in runtime.IMAGE_FORMATS:
+    for kind in IMAGE_FORMATS:
         assert not scorer.score(encoded(colour(250, 0, 0), kind))[0].error
     assert not scorer.score(encoded(colour(250, 0, 0), "MPO"))[0].error
     suffixes = Image.registered_extensions()
-    assert {suffixes[suffix] for suffix in runtime.IMAGE_SUFFIXES} == set(runtime.IMAGE_FORMATS)
+    assert {suffixes[suffix] for suffix in IMAGE_SUFFIXES} == set(IMAGE_FORMATS)
 
 
 def _with_metadata(change):

@@ -1,0 +1,68 @@
+"""What an exported file says of itself, for those who write it and those who read it."""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from isomax_adapters.onnx.images import MAX_PIXELS
+
+METADATA_KEY, METADATA_FORMAT = "isomax", 1
+OUTPUTS = {  # type and number of dimensions
+    "label": ("tensor(int64)", 1),
+    "confidence": ("tensor(float)", 1),
+    "score": ("tensor(float)", 1),
+    "is_ood": ("tensor(bool)", 1),
+    "logits": ("tensor(float)", 2),
+    "probabilities": ("tensor(float)", 2),
+}
+
+
+def check_metadata(metadata: dict[str, Any], classes: object) -> None:
+    """Find that all is there that scoring relies on.
+
+    :param classes: how many logits the graph has
+    :raises Exception: of any kind if not, since JSON can hold anything
+    """
+    if metadata["format"] != METADATA_FORMAT:
+        raise ValueError(f"format {metadata['format']!r}, this version reads {METADATA_FORMAT}")
+    names, curve = metadata["class_names"], metadata["curve"]
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError("class_names is not a list of strings")
+    if len(names) != classes:
+        raise ValueError(f"{len(names)} class names for {classes} classes")
+    "".join(names).encode()  # lone surrogates cannot be printed
+    numbers = [metadata["threshold"], metadata["alpha"], metadata["samples"]]
+    if not isinstance(curve, list) or not curve:
+        raise ValueError("curve is not a list of points")
+    for rate, threshold in curve:
+        numbers += [rate, threshold]
+    if not all(isinstance(n, (int, float)) and math.isfinite(n) for n in numbers):
+        raise ValueError("a threshold or rate is not a finite number")
+    if [rate for rate, _ in curve] != sorted(rate for rate, _ in curve):
+        raise ValueError("the rates of the curve are not in order")
+    config = metadata["preprocessing"]
+    if config.get("crop_mode") not in (None, "center", "squash", "border"):
+        raise ValueError(f"crop_mode is {config['crop_mode']!r}")
+    channels, *size = config["input_size"]
+    if channels != 3 or len(size) != 2 or not all(isinstance(side, int) for side in size):
+        raise ValueError("input_size is not [3, height, width]")
+    if not all(1 <= math.floor(side / config["crop_pct"]) <= MAX_PIXELS for side in size):
+        raise ValueError("input_size and crop_pct give no size to resize to")
+
+
+def resized(config: dict[str, Any], height: int, width: int) -> tuple[int, int]:
+    """Height and width to which the graph resizes an image before it crops."""
+    scaled = [math.floor(side / config["crop_pct"]) for side in config["input_size"][1:]]
+    crop_mode = config.get("crop_mode") or "center"
+    if crop_mode == "squash":
+        return scaled[0], scaled[1]
+    if crop_mode == "center" and scaled[0] == scaled[1]:
+        shortest = min(height, width)
+        return height * scaled[0] // shortest, width * scaled[0] // shortest
+    # in float32, as the graph has it
+    size = np.array([height, width], np.float32)
+    ratios = size / np.array(scaled, np.float32)
+    ratio = ratios.min() if crop_mode == "center" else ratios.max()
+    new_height, new_width = np.round(size / ratio)
+    return int(new_height), int(new_width)
