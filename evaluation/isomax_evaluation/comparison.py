@@ -19,7 +19,7 @@ from isomax_evaluation.data import Images
 from isomax_evaluation.detection import Tested, read_scores, test_model
 from isomax_evaluation.errors import InputError
 from isomax_evaluation.intervals import METRICS, bootstrap, draw
-from isomax_evaluation.jobs import Job, build_model, check_job, make_accelerator
+from isomax_evaluation.jobs import Job, accelerator_for, build_model, check_job
 from isomax_evaluation.outputs import claim_folder, run_folder, write_json
 from isomax_evaluation.progress import progress_bar
 from isomax_evaluation.provenance import write_provenance
@@ -120,7 +120,7 @@ def compare(
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError("compare runs in one process; start it without torchrun or accelerate")
     output = Path(output)
-    with progress_bar() as progress:
+    with accelerator_for(recipe) as accelerator, progress_bar() as progress:
         opened = open_benchmark(benchmark, root) if benchmark else _open(id, ood, root)
         _check_detectors(job, losses, detectors, len(opened[0].class_names))
         sets = [images.name for images in opened[2]] if benchmark else [id, *ood]
@@ -147,7 +147,6 @@ def compare(
         write_provenance(output, known + [("ood", images) for images in tested.unknown])
         if started is not None:
             started()
-        accelerator = make_accelerator(recipe)
         runs = [
             _Run(replace(job, loss=loss, seed=seed), run_folder(output, loss, seed))
             for seed in range(seeds)

@@ -1,12 +1,18 @@
 """What to train and how, and the objects that follow from it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import timm.data
 import torch
+
+# Here, before there is a process group: imported later, as DDP does, its functions would have the
+# group as a default argument and keep it, and its threads, alive until the interpreter is gone.
+import torch.distributed.nn.functional
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, PartialState
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from torch import nn
@@ -90,15 +96,24 @@ def data_config(job: Job, model: nn.Module) -> dict[str, Any]:
     return dict(timm.data.resolve_model_data_config(model, args))
 
 
-def make_accelerator(recipe: Recipe) -> Accelerator:
-    """Devices, processes and precision, as the launcher set them up."""
+@contextmanager
+def accelerator_for(recipe: Recipe) -> Iterator[Accelerator]:
+    """Devices, processes and precision, as the launcher set them up; a process group that was not
+    there before is gone afterwards."""
     # a process may train again, with another precision
     AcceleratorState._reset_state()
-    return Accelerator(
+    ours = not torch.distributed.is_initialized()
+    accelerator = Accelerator(
         mixed_precision=recipe.mixed_precision,
         # without this Accelerate takes several processes on the CPU for one each
         cpu=not torch.accelerator.is_available(),
     )
+    yield accelerator
+    # not after an error, which the other processes need not have: they would wait for each other
+    if ours and torch.distributed.is_initialized():
+        accelerator.free_memory()
+        accelerator.end_training()
+        PartialState._reset_state()
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:

@@ -15,7 +15,7 @@ from isomax_evaluation import data
 from isomax_evaluation.data import Images
 from isomax_evaluation.errors import InputError
 from isomax_evaluation.fitting import accuracy, eval_loader, evaluate, fit
-from isomax_evaluation.jobs import Job, build_model, check_job, data_config, make_accelerator
+from isomax_evaluation.jobs import Job, accelerator_for, build_model, check_job, data_config
 from isomax_evaluation.outputs import claim_folder, write_json
 from isomax_evaluation.progress import progress_bar
 from isomax_evaluation.provenance import write_provenance
@@ -69,8 +69,10 @@ def train(
     train_images, test_images = data.open_splits(dataset, root)
     train_images = data.limit_per_class(train_images, images_per_class)
     output = Path(output)
-    accelerator = make_accelerator(recipe)
-    with progress_bar(enabled=accelerator.is_main_process) as progress:
+    with (
+        accelerator_for(recipe) as accelerator,
+        progress_bar(enabled=accelerator.is_main_process) as progress,
+    ):
         train_images = readable(train_images, skip_bad_images, workers, progress)
         test_images = readable(test_images, skip_bad_images, workers, progress)
         train_images, val_images = data.stratified_split(train_images, val_share, seed)

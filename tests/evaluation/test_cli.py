@@ -5,6 +5,8 @@ import json
 import os
 import shutil
 import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import mlflow
@@ -144,6 +146,52 @@ def test_train_without_the_server_then_send_and_register(isomax, tmp_path, photo
             assert sent.data.tags.get("mlflow.source.git.commit", "") == commit.stdout.strip()
         scores = isomax("score", output / "model.onnx", photos / "ash")
         assert scores.returncode == 0, scores.stderr
+    finally:
+        server.kill()
+
+
+def test_training_goes_on_when_its_server_is_killed(isomax, tmp_path, photos):
+    server = tracking_server(tmp_path).start()
+    output, client = tmp_path / "out", mlflow.MlflowClient(tracking_uri=server.uri)
+    environment = {
+        **os.environ,
+        "MLFLOW_TRACKING_URI": server.uri,
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+        "MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL": "0.2",
+    }
+    epochs = 40
+
+    def history():
+        runs = [
+            run
+            for e in client.search_experiments()
+            for run in client.search_runs([e.experiment_id])
+        ]
+        return [m for run in runs for m in client.get_metric_history(run.info.run_id, "train_loss")]
+
+    try:
+        with ThreadPoolExecutor() as pool:
+            training = pool.submit(
+                isomax, "train", "--data", photos, "--model", "test_resnet", "--image-size", 32,
+                "--epochs", epochs, "--batch-size", 16, "--alpha", 0.2, "--output", output,
+                env=environment,
+            )  # fmt: skip
+            while not training.done() and not history():
+                time.sleep(0.2)
+            server.kill()
+            assert not training.done()  # in the middle of it
+            run = training.result()
+        assert run.returncode == 0, run.stderr
+        assert run.stderr.count("isomax: ") == 1
+        rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+        assert [row["epoch"] for row in rows] == list(range(1, epochs + 1))
+        assert (output / "model" / "model.safetensors").is_file()
+        server.start()
+        for _ in range(2):
+            run = isomax("track", output, env=environment)
+            assert run.returncode == 0, run.stderr
+            sent = [(metric.step, metric.value) for metric in history()]
+            assert sent == [(row["epoch"], row["train_loss"]) for row in rows]
     finally:
         server.kill()
 
