@@ -13,9 +13,10 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
 
+from isomax_adapters.mlflow.content import SYSTEM_METRICS
 from isomax_adapters.mlflow.server import TrackingError, check, uri_for
 from isomax_adapters.mlflow.system_metrics import SystemMetrics
-from isomax_adapters.mlflow.tracking import SYSTEM_METRICS, track
+from isomax_adapters.mlflow.tracking import track
 
 SECONDS = 10.0  # between looks at the folder, and between samples of the system metrics
 PATIENCE = 60.0  # seconds for what is being sent when the run ends

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import sqlalchemy
 STATE = "tracking.json"
 OWN = ""  # stands there for the SQLite file in the folder
 _HIDDEN = "***"
+_GIVE_UP = 20.0  # seconds of failing: a server that refuses takes less, one that hangs more
 
 # MLflow's own retries go on for minutes. Here nothing is lost by giving up: the results are in the
 # output folder, and sending them is tried again.
@@ -29,6 +31,30 @@ class TrackingError(RuntimeError):
     def __init__(self, reason: str, way_out: str) -> None:
         super().__init__(f"{reason}; {way_out}")
         self.reason = reason
+
+
+class Failures:
+    """What went wrong; the rest is sent all the same."""
+
+    def __init__(self) -> None:
+        self.errors: list[Exception] = []
+        self.seconds = 0.0
+
+    @contextlib.contextmanager
+    def collected(self) -> Iterator[None]:
+        started = time.monotonic()
+        try:
+            yield
+        except Exception as error:
+            self.errors.append(error)
+            self.seconds += time.monotonic() - started
+            if self.seconds > _GIVE_UP:
+                raise
+
+    def __str__(self) -> str:
+        reasons = list(dict.fromkeys(map(reason_of, self.errors)))
+        more = f" (and {len(reasons) - 3} more)" if len(reasons) > 3 else ""
+        return "; ".join(reasons[:3]) + more
 
 
 def uri_for(folder: Path, uri: str | None = None) -> str:

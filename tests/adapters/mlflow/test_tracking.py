@@ -253,7 +253,7 @@ def test_what_hangs_is_not_waited_for_again_and_again(folder, monkeypatch):
     finish(folder)
     with monkeypatch.context() as patched:
         patched.setattr(mlflow.MlflowClient, "log_artifact", hangs)
-        patched.setattr("isomax_adapters.mlflow.tracking._GIVE_UP", 0)
+        patched.setattr("isomax_adapters.mlflow.server._GIVE_UP", 0)
         with pytest.raises(TrackingError, match="timed out"):
             track(folder)
     assert len(tried) == 1

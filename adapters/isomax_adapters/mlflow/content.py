@@ -1,0 +1,92 @@
+"""An output folder's files, in the terms of MLflow's entities."""
+
+import csv
+import io
+import json
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from mlflow.entities import Dataset, DatasetInput, InputTag
+from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
+
+SYSTEM_METRICS = "system.jsonl"
+ROWS = ("metrics.jsonl", SYSTEM_METRICS)
+RESULTS = "results.csv"
+TABLES = (RESULTS, "intervals.csv", "costs.csv", "errors.csv", "left_out.csv")
+ARTIFACTS = (
+    "report.html",
+    *TABLES,
+    "hyperparameters.json",
+    "summary.json",
+    "settings.json",
+    "plots",
+    "model",
+)
+
+
+def dataset_input(content: dict[str, Any]) -> DatasetInput:
+    """Of an entry of provenance.json."""
+    profile = {"num_rows": content["size"], "num_classes": content["classes"]}
+    dataset = Dataset(
+        name=content["name"],
+        digest=content["digest"],
+        source_type="local",
+        source=json.dumps({"uri": content["source"]}),
+        profile=json.dumps(profile),
+    )
+    return DatasetInput(dataset, [InputTag(MLFLOW_DATASET_CONTEXT, content["split"])])
+
+
+def flatten(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested settings, with names such as ``recipe.lr``."""
+    for key, value in content.items():
+        if isinstance(value, dict):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def named(items: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """With names that MLflow takes; one that would be there twice gets a number."""
+    named: dict[str, Any] = {}
+    for name, value in items:
+        taken = _mlflow_name(name)
+        named[f"{taken}_{len(named)}" if taken in named else taken] = value
+    return named
+
+
+def _mlflow_name(name: str) -> str:
+    """In MLflow's alphabet for parameters and metrics, and no path that means another."""
+    name = re.sub(r"[^\w.\- :/]|\.{2,}", "_", name)[:240]
+    return "/".join(part for part in name.split("/") if part not in ("", ".")) or "_"
+
+
+def parsed(path: Path, line: str | None = None) -> Any:
+    """The JSON of a file, or of one of its lines.
+
+    :raises ValueError: naming the file, if it is none
+    """
+    try:
+        return json.loads(path.read_text() if line is None else line)
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+
+
+def read_text(path: Path) -> str | None:
+    """Of a file, if it is there."""
+    return path.read_text() if path.is_file() else None
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """Of a CSV file; none if it is not there."""
+    return list(csv.DictReader(io.StringIO(read_text(path) or "")))
+
+
+def number_or_text(text: str) -> float | str:
+    """A cell of a CSV file."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
