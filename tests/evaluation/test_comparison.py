@@ -27,6 +27,7 @@ from isomax_evaluation.intervals import METRICS, draw, resampled_metrics
 from isomax_evaluation.report import needs, terminal_table
 
 from ..image_folders import make_folder
+from .killing import comparison, in_own_process
 
 
 def test_the_table_has_every_cell(compared):
@@ -333,6 +334,14 @@ def test_an_interrupted_scoring_goes_on_where_it_was(tmp_path, monkeypatch):
     assert len(scored) == 4  # the ID images once, the OOD set that was interrupted twice
     pd.testing.assert_frame_equal(done.results, whole.results)
     pd.testing.assert_frame_equal(done.intervals, whole.intervals)
+
+
+def test_killed_at_ten_random_moments_it_ends_with_the_same_tables(tmp_path):
+    assert in_own_process(comparison, tmp_path / "whole", kills=0) == 0
+    assert in_own_process(comparison, tmp_path / "killed", kills=10) >= 5
+    for name in ("results.csv", "intervals.csv", "errors.csv", "left_out.csv"):
+        whole, killed = (tmp_path / folder / name for folder in ("whole", "killed"))
+        assert whole.read_bytes() == killed.read_bytes()
 
 
 def test_a_resampled_metric_is_pytorch_oods_of_the_images_drawn():

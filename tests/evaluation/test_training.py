@@ -1,7 +1,6 @@
 """Training: exact resume, several processes, and what must never cost a finished epoch."""
 
 import json
-import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -20,6 +19,8 @@ from isomax_evaluation.fitting import EpochBatches, train_loader
 from isomax_evaluation.jobs import Job
 from isomax_evaluation.losses import LOSSES
 from isomax_evaluation.recipes import RECIPES
+
+from .killing import in_own_process, training
 
 SHORT = replace(RECIPES["digits"], epochs=2)
 
@@ -76,55 +77,10 @@ def test_a_frozen_backbone_stays_as_it_was(tmp_path):
     assert changed == {"fc.prototypes"}
 
 
-KILL_AND_RUN_AGAIN = """
-import os, random, signal, sys, time
-from dataclasses import replace
-from isomax_evaluation.training import train
-from isomax_evaluation.recipes import RECIPES
-
-# everything that keeps state from step to step or draws random numbers
-recipe = replace(RECIPES["digits"], epochs=8, ema_decay=0.9, mixup=0.2, hflip=0.5)
-
-def run():
-    train("digits", sys.argv[1], model="test_resnet", recipe=recipe, image_size=32,
-          images_per_class=60)
-
-random.seed(int(sys.argv[3]))
-kills = 0
-while True:
-    child = os.fork()
-    if child == 0:
-        run()
-        os._exit(0)
-    deadline = time.monotonic() + random.uniform(0.2, 2.5)
-    done = 0
-    while not done and (kills >= int(sys.argv[2]) or time.monotonic() < deadline):
-        done, status = os.waitpid(child, os.WNOHANG)
-        time.sleep(0.01)
-    if done:
-        assert status == 0, status
-        break
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    kills += 1
-print(kills)
-"""
-
-
 def test_killed_at_ten_random_moments_it_ends_with_the_same_weights(tmp_path):
-    def run(output, kills):
-        done = subprocess.run(
-            [sys.executable, "-c", KILL_AND_RUN_AGAIN, output, str(kills), "1"],
-            capture_output=True,
-            text=True,
-            check=False,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )
-        assert done.returncode == 0, done.stderr
-        return int(done.stdout.split()[-1])
-
-    assert run(tmp_path / "whole", 0) == 0
-    assert run(tmp_path / "killed", 10) >= 5  # fewer only if the training was over before
+    assert in_own_process(training, tmp_path / "whole", kills=0) == 0
+    # fewer only if the training was over before
+    assert in_own_process(training, tmp_path / "killed", kills=10) >= 5
     whole = (tmp_path / "whole/model/model.safetensors").read_bytes()
     assert (tmp_path / "killed/model/model.safetensors").read_bytes() == whole
     losses = [[e["train_loss"] for e in epochs_of(tmp_path / name)] for name in ("whole", "killed")]

@@ -1,0 +1,72 @@
+"""Work that is killed at random moments and run again, in a process of its own."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+from isomax_evaluation import compare, train
+from isomax_evaluation.recipes import RECIPES
+
+
+def training(folder):
+    """With everything that keeps state from step to step or draws random numbers."""
+    recipe = replace(RECIPES["digits"], epochs=8, ema_decay=0.9, mixup=0.2, hflip=0.5)
+    train("digits", folder, model="test_resnet", recipe=recipe, image_size=32, images_per_class=60)
+
+
+def comparison(folder):
+    """With detectors of every kind: logits, features, maps, gradients, pytorch-ood's own fit."""
+    compare(
+        output=folder,
+        losses=["softmax", "isomax"],
+        detectors=["MaxLogit", "EntropicScore", "Mahalanobis", "KNN", "ReAct", "ODIN", "Gram"],
+        seeds=1,
+        recipe=replace(RECIPES["digits"], epochs=2),
+        images_per_class=60,
+        test_images=60,
+        workers=0,
+    )
+
+
+def kill_and_run_again(work, kills, seed=1):
+    """Until it is done; gives how often it was killed. Children start with all of it imported."""
+    moments = random.Random(seed)
+    killed = 0
+    while True:
+        child = os.fork()
+        if child == 0:
+            work()
+            os._exit(0)
+        deadline = time.monotonic() + moments.uniform(0.2, 2.5)
+        done = 0
+        while not done and (killed >= kills or time.monotonic() < deadline):
+            done, status = os.waitpid(child, os.WNOHANG)
+            time.sleep(0.01)
+        if done:
+            assert status == 0, status
+            return killed
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        killed += 1
+
+
+def in_own_process(work, folder, kills):
+    """Of :func:`training` or :func:`comparison`; gives how often it was killed."""
+    done = subprocess.run(
+        [sys.executable, "-m", __name__, work.__name__, folder, str(kills)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout.split()[-1])
+
+
+if __name__ == "__main__":
+    work = {"training": training, "comparison": comparison}[sys.argv[1]]
+    print(kill_and_run_again(lambda: work(sys.argv[2]), int(sys.argv[3])))
