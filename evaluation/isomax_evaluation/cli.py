@@ -36,6 +36,7 @@ ImageSize = Annotated[int | None, typer.Option(help="Input height and width.")]
 PerClass = Annotated[int | None, typer.Option(help="Use at most N training images per class.")]
 Alpha = Annotated[float, typer.Option(help="Share of known images that may be rejected.")]
 SkipBad = Annotated[bool, typer.Option(help="Leave out images that do not decode.")]
+RecipeName = Annotated[str | None, typer.Option(help=f"One of {', '.join(RECIPES)}.")]
 Workers = Annotated[int, typer.Option(help="Processes that decode images.")]
 Track = Annotated[
     bool, typer.Option(help="Log to MLflow: MLFLOW_TRACKING_URI, or SQLite in the output folder.")
@@ -85,7 +86,7 @@ def compare(
     model: Annotated[
         str | None, typer.Option(help="A timm architecture; test_resnet for digits.")
     ] = None,
-    recipe: Annotated[str | None, typer.Option(help="A named recipe.")] = None,
+    recipe: RecipeName = None,
     seeds: Annotated[int, typer.Option(help="Train with so many seeds.")] = 3,
     output: Output = Path("isomax-out"),
     pretrained: Pretrained = False,
@@ -116,8 +117,6 @@ def compare(
     digits = id == "digits" and benchmark is None
     with _one_line_errors(), _tracking(track, output, offline_ok) as started:
         with _status("loading PyTorch"):
-            from rich.console import Console
-
             from isomax_evaluation import comparison
             from isomax_evaluation.report import terminal_table
 
@@ -148,12 +147,9 @@ def compare(
             tune=tune,
             started=started,
         )
-        console = Console()
-        # piped into a file, a table that is cut to 80 columns is of no use
-        width = console.width if console.is_terminal else 160
-        Console(width=width).print(terminal_table(done.results, done.intervals, done.costs))
-        for row in done.left_out.itertuples():
-            typer.echo(f"left out: {row.detector} with {row.loss}, {row.reason}")
+        _print_table(terminal_table(done.results, done.intervals, done.costs))
+        for (loss, reason), rows in done.left_out.groupby(["loss", "reason"], sort=False):
+            typer.echo(f"left out with {loss}: {', '.join(rows['detector'])}: {reason}")
         for row in done.errors.drop_duplicates(["loss", "detector", "error"]).itertuples():
             typer.echo(
                 f"no value: {row.detector} with {row.loss} on {row.ood}: {row.error}", err=True
@@ -168,18 +164,21 @@ def compare(
 @_with_recipe_options
 def train(
     data: Annotated[str, typer.Option(help="A folder with one subfolder per class, or a name.")],
-    output: Output = Path("isomax-out"),
+    output: Output = Path("isomax-train"),
     model: Model = "resnet18",
     loss: Annotated[
         str, typer.Option(help="softmax, isomax, isomax+, dismax, dismax+fpr.")
     ] = "isomax",
-    recipe: Annotated[str, typer.Option(help="A named recipe.")] = "finetune",
+    recipe: RecipeName = "finetune",
     seed: Annotated[int, typer.Option(help="Seed of all randomness.")] = 0,
     pretrained: Pretrained = False,
     small_images: SmallImages = False,
     image_size: ImageSize = None,
     data_root: Root = None,
     images_per_class: PerClass = None,
+    val_share: Annotated[
+        float, typer.Option(help="Share of the training images held out for the threshold.")
+    ] = 0.1,
     alpha: Alpha = 0.05,
     skip_bad_images: SkipBad = False,
     workers: Workers = 2,
@@ -204,7 +203,7 @@ def train(
             output,
             model=model,
             loss=loss,
-            recipe=_recipe(recipe, recipe_options),
+            recipe=_recipe(recipe or "finetune", recipe_options),
             seed=seed,
             pretrained=pretrained,
             small_images=small_images,
@@ -212,6 +211,7 @@ def train(
             alpha=alpha,
             root=data_root,
             images_per_class=images_per_class,
+            val_share=val_share,
             skip_bad_images=skip_bad_images,
             workers=workers,
             started=started,
@@ -283,16 +283,12 @@ def export(
 
 
 def _export_and_measure(**arguments: Any) -> None:
-    from rich.console import Console
-
     from isomax_evaluation.precision import export_and_measure, terminal_table
     from isomax_evaluation.progress import progress_bar
 
     with progress_bar() as progress:
         table = export_and_measure(**arguments, progress=progress)
-    console = Console()
-    width = console.width if console.is_terminal else 160
-    Console(width=width).print(terminal_table(table))
+    _print_table(terminal_table(table))
 
 
 @app.command()
@@ -386,12 +382,10 @@ def speed(
         if images and not onnx:
             raise InputError("--images goes with --onnx")
         with _status("measuring"):
-            from rich.console import Console
-
             from isomax_evaluation import head_speed, onnx_speed
 
             table = onnx_speed.measure(images, quick) if onnx else head_speed.measure(quick)
-        Console(width=120).print(table)
+        _print_table(table)
 
 
 @app.command()
@@ -461,6 +455,14 @@ def _tracking(
         typer.echo(f"MLflow: {ui_command(live.uri)}")
     else:
         typer.echo(f"MLflow: not everything was sent; send the rest with: isomax track {output}")
+
+
+def _print_table(table: Any) -> None:
+    from rich.console import Console
+
+    console = Console()
+    # piped into a file, a table that is cut to 80 columns is of no use
+    Console(width=console.width if console.is_terminal else 160).print(table)
 
 
 def _status(what: str) -> AbstractContextManager[Any]:

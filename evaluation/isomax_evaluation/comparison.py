@@ -1,5 +1,6 @@
 """Losses x detectors x OOD sets x seeds: the same backbone, batches and recipe; one tidy table."""
 
+import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -19,7 +20,7 @@ from isomax_evaluation.data import Images
 from isomax_evaluation.detection import Tested, read_scores, test_model
 from isomax_evaluation.errors import InputError
 from isomax_evaluation.intervals import METRICS, bootstrap, draw
-from isomax_evaluation.jobs import Job, accelerator_for, build_model, check_job
+from isomax_evaluation.jobs import Job, accelerator_for, build_model, check_job, fetch_weights
 from isomax_evaluation.outputs import claim_folder, run_folder, write_json
 from isomax_evaluation.progress import progress_bar
 from isomax_evaluation.provenance import write_provenance
@@ -113,7 +114,8 @@ def compare(
     :raises InputError: if anything given cannot be used, before any training
     """
     recipe = RECIPES[recipe] if isinstance(recipe, str) else recipe
-    image_size = image_size or (32 if id == "digits" and not benchmark else None)
+    if image_size is None and id == "digits" and not benchmark:
+        image_size = 32
     job = Job(model, losses[0] if losses else "", recipe, 0, pretrained, small_images, image_size,
               alpha, workers)  # fmt: skip
     _check(job, losses, detectors, None if benchmark else ood, seeds)
@@ -142,6 +144,7 @@ def compare(
         }
         for varying in ("loss", "seed", "workers"):
             settings.pop(varying)
+        fetch_weights(job, output)
         claim_folder(output, settings)
         known = [("train", id_train), ("test", id_test)]
         write_provenance(output, known + [("ood", images) for images in tested.unknown])
@@ -197,7 +200,7 @@ def _finish(
     done = Comparison(results, intervals, costs, left_out, errors, output, _export(output, runs))
     write_report(
         output, results, intervals, costs, left_out, errors, tested.known, tested.unknown,
-        runs[0].job.model,
+        runs[0].job.model, tested.tuning.name if tested.tuning else None, _tuned(runs),
     )  # fmt: skip
     return done
 
@@ -206,6 +209,21 @@ def _together(runs: Sequence[_Run], name: str) -> pd.DataFrame:
     tables = [read_table(run.folder / name) for run in runs]
     # tables without rows have columns without types
     return pd.concat([table for table in tables if len(table)] or tables[:1], ignore_index=True)
+
+
+def _tuned(runs: Sequence[_Run]) -> list[dict[str, object]]:
+    """The hyperparameters that were chosen: of each detector, by the runs that agree on them."""
+    by_choice: dict[tuple[str, str], list[str]] = {}
+    for run in runs:
+        path = run.folder / "hyperparameters.json"
+        chosen = json.loads(path.read_text()) if path.is_file() else {}
+        for name, values in chosen.items():
+            listed = ", ".join(f"{key} = {value}" for key, value in values.items())
+            by_choice.setdefault((name, listed), []).append(f"{run.job.loss} {run.job.seed}")
+    return [
+        {"detector": name, "values": values, "runs": ", ".join(where)}
+        for (name, values), where in sorted(by_choice.items())
+    ]
 
 
 def _intervals(runs: Sequence[_Run], results: pd.DataFrame, tested: Tested) -> pd.DataFrame:

@@ -109,9 +109,10 @@ def open_splits(name: str, root: str | None = None) -> tuple[Images, Images]:
     else:
         train, test = open_images(name, "train", root), open_images(name, "test", root)
     if len(train.class_names) < 2:
+        folders = ", ".join(filter(None, train.class_names)) or "no subfolder"
         raise InputError(
-            f"{name} has {len(train.class_names)} class ({', '.join(train.class_names)}); a "
-            "classifier needs at least two, each in a folder of its own"
+            f"{name} has one class ({folders}); a classifier needs at least two, each in a folder "
+            "of its own"
         )
     if train.class_names != test.class_names:
         missing = sorted(set(train.class_names) ^ set(test.class_names))
@@ -196,18 +197,28 @@ def stratified_split(images: Images, share: float, seed: int) -> tuple[Images, I
 
 
 def limit_per_class(images: Images, limit: int | None, seed: int = 0) -> Images:
-    """At most ``limit`` images of each class, drawn at random, in the original order."""
+    """At most ``limit`` images of each class, drawn at random, in the original order.
+
+    :raises InputError: if that is none
+    """
     if limit is None:
         return images
+    if limit < 1:
+        raise InputError(f"at most {limit} images per class is none; give at least 1")
     generator = np.random.default_rng(seed)
     groups = [np.flatnonzero(images.labels == label) for label in np.unique(images.labels)]
     return images.take(np.sort(np.concatenate([generator.permutation(g)[:limit] for g in groups])))
 
 
 def at_most(images: Images, limit: int | None) -> Images:
-    """At most ``limit`` images, drawn at random, in the original order."""
+    """At most ``limit`` images, drawn at random, in the original order.
+
+    :raises InputError: if that is none
+    """
     if limit is None or len(images) <= limit:
         return images
+    if limit < 1:
+        raise InputError(f"at most {limit} test images is none; give at least 1")
     return images.take(np.sort(np.random.default_rng(0).permutation(len(images))[:limit]))
 
 
@@ -245,7 +256,8 @@ class _Reasons(torch_data.Dataset):
             self.images.image(position)
         except Exception as error:  # Pillow's decoders raise whatever they please
             reason = f"{type(error).__name__}: {error}"
-            return reason.replace(self.images.name_of(position), "the file")
+            name = self.images.name_of(position)
+            return reason.replace(f" {name!r}", "").replace(name, "the file")
         return ""
 
 

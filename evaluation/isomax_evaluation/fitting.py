@@ -28,6 +28,7 @@ from isomax_evaluation.errors import InputError
 from isomax_evaluation.jobs import Job, make_optimizer, make_scheduler
 from isomax_evaluation.losses import LOSSES
 from isomax_evaluation.outputs import write_lines, write_whole
+from isomax_evaluation.progress import say
 from isomax_evaluation.recipes import Recipe
 
 Batches = DataLoader | Decoded | AugmentedBatches
@@ -137,8 +138,12 @@ def fit(
                 "images_per_second": len(batches) * recipe.batch_size / recipe.accumulate / seconds,
             }
         )
-        progress.update(
-            task, description=f"{job.loss}, seed {job.seed}: {history[-1]['val_accuracy']:.1%}"
+        right = f"{history[-1]['val_accuracy']:.1%}"
+        progress.update(task, description=f"{job.loss}, seed {job.seed}: {right}")
+        say(
+            progress,
+            f"{job.loss}, seed {job.seed}: epoch {epoch + 1} of {recipe.epochs}, training loss "
+            f"{train_loss:.4f}, validation accuracy {right}",
         )
         if accelerator.is_main_process:
             _save_checkpoint(checkpoint, model, optimizer, ema, history, accelerator)

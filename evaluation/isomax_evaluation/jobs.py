@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import timm.data
@@ -46,6 +47,12 @@ def check_job(job: Job) -> None:
     """
     if job.loss not in LOSSES:
         raise InputError(f"unknown loss {job.loss!r}; choose from {', '.join(LOSSES)}")
+    if job.image_size is not None and job.image_size < 1:
+        raise InputError(f"the image size is {job.image_size}; expected at least 1")
+    if not 0 <= job.seed < 2**32 or job.workers < 0:
+        raise InputError(
+            f"the seed is {job.seed} and there are {job.workers} workers; expected at least 0"
+        )
     if job.recipe.augment not in ("timm", "pad-crop", "none"):
         raise InputError(f"unknown augmentation {job.recipe.augment!r}; timm, pad-crop or none")
     if job.recipe.in_memory and job.recipe.augment == "timm":
@@ -78,13 +85,25 @@ def build_model(job: Job, num_classes: int, pretrained: bool | None = None) -> n
     cfg = timm.models.get_pretrained_cfg(job.model) if timm.is_model(job.model) else None
     if job.image_size and cfg is not None and cfg.fixed_input_size:
         kwargs["img_size"] = job.image_size
-    model = create_model(
-        f"softmax_{job.model}" if job.small_images else job.model,
-        pretrained=job.pretrained if pretrained is None else pretrained,
-        num_classes=num_classes,
-        **kwargs,
-    )
+    pretrained = job.pretrained if pretrained is None else pretrained
+    name = f"softmax_{job.model}" if job.small_images else job.model
+    try:
+        model = create_model(name, pretrained=pretrained, num_classes=num_classes, **kwargs)
+    except (OSError, RuntimeError) as error:
+        if not pretrained:
+            raise
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise InputError(f"no pretrained weights of {job.model}: {lines[0]}") from error
     return attach(model, head) if head else model
+
+
+def fetch_weights(job: Job, output: Path) -> None:
+    """Have the pretrained weights at hand, before a folder is made for what starts from them.
+
+    :raises InputError: if they cannot be had
+    """
+    if job.pretrained and not output.exists():
+        build_model(job, num_classes=2)
 
 
 def data_config(job: Job, model: nn.Module) -> dict[str, Any]:

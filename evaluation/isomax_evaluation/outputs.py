@@ -60,8 +60,10 @@ def claim_folder(folder: Path, settings: dict[str, Any], name: str = "settings.j
         except ValueError as error:
             raise InputError(f"{path} is damaged: {error}; choose another folder") from error
         if differences := _differences(found, settings):
+            listed = "; ".join(differences[:4])
+            more = f"; and {len(differences) - 4} more" if len(differences) > 4 else ""
             raise InputError(
-                f"{folder} holds another run ({'; '.join(differences)}); choose another output "
+                f"{folder} holds another run ({listed}{more}); choose another output "
                 "folder, or give the settings of that run to go on with it"
             )
     elif folder.exists() and (not folder.is_dir() or any(map(_is_foreign, folder.iterdir()))):

@@ -1,4 +1,5 @@
-"""Progress bars, on the error stream so that results can be piped."""
+"""Progress bars, on the error stream so that results can be piped; lines where it is no
+terminal."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,12 +21,19 @@ def progress_bar(enabled: bool = True) -> Progress:
     )
 
 
+def say(progress: Progress, text: str) -> None:
+    """A line for a log, where there is no terminal for a bar to move on."""
+    if not progress.disable and not progress.console.is_terminal:
+        progress.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
 @contextmanager
 def shown(
     progress: Progress, description: str, total: int | None = None
 ) -> Iterator[Callable[[int], None]]:
     """Show a task while it is done; gives a function to call with the number of steps done."""
     task = progress.add_task(description, total=total)
+    say(progress, description)
     try:
         yield partial(progress.advance, task)
     finally:

@@ -126,6 +126,8 @@ def write_report(
     id_test: Images,
     ood_sets: Sequence[Images],
     model: str,
+    tuned_on: str | None = None,
+    tuned: Sequence[dict[str, object]] = (),
 ) -> Path:
     """``report.html`` in the output folder: works from the file, offline.
 
@@ -137,6 +139,8 @@ def write_report(
     :param id_test: the ID test images that were scored
     :param ood_sets: the OOD images that were scored
     :param model: the architecture
+    :param tuned_on: the OOD set that hyperparameters were chosen by
+    :param tuned: detector, values and runs of each choice
     """
     write_plots(output, results, id_test.name)
     scores = _scores(output, results, id_test.name)
@@ -150,6 +154,8 @@ def write_report(
         better=[(3 + place, higher) for place, higher in enumerate(HIGHER_IS_BETTER.values())],
         seeds=int(results["seed"].nunique()),
         model=model,
+        tuned_on=tuned_on,
+        tuned=tuned,
         id_name=id_test.name,
         left_out=left_out.to_dict("records"),
         errors=errors.to_dict("records"),

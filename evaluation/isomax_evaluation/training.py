@@ -1,5 +1,6 @@
 """Train or fine-tune a timm model with any of the losses: resumable, on one process or several."""
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -8,14 +9,26 @@ import numpy as np
 from accelerate import Accelerator
 from rich.progress import Progress
 
-from isomax.calibration import Calibration, RejectionThreshold, expected_calibration_error
+from isomax.calibration import (
+    MAX_TEMPERATURE,
+    Calibration,
+    RejectionThreshold,
+    expected_calibration_error,
+)
 from isomax_adapters.timm import save_model
 from isomax_adapters.timm.attaching import head_modules
 from isomax_evaluation import data
 from isomax_evaluation.data import Images
 from isomax_evaluation.errors import InputError
 from isomax_evaluation.fitting import accuracy, eval_loader, evaluate, fit
-from isomax_evaluation.jobs import Job, accelerator_for, build_model, check_job, data_config
+from isomax_evaluation.jobs import (
+    Job,
+    accelerator_for,
+    build_model,
+    check_job,
+    data_config,
+    fetch_weights,
+)
 from isomax_evaluation.outputs import claim_folder, write_json
 from isomax_evaluation.progress import progress_bar
 from isomax_evaluation.provenance import write_provenance
@@ -66,6 +79,8 @@ def train(
     recipe = RECIPES[recipe] if isinstance(recipe, str) else recipe
     job = Job(model, loss, recipe, seed, pretrained, small_images, image_size, alpha, workers)
     check_job(job)
+    if not 0 < val_share < 1:
+        raise InputError(f"the share of validation images is {val_share}; expected 0 to 1")
     train_images, test_images = data.open_splits(dataset, root)
     train_images = data.limit_per_class(train_images, images_per_class)
     output = Path(output)
@@ -76,6 +91,7 @@ def train(
         train_images = readable(train_images, skip_bad_images, workers, progress)
         test_images = readable(test_images, skip_bad_images, workers, progress)
         train_images, val_images = data.stratified_split(train_images, val_share, seed)
+        fetch_weights(job, output)
         if accelerator.is_main_process:
             claim_run(job, dataset, train_images, val_images, output)
             if started is not None:
@@ -147,7 +163,7 @@ def train_model(
     if len(val_images) < needed:
         raise InputError(
             f"alpha={job.alpha} takes {needed} validation images, there are {len(val_images)}; "
-            "hold out more of the training images, or choose a larger alpha"
+            "give more training images, hold out more of them (val_share), or choose a larger alpha"
         )
     if accelerator.is_main_process:
         known = [("train", train_images), ("validation", val_images), ("test", test_images)]
@@ -161,6 +177,8 @@ def train_model(
     heads = head_modules(model)
     score = heads[0].score if heads else "entropic_score"
     calibration = Calibration.fit(logits, labels, score, job.alpha)
+    if doubts := doubts_of(calibration, logits.shape[1]):
+        progress.console.print(f"[bold]warning[/bold]: {job.loss}, seed {job.seed}: {doubts}")
     summary = {"val_accuracy": accuracy(logits, labels), "temperature": calibration.temperature}
     if test_images is not None:
         test_loader = eval_loader(test_images, config, job, accelerator)
@@ -174,3 +192,18 @@ def train_model(
         save_model(model, folder, train_images.class_names, config, calibration)
     accelerator.wait_for_everyone()
     return folder
+
+
+def doubts_of(calibration: Calibration, classes: int) -> str:
+    """What makes a calibrated model useless; empty if nothing is known to."""
+    if calibration.score == "entropic_score" and calibration.threshold > math.log(classes) - 1e-6:
+        return (
+            "the threshold is the largest entropy that there is, so that no image will be called "
+            "unknown; train for longer"
+        )
+    if calibration.temperature > 0.99 * MAX_TEMPERATURE:
+        return (
+            "the validation images are classified no better than by chance, so that every "
+            "confidence will be the same; train for longer"
+        )
+    return ""

@@ -11,9 +11,11 @@ from torch.nn import functional as F
 
 from isomax.functional import SCORES
 
+MAX_TEMPERATURE = 1e3  #: where :func:`fit_temperature` ends up if the logits say nothing
+
 
 def fit_temperature(
-    logits: Tensor, labels: Tensor, bounds: tuple[float, float] = (1e-3, 1e3)
+    logits: Tensor, labels: Tensor, bounds: tuple[float, float] = (1e-3, MAX_TEMPERATURE)
 ) -> float:
     r"""The temperature :math:`T` that makes :math:`\mathrm{softmax}(z / T)` best calibrated.
 

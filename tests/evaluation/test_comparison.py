@@ -192,8 +192,12 @@ def test_bad_input_is_refused_before_any_work(photos, tmp_path):
         ({"detectors": []}, "no detectors given"),
         ({"ood": ["/no/such/folder"]}, "no dataset or folder"),
         ({"ood": ["uniform-noise", "uniform-noise"]}, "occurs twice"),
-        ({"id": str(tmp_path / "one")}, "1 class"),
+        ({"id": str(tmp_path / "one")}, "one class"),
         ({"seeds": 0}, "expected at least 1"),
+        ({"image_size": 0}, "image size is 0; expected at least 1"),
+        ({"images_per_class": 0}, "at most 0 images per class"),
+        ({"test_images": -1}, "at most -1 test images"),
+        ({"workers": -1}, "-1 workers"),
         ({"alpha": 1.5}, r"in \(0, 1\)"),
         ({"id": str(photos), "alpha": 0.001}, "takes 999 validation images"),
         (
@@ -400,6 +404,11 @@ def test_hyperparameters_are_chosen_on_other_images(tmp_path, monkeypatch):
     assert set(chosen) == {"KNN", "ReAct", "GEN"}
     assert chosen["KNN"]["k"] in ood.KNN.hyperparameter_space["k"]
     assert not done.results.isna().any().any()
+    report = (tmp_path / "out/report.html").read_text()
+    assert "chosen by pytorch-ood&#39;s grid search on gaussian-noise" in report.replace(
+        "pytorch-ood's", "pytorch-ood&#39;s"
+    )
+    assert f"KNN: k = {chosen['KNN']['k']} (softmax 0)" in report
     # few images are scored, but accuracy is that of all
     known = data.open_splits("digits")[1]
     model = load_model(tmp_path / "out/runs/softmax-seed0/model")

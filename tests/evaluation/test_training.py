@@ -1,6 +1,7 @@
 """Training: exact resume, several processes, and what must never cost a finished epoch."""
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
+from isomax.calibration import Calibration
 from isomax_adapters.timm import load_calibration, load_model
 from isomax_evaluation import data, train
 from isomax_evaluation.errors import InputError
@@ -19,6 +21,7 @@ from isomax_evaluation.fitting import EpochBatches, train_loader
 from isomax_evaluation.jobs import Job
 from isomax_evaluation.losses import LOSSES
 from isomax_evaluation.recipes import RECIPES
+from isomax_evaluation.training import doubts_of
 
 from .killing import in_own_process, training
 
@@ -172,6 +175,33 @@ def digits(output, **change):
         "digits", output, model="test_resnet", recipe=replace(SHORT, **change), image_size=32,
         images_per_class=40, alpha=0.1,
     )  # fmt: skip
+
+
+def test_a_model_that_calls_nothing_unknown_is_warned_of(tmp_path, capfd):
+    digits(tmp_path, lr=1e-12, epochs=1)  # all distances stay alike
+    said = " ".join(capfd.readouterr().err.split())
+    assert "no image will be called unknown; train for longer" in said
+    assert "isomax, seed 0: epoch 1 of 1, training loss" in said  # no terminal, so in lines
+
+
+def test_a_model_that_knows_no_class_is_warned_of():
+    labels = torch.arange(40) % 2
+    wrong = 5 * torch.nn.functional.one_hot(1 - labels, 2).float()
+    wrong[0] = 1.0  # so that the threshold is not what is wrong
+    assert "by chance" in doubts_of(Calibration.fit(wrong, labels), classes=2)
+    assert doubts_of(Calibration.fit(-wrong, labels), classes=2) == ""
+
+
+def test_weights_that_cannot_be_had_leave_no_folder(isomax, tmp_path):
+    run = isomax(
+        "train", "--data", "digits", "--model", "test_resnet", "--pretrained",
+        "--output", tmp_path / "out", "--no-track",
+        env=os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub")},
+    )  # fmt: skip
+    assert run.returncode == 2
+    assert "isomax: no pretrained weights of test_resnet: " in run.stderr
+    assert "Traceback" not in run.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_other_settings_are_listed(tmp_path):

@@ -300,7 +300,7 @@ class Scorer:
         except Exception as error:  # Pillow's decoders raise whatever they please
             reason = str(error)
             if isinstance(source, (bytes, bytearray, memoryview)):
-                reason = reason.replace(repr(file), "the bytes")  # without its address in memory
+                reason = reason.replace(f" {file!r}", "")  # without its address in memory
             return name, f"{type(error).__name__}: {reason}"
 
     def _too_thin(self, height: int, width: int) -> str:
