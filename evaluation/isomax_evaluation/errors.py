@@ -1,5 +1,7 @@
 """What a user can set right, and what a table says of the rest."""
 
+from collections.abc import Sequence
+
 
 class InputError(ValueError):
     """Something given cannot be used; the message names it and the way out."""
@@ -8,3 +10,9 @@ class InputError(ValueError):
 def one_line(error: BaseException) -> str:
     """Kind and message of an error, as a cell of a table."""
     return " ".join(f"{type(error).__name__}: {error}".split()).rstrip(": ")
+
+
+def first_few(items: Sequence[str], most: int) -> str:
+    """Some of many, and how many more there are."""
+    more = f"; and {len(items) - most} more" if len(items) > most else ""
+    return "; ".join(items[:most]) + more

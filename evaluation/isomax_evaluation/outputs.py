@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from isomax_evaluation.errors import InputError
+from isomax_evaluation.errors import InputError, first_few
 
 
 def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
@@ -60,10 +60,8 @@ def claim_folder(folder: Path, settings: dict[str, Any], name: str = "settings.j
         except ValueError as error:
             raise InputError(f"{path} is damaged: {error}; choose another folder") from error
         if differences := _differences(found, settings):
-            listed = "; ".join(differences[:4])
-            more = f"; and {len(differences) - 4} more" if len(differences) > 4 else ""
             raise InputError(
-                f"{folder} holds another run ({listed}{more}); choose another output "
+                f"{folder} holds another run ({first_few(differences, 4)}); choose another output "
                 "folder, or give the settings of that run to go on with it"
             )
     elif folder.exists() and (not folder.is_dir() or any(map(_is_foreign, folder.iterdir()))):

@@ -19,7 +19,7 @@ from isomax_adapters.timm import save_model
 from isomax_adapters.timm.attaching import head_modules
 from isomax_evaluation import data
 from isomax_evaluation.data import Images
-from isomax_evaluation.errors import InputError
+from isomax_evaluation.errors import InputError, first_few
 from isomax_evaluation.fitting import accuracy, eval_loader, evaluate, fit
 from isomax_evaluation.jobs import (
     Job,
@@ -131,14 +131,13 @@ def readable(images: Images, skip: bool, workers: int, progress: Progress) -> Im
     progress.remove_task(task)
     if not bad:
         return images
-    listed = "; ".join(f"{images.name_of(at)} ({reason})" for at, reason in list(bad.items())[:5])
-    more = f"; and {len(bad) - 5} more" if len(bad) > 5 else ""
+    listed = first_few([f"{images.name_of(at)} ({reason})" for at, reason in bad.items()], 5)
     if not skip:
         raise InputError(
-            f"{len(bad)} of {len(images)} images of {images.name} do not decode: {listed}{more}; "
+            f"{len(bad)} of {len(images)} images of {images.name} do not decode: {listed}; "
             "remove them, or leave them out with --skip-bad-images"
         )
-    progress.console.print(f"left out {len(bad)} images that do not decode: {listed}{more}")
+    progress.console.print(f"left out {len(bad)} images that do not decode: {listed}")
     return images.take(np.setdiff1d(np.arange(len(images)), list(bad)))
 
 
@@ -163,7 +162,8 @@ def train_model(
     if len(val_images) < needed:
         raise InputError(
             f"alpha={job.alpha} takes {needed} validation images, there are {len(val_images)}; "
-            "give more training images, hold out more of them (val_share), or choose a larger alpha"
+            "give more training images, hold out more of them (isomax train --val-share), "
+            "or choose a larger alpha"
         )
     if accelerator.is_main_process:
         known = [("train", train_images), ("validation", val_images), ("test", test_images)]
@@ -177,7 +177,8 @@ def train_model(
     heads = head_modules(model)
     score = heads[0].score if heads else "entropic_score"
     calibration = Calibration.fit(logits, labels, score, job.alpha)
-    if doubts := doubts_of(calibration, logits.shape[1]):
+    doubts = doubts_of(calibration, logits.shape[1])
+    if doubts and accelerator.is_main_process:
         progress.console.print(f"[bold]warning[/bold]: {job.loss}, seed {job.seed}: {doubts}")
     summary = {"val_accuracy": accuracy(logits, labels), "temperature": calibration.temperature}
     if test_images is not None:

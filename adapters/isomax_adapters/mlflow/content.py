@@ -50,11 +50,11 @@ def flatten(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 def named(items: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     """With names that MLflow takes; one that would be there twice gets a number."""
-    named: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for name, value in items:
         taken = _mlflow_name(name)
-        named[f"{taken}_{len(named)}" if taken in named else taken] = value
-    return named
+        found[f"{taken}_{len(found)}" if taken in found else taken] = value
+    return found
 
 
 def _mlflow_name(name: str) -> str:
