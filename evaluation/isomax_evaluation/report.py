@@ -27,6 +27,9 @@ ID = ""  # the ID test set among the datasets of a score; no OOD set has this na
 LINES = ("-", "--", ":", "-.")
 
 
+CHANCE = 50.0  # AUROC in percent
+
+
 def table_rows(
     results: pd.DataFrame, intervals: pd.DataFrame, costs: pd.DataFrame
 ) -> list[dict[str, Any]]:
@@ -62,10 +65,11 @@ def table_rows(
     order = list(results["ood"].unique())
     rows.sort(key=lambda row: order.index(row["ood"]))  # stable: losses and detectors stay put
     for ood in order:
-        same = [row for row in rows if row["ood"] == ood]
+        # one score for all images gives an AUPR of 75%: what is no better than chance is not best
+        informed = [row for row in rows if row["ood"] == ood and row["AUROC"] > CHANCE]
         for name, higher in HIGHER_IS_BETTER.items():
-            values = [row[name] for row in same if not np.isnan(row[name])]
-            for row in same:
+            values = [row[name] for row in informed if not np.isnan(row[name])]
+            for row in informed:
                 row[f"{name} best"] = bool(values) and row[name] == (max if higher else min)(values)
     return rows
 
@@ -153,6 +157,8 @@ def write_report(
         metrics=list(HIGHER_IS_BETTER),
         better=[(3 + place, higher) for place, higher in enumerate(HIGHER_IS_BETTER.values())],
         seeds=int(results["seed"].nunique()),
+        chance=CHANCE,
+        auroc_column=3 + list(HIGHER_IS_BETTER).index("AUROC"),
         model=model,
         tuned_on=tuned_on,
         tuned=tuned,

@@ -24,7 +24,7 @@ from isomax_evaluation.comparison import DETECTORS
 from isomax_evaluation.detection import ood_metrics, read_scores
 from isomax_evaluation.errors import InputError
 from isomax_evaluation.intervals import METRICS, draw, resampled_metrics
-from isomax_evaluation.report import needs, terminal_table
+from isomax_evaluation.report import needs, table_rows, terminal_table
 
 from ..image_folders import make_folder
 from .killing import comparison, in_own_process
@@ -163,6 +163,21 @@ def test_the_table_prints_mean_and_spread(compared):
     mean = 100 * chosen["AUROC"].mean()
     assert f"{mean:.1f} ±" in text
     assert "*" in text
+
+
+def test_one_score_for_all_images_is_not_best(compared):
+    results = compared.results.copy()
+    alike = (results["detector"] == "MaxLogit") & (results["loss"] == "softmax")
+    metrics = ["AUROC", "AUPR-IN", "AUPR-OUT", "FPR95TPR"]
+    results.loc[alike, metrics] = [0.5, 1.0, 1.0, 0.0]
+    best = [
+        (row["loss"], row["detector"])
+        for row in table_rows(results, compared.intervals, compared.costs)
+        for name in metrics
+        if row.get(f"{name} best")
+    ]
+    assert best
+    assert ("softmax", "MaxLogit") not in best
 
 
 def test_a_second_call_computes_nothing_again(compared, monkeypatch):
