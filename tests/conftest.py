@@ -46,7 +46,7 @@ def photos(tmp_path_factory):
 def compared(tmp_path_factory):
     """A comparison on the digits, short but whole."""
     from isomax_evaluation import compare
-    from isomax_evaluation.recipes import RECIPES
+    from isomax_evaluation.training.recipes import RECIPES
 
     output = tmp_path_factory.mktemp("compare") / "out"
     return compare(output=output, seeds=2, recipe=replace(RECIPES["digits"], epochs=2))

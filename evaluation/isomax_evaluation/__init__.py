@@ -10,11 +10,11 @@ __all__ = ["compare", "train"]
 
 def __getattr__(name: str) -> Any:
     if name == "compare":
-        from isomax_evaluation.comparison import compare
+        from isomax_evaluation.comparison.compare import compare
 
         return compare
     if name == "train":
-        from isomax_evaluation.training import train
+        from isomax_evaluation.training.train import train
 
         return train
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

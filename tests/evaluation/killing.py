@@ -9,7 +9,7 @@ import time
 from dataclasses import replace
 
 from isomax_evaluation import compare, train
-from isomax_evaluation.recipes import RECIPES
+from isomax_evaluation.training.recipes import RECIPES
 
 
 def training(folder):

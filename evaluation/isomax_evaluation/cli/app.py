@@ -1,0 +1,26 @@
+"""The commands, a file for each; torch and MLflow are imported where needed."""
+
+import typer
+
+from isomax_evaluation.cli.compare import compare
+from isomax_evaluation.cli.export import export
+from isomax_evaluation.cli.results import results
+from isomax_evaluation.cli.score import score
+from isomax_evaluation.cli.speed import speed
+from isomax_evaluation.cli.track import track
+from isomax_evaluation.cli.train import train
+
+app = typer.Typer(
+    help="Images that a classifier does not know: train timm models with IsoMax, compare OOD "
+    "detectors, export to ONNX, score.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+for command in (compare, train, export, score, speed, results, track):
+    app.command()(command)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()

@@ -1,0 +1,116 @@
+"""``isomax compare``."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from isomax_evaluation.cli.options import (
+    Alpha,
+    ImageSize,
+    OfflineOk,
+    Output,
+    PerClass,
+    Pretrained,
+    RecipeName,
+    Root,
+    SkipBad,
+    SmallImages,
+    Track,
+    Workers,
+    recipe_of,
+    split,
+    with_recipe_options,
+)
+from isomax_evaluation.cli.terminal import one_line_errors, print_table, status, tracking
+
+
+@with_recipe_options
+def compare(
+    id: Annotated[str, typer.Option(help="In-distribution data: a folder or a name.")] = "digits",
+    ood: Annotated[
+        list[str] | None, typer.Option(help="OOD data: a folder or a name; repeat for more.")
+    ] = None,
+    benchmark: Annotated[
+        str | None,
+        typer.Option(
+            help="A benchmark of pytorch-ood, such as CIFAR10_OpenOOD, for --id and --ood."
+        ),
+    ] = None,
+    losses: Annotated[str, typer.Option(help="Comma-separated.")] = "softmax,isomax",
+    detectors: Annotated[str | None, typer.Option(help="Comma-separated, or 'all'.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="A timm architecture; test_resnet for digits.")
+    ] = None,
+    recipe: RecipeName = None,
+    seeds: Annotated[int, typer.Option(help="Train with so many seeds.")] = 3,
+    output: Output = Path("isomax-out"),
+    pretrained: Pretrained = False,
+    small_images: SmallImages = False,
+    image_size: ImageSize = None,
+    data_root: Root = None,
+    images_per_class: PerClass = None,
+    test_images: Annotated[
+        int | None, typer.Option(help="Score at most N test images of each dataset.")
+    ] = None,
+    tune: Annotated[
+        str | None,
+        typer.Option(
+            help="Choose the detectors' hyperparameters by this OOD dataset and held-out images."
+        ),
+    ] = None,
+    alpha: Alpha = 0.05,
+    skip_bad_images: SkipBad = False,
+    workers: Workers = 2,
+    track: Track = True,
+    offline_ok: OfflineOk = False,
+    **recipe_options: Any,
+) -> None:
+    """Train a backbone with each loss and compare OOD detectors on it.
+
+    Without arguments: handwritten digits, offline, in under three minutes.
+    """
+    digits = id == "digits" and benchmark is None
+    with one_line_errors(), tracking(track, output, offline_ok) as started:
+        with status("loading PyTorch"):
+            from isomax_evaluation.comparison import compare as comparison
+            from isomax_evaluation.comparison.report import terminal_table
+
+        names: tuple[str, ...] = comparison.DETECTORS
+        if detectors == "all":
+            names = comparison.NAMES
+        elif detectors:
+            names = tuple(split(detectors))
+        done = comparison.compare(
+            id=id,
+            ood=ood or (["digits-held-out", "uniform-noise"] if digits else []),
+            losses=split(losses),
+            detectors=names,
+            model=model or ("test_resnet" if digits else "resnet18"),
+            recipe=recipe_of(recipe or ("digits" if digits else "finetune"), recipe_options),
+            seeds=seeds,
+            output=output,
+            pretrained=pretrained,
+            small_images=small_images,
+            image_size=image_size,
+            root=data_root,
+            images_per_class=images_per_class,
+            test_images=test_images,
+            alpha=alpha,
+            skip_bad_images=skip_bad_images,
+            workers=workers,
+            benchmark=benchmark,
+            tune=tune,
+            started=started,
+        )
+        print_table(terminal_table(done.results, done.intervals, done.costs))
+        for (loss, reason), rows in done.left_out.groupby(["loss", "reason"], sort=False):
+            typer.echo(f"left out with {loss}: {', '.join(rows['detector'])}: {reason}")
+        for row in done.errors.drop_duplicates(["loss", "detector", "error"]).itertuples():
+            typer.echo(
+                f"no value: {row.detector} with {row.loss} on {row.ood}: {row.error}", err=True
+            )
+        typer.echo(f"\nreport: {output / 'report.html'}\ntable:  {output / 'results.csv'}")
+        typer.echo(f"ONNX:   {done.onnx}, try: isomax score {done.onnx} IMAGE_OR_FOLDER")
+    if len(done.errors):
+        raise typer.Exit(1)

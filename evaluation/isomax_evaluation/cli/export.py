@@ -1,0 +1,73 @@
+"""``isomax export``."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from isomax_evaluation.cli.options import Root, SkipBad, Workers
+from isomax_evaluation.cli.terminal import one_line_errors, print_table, status
+from isomax_evaluation.output.errors import InputError
+
+
+def export(
+    model_folder: Annotated[Path, typer.Argument(help="Folder written by isomax train.")],
+    path: Annotated[Path, typer.Argument(help="The ONNX file to write.")] = Path("model.onnx"),
+    precision: Annotated[
+        str, typer.Option(help="Of the backbone: fp32, fp16, or int8 (needs --id).")
+    ] = "fp32",
+    id: Annotated[
+        str | None,
+        typer.Option(help="The model's classes: calibrates int8; what the precision costs on it."),
+    ] = None,
+    ood: Annotated[
+        list[str] | None, typer.Option(help="OOD data for AUROC: a folder or a name; repeatable.")
+    ] = None,
+    data_root: Root = None,
+    test_images: Annotated[
+        int | None, typer.Option(help="Measure on at most N images of each dataset.")
+    ] = None,
+    skip_bad_images: SkipBad = False,
+    workers: Workers = 2,
+) -> None:
+    """Export a model folder to one ONNX file: raw pixels in, verdict out.
+
+    With --id the file's accuracy, false alarms and threshold are measured, beside float32.
+    """
+    with one_line_errors():
+        if id is None and (ood or precision == "int8"):
+            raise InputError(
+                f"{'--ood' if ood else 'int8'} takes --id too: in-distribution data, a folder with "
+                "one subfolder per class"
+            )
+        with status("loading PyTorch"):
+            from isomax_adapters.onnx import export as export_onnx
+
+        try:
+            if id is None:
+                with status("exporting"):
+                    export_onnx(model_folder, path, precision)
+            else:
+                _export_and_measure(
+                    model_folder=model_folder,
+                    path=path,
+                    precision=precision,
+                    id=id,
+                    ood=ood or [],
+                    root=data_root,
+                    test_images=test_images,
+                    skip_bad_images=skip_bad_images,
+                    workers=workers,
+                )
+        except ValueError as error:
+            raise InputError(str(error)) from error
+        typer.echo(f"wrote {path}, verified against PyTorch")
+
+
+def _export_and_measure(**arguments: Any) -> None:
+    from isomax_evaluation.deployment.precision import export_and_measure, terminal_table
+    from isomax_evaluation.output.progress import progress_bar
+
+    with progress_bar() as progress:
+        table = export_and_measure(**arguments, progress=progress)
+    print_table(terminal_table(table))

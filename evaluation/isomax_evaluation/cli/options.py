@@ -1,0 +1,72 @@
+"""Options that several commands share; every field of a recipe as one."""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from isomax_evaluation.output.errors import InputError
+from isomax_evaluation.training.recipes import RECIPES, Recipe
+
+Output = Annotated[Path, typer.Option(help="Folder for everything that is written.")]
+Model = Annotated[str, typer.Option(help="A timm architecture, such as resnet18.")]
+Root = Annotated[str | None, typer.Option(help="Folder that named datasets are read from.")]
+Pretrained = Annotated[bool, typer.Option(help="Start from timm's pretrained weights.")]
+SmallImages = Annotated[
+    bool, typer.Option(help="3x3 stride-1 stem without pooling, 32x32 inputs (CIFAR).")
+]
+ImageSize = Annotated[int | None, typer.Option(help="Input height and width.")]
+PerClass = Annotated[int | None, typer.Option(help="Use at most N training images per class.")]
+Alpha = Annotated[float, typer.Option(help="Share of known images that may be rejected.")]
+SkipBad = Annotated[bool, typer.Option(help="Leave out images that do not decode.")]
+RecipeName = Annotated[str | None, typer.Option(help=f"One of {', '.join(RECIPES)}.")]
+Workers = Annotated[int, typer.Option(help="Processes that decode images.")]
+Track = Annotated[
+    bool, typer.Option(help="Log to MLflow: MLFLOW_TRACKING_URI, or SQLite in the output folder.")
+]
+OfflineOk = Annotated[
+    bool, typer.Option(help="Go on if the MLflow server does not answer; send the rest later.")
+]
+
+
+def with_recipe_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Put an option for each field of a recipe in the place of ``**recipe_options``."""
+    signature = inspect.signature(command)
+    kept = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    added = []
+    for part in fields(Recipe):
+        kind = part.type if part.type in (int, float, str, bool) else str
+        if part.type == float | None:
+            kind = float
+        option = typer.Option(help=part.metadata["help"], rich_help_panel="Instead of the recipe's")
+        added.append(
+            inspect.Parameter(
+                part.name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=None,
+                annotation=Annotated[kind | None, option],
+            )
+        )
+    command.__signature__ = signature.replace(parameters=[*kept, *added])  # type: ignore[attr-defined]
+    return command
+
+
+def recipe_of(name: str, options: dict[str, Any]) -> Recipe:
+    if name not in RECIPES:
+        raise InputError(f"unknown recipe {name!r}; choose from {', '.join(RECIPES)}")
+    given = {key: value for key, value in options.items() if value is not None}
+    try:
+        for key in ("decay_milestones", "scale"):
+            if key in given:
+                number = int if key == "decay_milestones" else float
+                given[key] = tuple(number(part) for part in given[key].split(","))
+    except ValueError as error:
+        raise InputError(f"--{key.replace('_', '-')} takes numbers with commas: {error}") from error
+    return replace(RECIPES[name], **given)
+
+
+def split(names: str) -> list[str]:
+    return [name.strip() for name in names.split(",") if name.strip()]

@@ -1,0 +1,30 @@
+"""``isomax speed``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from isomax_evaluation.cli.terminal import one_line_errors, print_table, status
+from isomax_evaluation.output.errors import InputError
+
+
+def speed(
+    quick: Annotated[bool, typer.Option(help="Fewer repetitions.")] = False,
+    onnx: Annotated[
+        bool, typer.Option("--onnx", help="An exported ResNet-18 instead of the heads.")
+    ] = False,
+    images: Annotated[
+        Path | None, typer.Option(help="With --onnx: a folder to score, instead of made images.")
+    ] = None,
+) -> None:
+    """Measure what the heads cost against nn.Linear, or an ONNX file, on this machine."""
+    with one_line_errors():
+        if images and not onnx:
+            raise InputError("--images goes with --onnx")
+        with status("measuring"):
+            from isomax_evaluation.speed import files as onnx_speed
+            from isomax_evaluation.speed import heads as head_speed
+
+            table = onnx_speed.measure(images, quick) if onnx else head_speed.measure(quick)
+        print_table(table)

@@ -1,0 +1,21 @@
+"""``isomax track``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from isomax_evaluation.cli.terminal import one_line_errors, status
+
+
+def track(
+    output: Annotated[Path, typer.Argument(help="Output folder of isomax compare or train.")],
+) -> None:
+    """Send an output folder to MLflow; what is there already is not sent again."""
+    with one_line_errors():
+        with status("sending to MLflow"):
+            from isomax_adapters.mlflow import track as send
+            from isomax_adapters.mlflow import ui_command
+
+            uri = send(output)
+        typer.echo(f"MLflow: {ui_command(uri)}")

@@ -1,0 +1,92 @@
+"""``isomax train``."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from isomax_evaluation.cli.options import (
+    Alpha,
+    ImageSize,
+    Model,
+    OfflineOk,
+    Output,
+    PerClass,
+    Pretrained,
+    RecipeName,
+    Root,
+    SkipBad,
+    SmallImages,
+    Track,
+    Workers,
+    recipe_of,
+    with_recipe_options,
+)
+from isomax_evaluation.cli.terminal import one_line_errors, status, tracking
+
+
+@with_recipe_options
+def train(
+    data: Annotated[str, typer.Option(help="A folder with one subfolder per class, or a name.")],
+    output: Output = Path("isomax-train"),
+    model: Model = "resnet18",
+    loss: Annotated[
+        str, typer.Option(help="softmax, isomax, isomax+, dismax, dismax+fpr.")
+    ] = "isomax",
+    recipe: RecipeName = "finetune",
+    seed: Annotated[int, typer.Option(help="Seed of all randomness.")] = 0,
+    pretrained: Pretrained = False,
+    small_images: SmallImages = False,
+    image_size: ImageSize = None,
+    data_root: Root = None,
+    images_per_class: PerClass = None,
+    val_share: Annotated[
+        float, typer.Option(help="Share of the training images held out for the threshold.")
+    ] = 0.1,
+    alpha: Alpha = 0.05,
+    skip_bad_images: SkipBad = False,
+    workers: Workers = 2,
+    track: Track = True,
+    offline_ok: OfflineOk = False,
+    register: Annotated[
+        str | None,
+        typer.Option(help="Register the model under this name, with the alias 'candidate'."),
+    ] = None,
+    **recipe_options: Any,
+) -> None:
+    """Train or fine-tune a timm model; calibrate its threshold; write a model folder.
+
+    Run the same command again to go on after an interruption.
+    """
+    with one_line_errors(), tracking(track, output, offline_ok, register) as started:
+        with status("loading PyTorch"):
+            from isomax_evaluation.training import train as training
+
+        folder = training.train(
+            data,
+            output,
+            model=model,
+            loss=loss,
+            recipe=recipe_of(recipe or "finetune", recipe_options),
+            seed=seed,
+            pretrained=pretrained,
+            small_images=small_images,
+            image_size=image_size,
+            alpha=alpha,
+            root=data_root,
+            images_per_class=images_per_class,
+            val_share=val_share,
+            skip_bad_images=skip_bad_images,
+            workers=workers,
+            started=started,
+        )
+        if os.environ.get("RANK", "0") != "0":
+            return  # of several processes the first one speaks
+        typer.echo((output / "summary.json").read_text().strip())
+        typer.echo(f"model folder: {folder}, next: isomax export {folder} model.onnx")
+        if register:
+            with status("exporting"):
+                from isomax_adapters.onnx import export as export_onnx
+
+                export_onnx(folder, output / "model.onnx")

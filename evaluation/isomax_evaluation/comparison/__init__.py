@@ -1,0 +1,1 @@
+"""Models x detectors x OOD sets, in one tidy table; its report."""

@@ -1,0 +1,1 @@
+"""A dataset by name or folder, as images with labels and class names."""

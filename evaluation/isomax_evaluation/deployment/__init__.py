@@ -1,0 +1,1 @@
+"""Exported files at work: folders scored into files, what precision costs."""

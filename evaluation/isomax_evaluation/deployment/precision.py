@@ -1,0 +1,164 @@
+"""What an ONNX file of lower precision gives up: measured on the user's images, beside float32."""
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from rich.progress import Progress
+from rich.table import Table
+
+from isomax.calibration import RejectionThreshold
+from isomax_adapters.onnx import export
+from isomax_adapters.onnx.exporting import CALIBRATION_IMAGES
+from isomax_adapters.onnx.runtime import Scorer
+from isomax_adapters.timm import load_model
+from isomax_evaluation.data import datasets as data
+from isomax_evaluation.data.datasets import Images
+from isomax_evaluation.detection.testing import ood_metrics
+from isomax_evaluation.output.errors import InputError
+from isomax_evaluation.training.train import readable
+
+
+def export_and_measure(
+    model_folder: Path,
+    path: Path,
+    precision: str,
+    id: str,
+    ood: Sequence[str],
+    progress: Progress,
+    root: str | None = None,
+    test_images: int | None = None,
+    skip_bad_images: bool = False,
+    workers: int = 2,
+) -> pd.DataFrame:
+    """Export a model folder; say what its precision costs against float32.
+
+    ``int8`` is calibrated on training images of ``id``. All files are measured on its test images.
+
+    :param id: the model's classes: a folder or a name, see :mod:`isomax_evaluation.data`
+    :param ood: OOD sets, as in :func:`isomax_evaluation.compare`
+    :param test_images: use at most so many test images of each dataset
+    :return: as :func:`measure`
+    :raises InputError: if data cannot be used, before anything is exported
+    """
+    training, known = data.open_splits(id, root)
+    model: Any = load_model(model_folder)  # a timm model: more attributes than nn.Module has
+    names = tuple(map(str, model.pretrained_cfg.get("label_names") or ()))
+    if known.class_names != names:
+        raise InputError(
+            f"the classes of {id} are {', '.join(known.class_names[:5])}, ...; those of "
+            f"{model_folder} are {', '.join(names[:5])}, ...: give the data it was trained on"
+        )
+    unknown = [data.open_images(name, "test", root).as_ood() for name in ood]
+    places = np.linspace(0, len(training) - 1, min(len(training), CALIBRATION_IMAGES))
+    training = training.take(places.round().astype(int))
+    training, known, *unknown = (
+        readable(images, skip_bad_images, workers, progress)
+        for images in (training, *(data.at_most(i, test_images) for i in (known, *unknown)))
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        task = progress.add_task("exporting", total=None)
+        files = {"fp32": Path(scratch) / "fp32.onnx", precision: path}
+        for kind, file in files.items():
+            calibration = (_source(training, i) for i in range(len(training)))
+            export(model_folder, file, kind, calibration if kind == "int8" else None)
+        progress.remove_task(task)
+        count = len(files) * sum(map(len, (known, *unknown)))
+        task = progress.add_task("measuring", total=count)
+        table = measure(files, known, unknown, lambda done: progress.advance(task, done))
+        progress.remove_task(task)
+    return table
+
+
+def measure(
+    files: Mapping[str, Path],
+    known: Images,
+    unknown: Sequence[Images],
+    advance: Callable[[int], None],
+) -> pd.DataFrame:
+    """Accuracy, AUROC and threshold of exported files on the same images.
+
+    :param files: precision -> file; the first one is what the others are compared with
+    :param known: ID images
+    :param unknown: OOD sets
+    :param advance: called with the number of images done since the last call
+    :return: per file: size in MB; shares of ID images that are labelled right, that have the first
+        file's label and that are rejected (``false_alarms``); the file's threshold, and the one
+        that these ID images ask for; AUROC by OOD set
+    """
+    rows: list[dict[str, Any]] = []
+    labels = np.empty(0)
+    for precision, file in files.items():
+        scorer = Scorer(file)
+        found, scores = _outputs(scorer, known, advance)
+        labels = labels if rows else found
+        row = {
+            "precision": precision,
+            "size": file.stat().st_size / 1e6,
+            "accuracy": float((found == known.labels).mean()),
+            "same_labels": float((found == labels).mean()),
+            "alpha": scorer.alpha,
+            "false_alarms": float((scores > scorer.threshold).float().mean()),
+            "threshold": scorer.threshold,
+            "fitted_threshold": _fitted(scores, scorer.alpha),
+        }
+        for images in unknown:
+            metrics = ood_metrics(scores, _outputs(scorer, images, advance)[1])
+            row[f"AUROC/{images.name}"] = metrics["AUROC"]
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def terminal_table(measured: pd.DataFrame) -> Table:
+    """The same for the terminal."""
+    alpha = measured["alpha"].iloc[0]
+    table = Table(
+        title=f"percent of the test images; false alarms: ID images rejected, meant to be at most "
+        f"{100 * alpha:g}%; threshold here: the one these images ask for",
+        title_justify="left",
+    )
+    sets = [name for name in measured.columns if name.startswith("AUROC/")]
+    columns = ("MB", "accuracy", "label as first", *(f"AUROC {s[6:]}" for s in sets))
+    for column in ("", *columns, "false alarms", "threshold", "threshold here"):
+        table.add_column(column, justify="right" if column else "left", no_wrap=True)
+    for row in measured.to_dict("records"):
+        shares = [row["accuracy"], row["same_labels"], *(row[s] for s in sets), row["false_alarms"]]
+        table.add_row(
+            row["precision"],
+            f"{row['size']:.1f}",
+            *(f"{100 * share:.2f}" for share in shares),
+            f"{row['threshold']:.5f}",
+            f"{row['fitted_threshold']:.5f}",
+        )
+    return table
+
+
+def _fitted(scores: torch.Tensor, alpha: float) -> float:
+    threshold = RejectionThreshold(alpha)
+    if len(scores) < threshold.samples_needed:
+        return float("nan")
+    return float(threshold.fit(scores).value)  # type: ignore[arg-type]
+
+
+def _outputs(
+    scorer: Scorer, images: Images, advance: Callable[[int], None]
+) -> tuple[np.ndarray, torch.Tensor]:
+    labels, scores = [], []
+    for result in scorer.stream(_source(images, position) for position in range(len(images))):
+        if result.error:
+            raise InputError(f"{result.source} cannot be read: {result.error}")
+        labels.append(result.label)
+        scores.append(result.score)
+        advance(1)
+    return np.array(labels), torch.tensor(scores)
+
+
+def _source(images: Images, position: int) -> str | np.ndarray:
+    """What the Scorer takes: the file, so that its threads decode it, where there is one."""
+    if images.paths is None:
+        return np.asarray(images.image(position))
+    return images.paths[int(images.indices[position])]

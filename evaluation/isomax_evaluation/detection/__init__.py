@@ -1,0 +1,1 @@
+"""Detectors on a model: fitted, scored, measured, tuned."""

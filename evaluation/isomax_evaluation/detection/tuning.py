@@ -1,0 +1,82 @@
+"""Hyperparameters of detectors, searched by pytorch-ood on validation data."""
+
+import copy
+import itertools
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from pytorch_ood.api import Detector, FeaturesDetector, LogitsDetector
+from pytorch_ood.utils import GridSearch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from isomax_adapters.pytorch_ood import Parts
+from isomax_evaluation.extraction.one_pass import score
+
+
+def tune(
+    parts: Parts,
+    detectors: Mapping[str, Detector],
+    training: DataLoader,
+    few: DataLoader,
+    validation: DataLoader,
+) -> dict[str, dict[str, Any]]:
+    """Set each detector's hyperparameters to those of the highest AUROC on the validation data.
+
+    What is searched is each detector's own ``hyperparameter_space``, by pytorch-ood's
+    ``GridSearch``. Detectors of logits and features share one pass over the data; the others read
+    the images anew for each candidate.
+
+    :param training: ID images to fit on
+    :param few: some of them, for detectors that read the images anew
+    :param validation: ID images and OOD images (labels < 0)
+    :return: the values that were set, by detector; one that no candidate works for keeps its own
+    """
+    tunable = {name: d for name, d in detectors.items() if d.hyperparameter_space}
+    if not tunable:
+        return {}
+    (train, _, _), (valid, _, _) = (score(parts, {}, loader) for loader in (training, validation))
+    chosen = {}
+    for name, detector in tunable.items():
+        if isinstance(detector, (LogitsDetector, FeaturesDetector)):
+            kind = "logits" if isinstance(detector, LogitsDetector) else "features"
+            # the search wants a model to run: one that gives back what was extracted
+            searched: Any = copy.copy(detector)
+            setattr(searched, "model" if kind == "logits" else "encoder", nn.Identity())
+            loaders: Any = [
+                [(getattr(outputs, kind), outputs.labels)] for outputs in (train, valid)
+            ]
+        else:
+            searched, loaders = detector, [few, validation]
+        best = _search(searched, loaders, str(parts.device))
+        if best is not None:
+            chosen[name] = best
+            detector.set_hyperparameters(**best)
+    return chosen
+
+
+def _search(detector: Detector, loaders: Any, device: str) -> dict[str, Any] | None:
+    space = detector.hyperparameter_space
+    before = {name: getattr(detector, name) for name in space if hasattr(detector, name)}
+    best, highest = None, -math.inf
+    for values in itertools.product(*space.values()):
+        candidate = dict(zip(space, values, strict=True))
+        # one candidate at a time: one that cannot work, such as more neighbours than images, would
+        # end the search of them all
+        search = GridSearch(
+            detector,
+            *loaders,
+            hyperparameter_space={key: [value] for key, value in candidate.items()},
+            device=device,
+        )
+        try:
+            search.run()
+        except Exception:  # whatever a detector raises; the table says so if all fail
+            continue
+        if search.best_score_ > highest:
+            best, highest = candidate, search.best_score_
+    detector.hyperparameter_space = space
+    if best is None:
+        detector.set_hyperparameters(**before)
+    return best

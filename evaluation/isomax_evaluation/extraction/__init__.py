@@ -1,0 +1,1 @@
+"""One pass over images: what a model makes of them."""

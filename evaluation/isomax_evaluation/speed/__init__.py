@@ -1,0 +1,1 @@
+"""What heads, detectors and exported files cost."""

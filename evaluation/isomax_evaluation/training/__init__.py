@@ -1,0 +1,1 @@
+"""From a recipe and a loss to a model folder."""

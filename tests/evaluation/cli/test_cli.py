@@ -1,0 +1,263 @@
+"""The command as a user runs it."""
+
+import importlib.metadata
+import json
+import os
+import shutil
+import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from ...adapters.mlflow.servers import tracking_server
+from ...image_folders import make_folder
+
+
+def test_help_names_the_commands(isomax):
+    run = isomax("--help")
+    assert run.returncode == 0
+    for command in ("compare", "train", "export", "score", "speed"):
+        assert command in run.stdout
+
+
+def test_help_and_score_import_neither_torch_nor_mlflow(photos, compared):
+    import subprocess
+    import sys
+
+    code = (
+        "import sys; from typer.testing import CliRunner; from isomax_evaluation.cli import app;"
+        "r = CliRunner().invoke(app, sys.argv[1:]);"
+        "heavy = {'torch', 'timm', 'mlflow', 'pandas', 'onnx'} & set(sys.modules);"
+        "sys.exit(f'{heavy} {r.output}' if heavy or r.exit_code else 0)"
+    )
+    for args in (["--help"], ["score", str(compared.output / "model.onnx"), str(photos)]):
+        run = subprocess.run(
+            [sys.executable, "-c", code, *args], capture_output=True, text=True, check=False
+        )
+        assert run.returncode == 0, run.stderr
+
+
+def test_score_prints_a_row_per_image(isomax, compared, photos, tmp_path):
+    bad = tmp_path / "bad.jpg"
+    bad.write_bytes(b"no image")
+    run = isomax("score", compared.output / "model.onnx", photos / "ash", bad)
+    rows = [line.split("\t") for line in run.stdout.splitlines()]
+    assert rows[0] == ["file", "label", "confidence", "score", "verdict"]
+    assert len(rows) == 42
+    assert {row[4] for row in rows[1:41]} <= {"ID", "OOD"}
+    assert rows[41] == [str(bad), "", "", "", "error"]
+    assert run.returncode == 1
+    assert "bad.jpg: not scored" in run.stderr
+    assert "1 could not be scored" in run.stderr
+
+
+def test_a_folder_without_images_is_named(isomax, compared, tmp_path):
+    (tmp_path / "notes.txt").touch()
+    run = isomax("score", compared.output / "model.onnx", tmp_path)
+    assert run.returncode == 2
+    assert run.stdout == ""
+    assert run.stderr == f"isomax: no images in {tmp_path}\n"
+
+
+def test_compare_resumes_and_logs_to_mlflow(isomax, compared, tmp_path):
+    output = tmp_path / "out"
+    shutil.copytree(compared.output, output)
+    run = isomax("compare", "--seeds", 2, "--epochs", 2, "--output", output)
+    assert run.returncode == 0, run.stderr
+    assert "EntropicScore" in run.stdout
+    command = run.stdout.splitlines()[-1]
+    assert command.startswith("MLflow: mlflow ui --backend-store-uri sqlite:///")
+    client = mlflow.MlflowClient(tracking_uri=command.rpartition(" ")[2])
+    (experiment,) = client.search_experiments(filter_string="name = 'isomax'")
+    runs = {r.info.run_name: r for r in client.search_runs([experiment.experiment_id])}
+    assert set(runs) == {
+        "out",
+        *(f"{loss}-seed{s}" for loss in ("softmax", "isomax") for s in (0, 1)),
+    }
+    child = runs["isomax-seed0"]
+    assert child.data.tags["mlflow.parentRunId"] == runs["out"].info.run_id
+    assert child.data.params["loss"] == "isomax"
+    history = client.get_metric_history(child.info.run_id, "train_loss")
+    assert [metric.step for metric in history] == [1, 2]
+    assert "AUROC/uniform-noise/EntropicScore" in child.data.metrics
+    artifacts = {item.path for item in client.list_artifacts(runs["out"].info.run_id)}
+    assert {"report.html", "results.csv", "results.json", "plots"} <= artifacts
+    (model,) = client.search_logged_models([experiment.experiment_id])
+    assert (model.name, model.source_run_id) == ("model", runs["out"].info.run_id)
+    datasets = {
+        (tag.value, used.dataset.name, json.loads(used.dataset.profile)["num_rows"])
+        for used in runs["out"].inputs.dataset_inputs
+        for tag in used.tags
+    }
+    assert ("ood", "uniform-noise", 500) in datasets
+    assert {split for split, _, _ in datasets} == {"train", "test", "ood"}
+    assert child.data.tags["version.torch"] == importlib.metadata.version("torch")
+    assert (child.data.tags["seed"], child.info.status) == ("0", "FINISHED")
+    assert {"model"} <= {item.path for item in client.list_artifacts(child.info.run_id)}
+    # again: nothing twice
+    again = isomax("track", output)
+    assert again.returncode == 0, again.stderr
+    assert len(client.search_runs([experiment.experiment_id])) == len(runs)
+    history = client.get_metric_history(child.info.run_id, "train_loss")
+    assert [metric.step for metric in history] == [1, 2]
+
+
+def test_train_without_the_server_then_send_and_register(isomax, tmp_path, photos, monkeypatch):
+    server = tracking_server(tmp_path)
+    output, client = tmp_path / "out", mlflow.MlflowClient(tracking_uri=server.uri)
+    environment = {
+        **os.environ, "MLFLOW_TRACKING_URI": server.uri, "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"
+    }  # fmt: skip
+    arguments = (
+        "train", "--data", photos, "--model", "test_resnet", "--epochs", 2, "--image-size", 32,
+        "--alpha", 0.2, "--batch-size", 16, "--output", output, "--register", "trees",
+    )  # fmt: skip
+    run = isomax(*arguments, env=environment)
+    assert run.returncode == 2
+    assert f"isomax: MLflow at {server.uri} does not answer" in run.stderr
+    assert not output.exists()
+    run = isomax(*arguments, "--offline-ok", env=environment, cwd=Path(__file__).parent)
+    assert run.returncode == 0, run.stderr
+    assert run.stderr.count("isomax: ") == 1
+    assert run.stdout.splitlines()[-1].endswith(f"send the rest with: isomax track {output}")
+    try:
+        server.start()
+        for _ in range(2):
+            run = isomax("track", output, env=environment)
+            assert run.returncode == 0, run.stderr
+            (version,) = client.search_model_versions("name = 'trees'")
+        assert client.get_model_version_by_alias("trees", "candidate").version == version.version
+        sent = client.get_run(version.run_id)
+        summary = json.loads((output / "summary.json").read_text())
+        assert sent.data.metrics["test_accuracy"] == summary["test_accuracy"]
+        assert float(version.tags["test_accuracy"]) == pytest.approx(summary["test_accuracy"])
+        model = client.get_logged_model(version.source.rpartition("/")[2])
+        assert {metric.key for metric in model.metrics} >= {"test_accuracy"}
+        history = client.get_metric_history(version.run_id, "train_loss")
+        assert [metric.step for metric in history] == [1, 2]
+        if git := shutil.which("git"):
+            commit = subprocess.run(
+                [git, "rev-parse", "HEAD"],
+                cwd=Path(__file__).parent, capture_output=True, text=True, check=False,
+            )  # fmt: skip
+            assert sent.data.tags.get("mlflow.source.git.commit", "") == commit.stdout.strip()
+        scores = isomax("score", output / "model.onnx", photos / "ash")
+        assert scores.returncode == 0, scores.stderr
+    finally:
+        server.kill()
+
+
+def test_training_goes_on_when_its_server_is_killed(isomax, tmp_path, photos):
+    server = tracking_server(tmp_path).start()
+    output, client = tmp_path / "out", mlflow.MlflowClient(tracking_uri=server.uri)
+    environment = {
+        **os.environ,
+        "MLFLOW_TRACKING_URI": server.uri,
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+        "MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL": "0.2",
+    }
+    epochs = 40
+
+    def history():
+        runs = [
+            run
+            for e in client.search_experiments()
+            for run in client.search_runs([e.experiment_id])
+        ]
+        return [m for run in runs for m in client.get_metric_history(run.info.run_id, "train_loss")]
+
+    try:
+        with ThreadPoolExecutor() as pool:
+            training = pool.submit(
+                isomax, "train", "--data", photos, "--model", "test_resnet", "--image-size", 32,
+                "--epochs", epochs, "--batch-size", 16, "--alpha", 0.2, "--output", output,
+                env=environment,
+            )  # fmt: skip
+            while not training.done() and not history():
+                time.sleep(0.2)
+            server.kill()
+            assert not training.done()  # in the middle of it
+            run = training.result()
+        assert run.returncode == 0, run.stderr
+        assert run.stderr.count("isomax: ") == 1
+        rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+        assert [row["epoch"] for row in rows] == list(range(1, epochs + 1))
+        assert (output / "model" / "model.safetensors").is_file()
+        server.start()
+        for _ in range(2):
+            run = isomax("track", output, env=environment)
+            assert run.returncode == 0, run.stderr
+            sent = [(metric.step, metric.value) for metric in history()]
+            assert sent == [(row["epoch"], row["train_loss"]) for row in rows]
+    finally:
+        server.kill()
+
+
+def test_register_is_refused_before_training(isomax, tmp_path, photos):
+    for options, message in (
+        (("--register", "a/b"), "no model can be registered as 'a/b'"),
+        (("--register", "a", "--no-track"), "leave --no-track out"),
+    ):
+        run = isomax("train", "--data", photos, "--output", tmp_path / "out", *options)
+        assert run.returncode == 2
+        assert message in run.stderr
+        assert not (tmp_path / "out").exists()
+
+
+def test_train_then_export_then_score(isomax, tmp_path, photos):
+    output = tmp_path / "out"
+    run = isomax(
+        "train", "--data", photos, "--model", "test_resnet", "--epochs", 2, "--image-size", 32,
+        "--alpha", 0.2, "--batch-size", 16, "--output", output, "--no-track",
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    assert "test_accuracy" in run.stdout
+    run = isomax("export", output / "model", tmp_path / "model.onnx")
+    assert run.returncode == 0, run.stderr
+    run = isomax("score", tmp_path / "model.onnx", photos)
+    assert run.returncode == 0, run.stderr
+    assert len(run.stdout.splitlines()) == 121
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["compare", "--model", "resnet81"], "did you mean resnet18"),
+        (["compare", "--id", "/no/such/folder", "--ood", "uniform-noise"], "no dataset or folder"),
+        (["compare", "--recipe", "secret"], "unknown recipe 'secret'"),
+        (["train", "--data", "{one}"], "has one class (only)"),
+        (["train", "--data", "{bad}", "--seed", "-3"], "the seed is -3"),
+        (["train", "--data", "{bad}", "--image-size", "0"], "the image size is 0"),
+        (["train", "--data", "{bad}", "--val-share", "1"], "validation images is 1.0"),
+        (["train", "--data", "{bad}"], "1 of 11 images of bad do not decode: "),
+        (["compare", "--output", "{one}"], "holds no run of isomax"),
+        (["score", "{junk}", "{junk}"], "is not an ONNX model"),
+        (["score", "{junk}", "/no/such/image"], "no such file or folder: /no/such/image"),
+        (["speed", "--images", "{one}"], "--images goes with --onnx"),
+        (["speed", "--onnx", "--images", "{empty}"], "no images in {empty}"),
+        (["export", "{one}", "model.onnx"], "has no config.json"),
+        (["export", "{one}", "model.onnx", "--precision", "int4"], "choose from fp32, fp16, int8"),
+        (["export", "{one}", "model.onnx", "--precision", "int8"], "int8 takes --id too"),
+        (["export", "{one}", "model.onnx", "--ood", "{bad}"], "--ood takes --id too"),
+        (["track", "{one}"], "is no output folder"),
+    ],
+)
+def test_bad_input_is_one_line_and_costs_nothing(isomax, tmp_path, arguments, message):
+    names = ("one", "bad", "empty", "junk.onnx")
+    places = {Path(name).stem: tmp_path / name for name in names}
+    places["empty"].mkdir()
+    make_folder(places["one"], ("only",), 4)
+    make_folder(places["bad"], ("a", "b"), 6)
+    (places["bad"] / "a" / "zero.jpg").touch()
+    places["junk"].write_bytes(b"junk")
+    arguments = [argument.format(**places) for argument in arguments]
+    run = isomax(*arguments, cwd=tmp_path)
+    assert run.returncode == 2
+    lines = [line for line in run.stderr.splitlines() if line.startswith("isomax: ")]
+    assert len(lines) == 1
+    assert message.format(**places) in lines[0]
+    assert "Traceback" not in run.stderr
+    assert not list(tmp_path.rglob("*.safetensors"))

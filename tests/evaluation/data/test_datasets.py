@@ -1,0 +1,139 @@
+import numpy as np
+import pytest
+from PIL import Image
+from pytorch_ood.dataset.img import GaussianNoise
+
+from isomax_evaluation.data import datasets as data
+from isomax_evaluation.output.errors import InputError
+
+from ...image_folders import make_folder
+
+
+def test_digits_are_split_by_class_and_known_from_held_out():
+    train, test = data.open_splits("digits")
+    held_out = data.open_images("digits-held-out")
+    assert len(train) + len(test) + len(held_out) == 1797
+    assert not set(train.indices) & set(test.indices)
+    assert train.class_names == test.class_names == tuple("0123456")
+    assert set(held_out.class_names) == set("789")
+    assert set(held_out.as_ood().labels) == {-1}
+    assert train.image(0).mode == "RGB"
+
+
+def test_noise_is_the_same_at_every_access():
+    noise = data.open_images("uniform-noise")
+    assert np.array_equal(noise.image(3), noise.image(3))
+    assert set(noise.labels) == {-1}
+
+
+def test_a_folder_without_splits_is_split_the_same_way_every_time(photos):
+    train, test = data.open_splits(str(photos))
+    again = data.open_splits(str(photos))[1]
+    assert (len(train), len(test)) == (96, 24)
+    assert np.array_equal(test.indices, again.indices)
+    assert train.class_names == ("ash", "birch", "cedar")
+    assert np.bincount(test.labels).tolist() == [8, 8, 8]
+
+
+@pytest.mark.parametrize("test_name", ["test", "val", "validation"])
+def test_a_folder_with_splits_keeps_them(tmp_path, test_name):
+    make_folder(tmp_path / "train", ("a", "b"), 5)
+    make_folder(tmp_path / test_name, ("a", "b"), 3)
+    train, test = data.open_splits(str(tmp_path))
+    assert (len(train), len(test)) == (10, 6)
+
+
+def test_sizes_and_modes_may_differ(tmp_path):
+    for number, mode in enumerate(("L", "RGBA", "CMYK", "P")):
+        image = Image.new(mode, (5 + number, 9))
+        path = tmp_path / "a" / f"{number}.{'png' if mode != 'CMYK' else 'jpg'}"
+        path.parent.mkdir(exist_ok=True)
+        image.save(path)
+    images = data.open_images(str(tmp_path))
+    assert {images.image(i).mode for i in range(4)} == {"RGB"}
+
+
+def test_unreadable_files_are_found_with_the_reason(tmp_path):
+    make_folder(tmp_path, ("a", "b"), 3)
+    good = (tmp_path / "a" / "000.jpg").read_bytes()
+    (tmp_path / "a" / "cut.jpg").write_bytes(good[: len(good) // 2])
+    (tmp_path / "b" / "empty.jpg").touch()
+    (tmp_path / "b" / "text.png").write_text("hello")
+    done = []
+    images = data.open_images(str(tmp_path))
+    bad = data.unreadable(images, 2, done.append)
+    assert sum(done) == 9
+    names = {images.name_of(position).rpartition("/")[2] for position in bad}
+    assert names == {"cut.jpg", "empty.jpg", "text.png"}
+    assert all(bad.values())
+
+
+def test_limit_per_class():
+    train, _ = data.open_splits("digits")
+    limited = data.limit_per_class(train, 10)
+    assert np.bincount(limited.labels).tolist() == [10] * 7
+
+
+def test_torchvision_datasets_by_name(tmp_path):
+    with pytest.raises(InputError, match="cannot open dataset 'torch/mnist'"):
+        data.open_images("torch/mnist", root=str(tmp_path))
+    with pytest.raises(InputError, match="cannot open dataset 'torch/nonesuch'"):
+        data.open_images("torch/nonesuch", root=str(tmp_path))
+    # as torchvision spells them, idx files and all
+    write_mnist(tmp_path / "MNIST" / "raw")
+    train, test = data.open_splits("MNIST", root=str(tmp_path))
+    assert (len(train), len(test), len(train.class_names)) == (30, 20, 10)
+    assert train.labels.tolist() == [index % 10 for index in range(30)]
+    assert train.image(3).size == (28, 28)
+    with pytest.raises(InputError, match="FakeData has no splits"):
+        data.open_images("FakeData")
+
+
+def test_pytorch_oods_datasets_that_take_more_than_a_folder_say_so(tmp_path):
+    with pytest.raises(InputError, match=r"GaussianNoise takes more than a folder \(length\)"):
+        data.open_images("GaussianNoise", root=str(tmp_path))
+
+
+def test_noise_of_pytorch_ood_stays_as_it_was_drawn():
+    noise = data.from_dataset(GaussianNoise(3, size=(8, 8, 3)), "noise", np.full(3, -1), ())
+    first, again = (np.asarray(noise.image(1)) for _ in range(2))
+    assert (first == again).all()
+
+
+def write_mnist(folder):
+    """A few images in MNIST's own format."""
+    folder.mkdir(parents=True)
+    for part, count in (("train", 30), ("t10k", 20)):
+        labels = np.arange(count, dtype=np.uint8) % 10
+        pixels = np.repeat(labels, 28 * 28)
+        for kind, head, values in (
+            ("images-idx3", [0x803, count, 28, 28], pixels),
+            ("labels-idx1", [0x801, count], labels),
+        ):
+            header = np.array(head, dtype=">i4").tobytes()
+            (folder / f"{part}-{kind}-ubyte").write_bytes(header + values.tobytes())
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("/no/such/folder", "no dataset or folder"), ("didgits", "'digits', 'gaussian-noise'")],
+)
+def test_unknown_names_are_refused(name, message):
+    with pytest.raises(InputError, match=message):
+        data.open_images(name)
+
+
+def test_folders_that_cannot_be_classified_are_refused(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="no images"):
+        data.open_images(str(tmp_path / "empty"))
+    make_folder(tmp_path / "one", ("only",), 4)
+    with pytest.raises(InputError, match=r"one has one class \(only\)"):
+        data.open_splits(str(tmp_path / "one"))
+    make_folder(tmp_path / "differ" / "train", ("a", "b"), 2)
+    make_folder(tmp_path / "differ" / "test", ("a", "c"), 2)
+    with pytest.raises(InputError, match="b, c occur in only one"):
+        data.open_splits(str(tmp_path / "differ"))
+    make_folder(tmp_path / "single", ("a", "b"), 1)
+    with pytest.raises(InputError, match="one image only"):
+        data.open_splits(str(tmp_path / "single"))

@@ -1,0 +1,50 @@
+"""What a precision costs, in numbers that a comparison of the same model gives as well."""
+
+import numpy as np
+import pytest
+
+from isomax_evaluation.data import datasets as data
+from isomax_evaluation.deployment.precision import measure
+
+
+@pytest.fixture(scope="module")
+def sets():
+    known = data.open_images("digits")
+    return known, [data.open_images("digits-held-out").as_ood()]
+
+
+def test_a_file_is_measured_as_the_comparison_measured_its_model(compared, sets):
+    known, unknown = sets
+    path, done = compared.output / "model.onnx", []
+    table = measure({"fp32": path, "again": path}, known, unknown, done.append)
+    assert sum(done) == 2 * (len(known) + len(unknown[0]))
+    expected = compared.results.query(
+        "loss == 'isomax' and seed == 0 and ood == 'digits-held-out' and "
+        "detector == 'EntropicScore'"
+    ).iloc[0]
+    first, second = table.iloc[0], table.iloc[1]
+    assert first["accuracy"] == pytest.approx(expected["accuracy"], abs=1e-6)
+    assert first["AUROC/digits-held-out"] == pytest.approx(expected["AUROC"], abs=1e-3)
+    assert first.drop("precision").equals(second.drop("precision"))
+    assert first["same_labels"] == 1
+    # what the fitted threshold rejects is at most alpha of these very images
+    rejected = first["false_alarms"] <= first["alpha"]
+    assert rejected == (first["threshold"] >= first["fitted_threshold"])
+    few = measure({"fp32": path}, known.take(range(10)), [], done.append)  # alpha takes 19
+    assert np.isnan(few["fitted_threshold"].iloc[0])
+
+
+def test_export_prints_what_int8_costs(isomax, compared, tmp_path):
+    run = isomax(
+        "export", compared.output / "runs" / "isomax-seed0" / "model", tmp_path / "m.onnx",
+        "--precision", "int8", "--id", "digits", "--ood", "uniform-noise", "--test-images", 120,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    rows = [[cell.strip() for cell in line.split("│")] for line in run.stdout.splitlines()]
+    table = {row[1]: row[2:-1] for row in rows if len(row) == 10}
+    assert set(table) == {"fp32", "int8"}
+    assert float(table["int8"][0]) < 0.5 * float(table["fp32"][0])
+    for column in (1, 3):  # accuracy, AUROC
+        assert float(table["int8"][column]) == pytest.approx(float(table["fp32"][column]), abs=5)
+    assert "verified" in run.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]

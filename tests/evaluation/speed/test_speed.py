@@ -1,0 +1,67 @@
+"""Measuring measures: no test here looks at how long anything takes."""
+
+import io
+
+import pytest
+import timm
+import torch
+from rich.console import Console
+
+from isomax_adapters.pytorch_ood import Parts, detectors_for
+from isomax_evaluation.speed import files as onnx_speed
+from isomax_evaluation.speed.heads import head_ratios, peak_memory
+from isomax_evaluation.speed.timing import alternate, cost_of_detectors, count_passes
+
+
+def test_functions_run_in_turns():
+    calls = []
+    medians = alternate({name: lambda name=name: calls.append(name) for name in "ab"}, 3, warmup=1)
+    assert calls == list("abababab")
+    assert set(medians) == {"a", "b"}
+
+
+def test_passes_are_counted():
+    model = timm.create_model("test_resnet", num_classes=3).eval()
+    parts, x = Parts(model), torch.rand(2, 3, 32, 32)
+    assert count_passes(parts, lambda: model(x)) == (1, 0)
+    odin = detectors_for(model, ["ODIN"])["ODIN"]
+    assert count_passes(parts, lambda: odin.predict(x)) == (2, 1)
+    costs = cost_of_detectors(model, parts, {"ODIN": odin}, x, repeats=2)
+    assert costs.loc[0, "backward"] == 1
+
+
+def test_passes_of_a_model_of_tokens_are_counted():
+    parts = Parts(timm.create_model("test_vit", num_classes=3).eval())
+    size = parts.model.pretrained_cfg["input_size"]
+    x = torch.rand(2, *size)
+    assert count_passes(parts, lambda: parts.stages(x)) == (1, 0)
+    assert count_passes(parts, lambda: parts.model(x)) == (1, 0)
+
+
+def test_peak_memory_is_what_is_held_at_once():
+    def hold(count):
+        def run():
+            kept = [torch.empty(250_000) for _ in range(count)]
+            assert len(kept) == count
+
+        return run
+
+    assert peak_memory(hold(1)) == pytest.approx(1e6, rel=0.01)
+    assert peak_memory(hold(5)) == pytest.approx(5e6, rel=0.01)
+
+
+def test_ratios_of_a_tiny_head():
+    ratios = head_ratios(8, 16, 5, quick=True)
+    assert len(ratios) == 6
+    assert all(ratio > 0 for ratio in ratios)
+
+
+def test_an_exported_file_is_measured_against_its_parts(photos):
+    console = Console(width=140, record=True, file=io.StringIO())
+    console.print(onnx_speed.measure(photos / "ash", quick=True, model="test_resnet", size=32))
+    text = console.export_text()
+    rows = [[cell.strip() for cell in line.split("│")] for line in text.splitlines()]
+    times = {row[1]: float(row[2]) for row in rows if len(row) == 5}
+    assert len(times) == 8
+    assert all(time > 0 for time in times.values())
+    assert "decoding 40 files" in times
