@@ -1,5 +1,6 @@
-"""The parts of a timm model that detectors are wired to."""
+"""The parts of a model that detectors are wired to."""
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
@@ -14,27 +15,73 @@ STAGES = 4  #: how many of the last stages detectors of several layers look at
 
 
 class Parts:
-    """A timm model taken apart: encoder, feature maps, stages, classifier, weights.
+    """A model taken apart: encoder, feature maps, stages, classifier, weights.
 
     Whatever the architecture, the features are what goes into the layer that gives the logits
     (the first of them in a model with several), so that ``classifier(encoder(x))`` are the logits
-    of most models.
+    of most models. Feature maps and stages are those of timm models; other networks have none.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, classifier: str | None = None) -> None:
         """
-        :param model: a timm model with a linear classifier or one of our heads
-        :raises ValueError: if it has no classifier
+        :param model: a timm model with a linear classifier or one of our heads; or any network
+            whose classifier is named
+        :param classifier: name of the layer that gives the logits, such as ``fc`` or ``head.fc``:
+            linear, a 1x1 convolution or one of our heads; a timm model's own is found
+        :raises ValueError: if the model has no classifier, or not of this name
         """
-        if not hasattr(model, "get_classifier"):
-            raise ValueError(f"{type(model).__name__} has no classifier that gives its logits")
+        if classifier is None and not hasattr(model, "get_classifier"):
+            linear = [name for name, m in model.named_modules() if isinstance(m, nn.Linear)]
+            raise ValueError(
+                f"{type(model).__name__} is no timm model, so it does not say which layer gives "
+                f"its logits; name it, as in Parts(model, classifier={(linear or ['fc'])[-1]!r})"
+            )
+        names = classifier_names(model) if classifier is None else [classifier]
         self.model: Any = model
-        self.classifiers = [model.get_submodule(name) for name in classifier_names(model)]
+        modules = dict(model.named_modules())
+        if missing := [name for name in names if name not in modules]:
+            raise ValueError(
+                f"{type(model).__name__} has no layer {missing[0]!r}; its layers include "
+                f"{', '.join(list(dict(model.named_children()))[-5:])}"
+            )
+        self.classifiers: list[Any] = [modules[name] for name in names]
+        for layer in self.classifiers:
+            if not isinstance(layer, (nn.Linear, nn.Conv2d, _DistanceHead)):
+                raise ValueError(
+                    f"the layer {names[0]!r} is {type(layer).__name__}; expected nn.Linear, a 1x1 "
+                    "nn.Conv2d or a head of isomax"
+                )
 
     @property
     def classifier(self) -> Any:
         """The layer that gives the logits: linear, a 1x1 convolution or one of our heads."""
         return self.classifiers[0]
+
+    @property
+    def num_classes(self) -> int:
+        """Number of logits."""
+        layer = self.classifier
+        return int(layer.out_channels if isinstance(layer, nn.Conv2d) else layer.out_features)
+
+    def keep_classes(self, classes: Sequence[int]) -> None:
+        """Make it a model of some of its classes, in this order, in place: the classifier's other
+        rows (a distance head's other prototypes) are dropped, and their logits with them.
+
+        :param classes: places among the model's classes
+        """
+        chosen = list(classes)
+        if chosen == list(range(self.num_classes)):
+            return
+        for layer in self.classifiers:
+            for name, parameter in list(layer.named_parameters(recurse=False)):
+                if name in ("weight", "bias", "prototypes") and parameter.dim():
+                    kept = parameter.detach()[chosen].clone()
+                    setattr(layer, name, nn.Parameter(kept, parameter.requires_grad))
+            for width in ("out_features", "out_channels", "num_classes"):
+                if width in vars(layer):
+                    setattr(layer, width, len(chosen))
+        if hasattr(self.model, "num_classes"):
+            self.model.num_classes = len(chosen)
 
     @property
     def head(self) -> str:
@@ -118,6 +165,8 @@ class Parts:
 
         Found by running one black image.
         """
+        if not hasattr(self.model, "forward_features") or not hasattr(self.model, "forward_head"):
+            return None
         with torch.no_grad():
             features = self._run_once(self.model.forward_features)
         if not isinstance(features, Tensor) or features.dim() != 4:

@@ -15,7 +15,8 @@ from isomax_adapters.pytorch_ood import NAMES
 from isomax_adapters.timm import load_model
 from isomax_evaluation.claims.inference_cost import measure_inference
 from isomax_evaluation.output.errors import InputError
-from isomax_evaluation.output.files import run_folder, write_json
+from isomax_evaluation.output.files import write_json
+from isomax_evaluation.output.folders import run_folder
 from isomax_evaluation.output.tables import read_table, write_table
 from isomax_evaluation.training.recipes import RECIPES
 

@@ -13,9 +13,9 @@ import torch
 from isomax_adapters.onnx import export
 from isomax_adapters.pytorch_ood import Parts, detectors_for
 from isomax_adapters.timm import load_model
-from isomax_evaluation.extraction.one_pass import fit
-from isomax_evaluation.output.files import run_folder
-from isomax_evaluation.speed.timing import predictor
+from isomax_evaluation.detection.fitting import fit
+from isomax_evaluation.output.folders import run_folder
+from isomax_evaluation.speed.costs import predictor
 from isomax_evaluation.training.losses import LOSSES
 
 BASELINES = ("EnergyBased", "ODIN", "Mahalanobis", "MahalanobisODIN")

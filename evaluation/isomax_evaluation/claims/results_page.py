@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from isomax_evaluation.comparison.report import needs
-from isomax_evaluation.detection.intervals import METRICS
+from isomax_evaluation.comparison.rows import needs
+from isomax_evaluation.detection.metrics import METRICS
 from isomax_evaluation.output.errors import InputError
 from isomax_evaluation.output.files import write_whole
 from isomax_evaluation.output.tables import read_table

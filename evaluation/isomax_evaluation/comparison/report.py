@@ -1,123 +1,26 @@
-"""The table as text and as one self-contained HTML file with plots."""
+"""The report: one self-contained HTML file with the tables, plots and examples."""
 
 import base64
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from jinja2 import Environment, PackageLoader, select_autoescape
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from PIL import Image
 from plotly.offline import get_plotlyjs
-from rich.markup import escape
-from rich.table import Table
 
-from isomax_evaluation.data.datasets import Images
-from isomax_evaluation.detection.testing import read_scores
-from isomax_evaluation.output.files import run_folder, write_whole
+from isomax_evaluation.comparison.plots import ID, scores_of, write_plots
+from isomax_evaluation.comparison.rows import CHANCE, HIGHER_IS_BETTER, table_rows
+from isomax_evaluation.data import Images
+from isomax_evaluation.output.files import write_whole
 
-HIGHER_IS_BETTER = {"AUROC": True, "AUPR-IN": True, "AUPR-OUT": True, "FPR95TPR": False}
 QUANTILES = 500  # of each set of scores, so that the file stays small whatever their number
 EXAMPLES = 8
-ID = ""  # the ID test set among the datasets of a score; no OOD set has this name
-LINES = ("-", "--", ":", "-.")
-
-
-CHANCE = 50.0  # AUROC in percent
-
-
-def table_rows(
-    results: pd.DataFrame, intervals: pd.DataFrame, costs: pd.DataFrame
-) -> list[dict[str, Any]]:
-    """One row per loss, detector and OOD set: mean and standard deviation over seeds, interval,
-    needs and costs. A cell without a value is NaN."""
-    rows = []
-    cost_of = {(row.loss, row.detector): row for row in costs.itertuples()}
-    interval_of = intervals.set_index(["ood", "loss", "detector"])
-    grouped = results.groupby(["ood", "loss", "detector"], sort=False)
-    for key, group in grouped:
-        ood, loss, detector = key
-        cost = cost_of.get((loss, detector))
-        row = {
-            "ood": ood,
-            "loss": loss,
-            "detector": detector,
-            "needs": "" if cost is None else needs(cost),
-            "passes": "" if cost is None else f"{cost.forward:.0f} + {cost.backward:.0f}",
-            "ms": float("nan") if cost is None else float(cost.ms_per_image),
-            "relative": float("nan") if cost is None else float(cost.relative_time),
-        }
-        row["seeds"], row["valued"] = len(group), int(group["AUROC"].notna().sum())
-        for name in ("accuracy", "ECE", *HIGHER_IS_BETTER):
-            values = 100 * group[name].dropna()
-            row[name] = float(values.mean())
-            row[f"{name} std"] = float(values.std(ddof=1)) if len(values) > 1 else float("nan")
-        for name in HIGHER_IS_BETTER:
-            for end in ("low", "high"):
-                there = key in interval_of.index
-                bound = interval_of.loc[key, f"{name} {end}"] if there else float("nan")
-                row[f"{name} {end}"] = 100 * float(bound)
-        rows.append(row)
-    order = list(results["ood"].unique())
-    rows.sort(key=lambda row: order.index(row["ood"]))  # stable: losses and detectors stay put
-    for ood in order:
-        # one score for all images gives an AUPR of 75%: what is no better than chance is not best
-        informed = [row for row in rows if row["ood"] == ood and row["AUROC"] > CHANCE]
-        for name, higher in HIGHER_IS_BETTER.items():
-            values = [row[name] for row in informed if not np.isnan(row[name])]
-            for row in informed:
-                row[f"{name} best"] = bool(values) and row[name] == (max if higher else min)(values)
-    return rows
-
-
-def needs(cost: Any) -> str:
-    """What a detector needs beyond a forward pass, in a few words, from its row of the costs."""
-    found = []
-    if cost.fitted:
-        found.append("fit")
-    if cost.gradients:
-        found.append("gradients")
-    if cost.hyperparameters:
-        found.append(
-            f"{cost.hyperparameters:.0f} hyperparameter" + "s" * (cost.hyperparameters > 1)
-        )
-    return ", ".join(found) or "nothing"
-
-
-def terminal_table(results: pd.DataFrame, intervals: pd.DataFrame, costs: pd.DataFrame) -> Table:
-    """The same for the terminal; the best of each column and OOD set is marked with a star."""
-    seeds = results["seed"].nunique()
-    table = Table(
-        title=f"percent, mean ± std over {seeds} seeds, [95% bootstrap interval]; * best on its "
-        "OOD set; passes: forward + backward; time: against plain softmax inference",
-        title_justify="left",
-    )
-    for column in ("OOD set", "loss", "detector", "accuracy"):
-        table.add_column(column, no_wrap=True)
-    for column in (*HIGHER_IS_BETTER, "passes", "time"):
-        table.add_column(column, justify="right", no_wrap=True)
-    previous = None
-    for row in table_rows(results, intervals, costs):
-        if previous not in (None, row["ood"]):
-            table.add_section()
-        previous = row["ood"]
-        low, high = row["AUROC low"], row["AUROC high"]
-        interval = "" if np.isnan(low) else f" [{low:.1f}, {high:.1f}]"
-        table.add_row(
-            escape(row["ood"]),
-            row["loss"],
-            row["detector"],
-            _spread(row, "accuracy"),
-            escape(_spread(row, "AUROC") + interval),
-            *(_spread(row, name) for name in HIGHER_IS_BETTER if name != "AUROC"),
-            row["passes"],
-            "" if np.isnan(row["relative"]) else f"{row['relative']:.2f}x",
-        )
-    return table
 
 
 def write_report(
@@ -129,7 +32,7 @@ def write_report(
     errors: pd.DataFrame,
     id_test: Images,
     ood_sets: Sequence[Images],
-    model: str,
+    trained: str | None,
     tuned_on: str | None = None,
     tuned: Sequence[dict[str, object]] = (),
 ) -> Path:
@@ -142,12 +45,12 @@ def write_report(
     :param errors: loss, seed, detector, OOD set and error of the cells without a value
     :param id_test: the ID test images that were scored
     :param ood_sets: the OOD images that were scored
-    :param model: the architecture
+    :param trained: the architecture that was trained with each loss, if one was
     :param tuned_on: the OOD set that hyperparameters were chosen by
     :param tuned: detector, values and runs of each choice
     """
     write_plots(output, results, id_test.name)
-    scores = _scores(output, results, id_test.name)
+    scores = scores_of(output, results, id_test.name)
     environment = Environment(
         loader=PackageLoader("isomax_evaluation.comparison", "templates"),
         autoescape=select_autoescape(),
@@ -160,7 +63,7 @@ def write_report(
         seeds=int(results["seed"].nunique()),
         chance=CHANCE,
         auroc_column=3 + list(HIGHER_IS_BETTER).index("AUROC"),
-        model=model,
+        trained=trained,
         tuned_on=tuned_on,
         tuned=tuned,
         id_name=id_test.name,
@@ -182,79 +85,6 @@ def write_report(
 def _for_script(content: Any) -> str:
     """JSON that a script element may hold: "</" would end it."""
     return json.dumps(content, allow_nan=False).replace("</", "<\\/")
-
-
-def write_plots(output: Path, results: pd.DataFrame, id_name: str) -> None:
-    """``plots/roc.png`` and ``plots/scores.png``: each loss's best detector on each OOD set."""
-    scores = _scores(output, results, id_name)
-    sets, losses = results["ood"].unique(), results["loss"].unique()
-    there = [f"{row.loss}, {row.detector}" in scores for row in results.itertuples()]
-    mean = results[there].groupby(["loss", "ood", "detector"])["AUROC"].mean()
-    (output / "plots").mkdir(exist_ok=True)
-
-    def draw(
-        name: str, plot: Callable[[Axes, str, str], None], rows: Sequence[str], legend: str
-    ) -> None:
-        figure = Figure(figsize=(4.5 * len(sets), 3.4 * len(rows)), layout="constrained")
-        axes = figure.subplots(len(rows), len(sets), squeeze=False)
-        for line, row in zip(axes, rows, strict=True):
-            for axis, ood in zip(line, sets, strict=True):
-                for loss in losses if row == "all" else [row]:
-                    if (loss, ood) in mean.index:
-                        plot(axis, f"{loss}, {mean[loss, ood].idxmax()}", ood)
-                if axis.has_data():
-                    axis.legend(fontsize="small", loc=legend)
-        path = output / "plots" / name
-        write_whole(path, lambda partial: figure.savefig(partial, format="png", dpi=110))
-
-    def roc(axis: Axes, name: str, ood: str) -> None:
-        known, unknown = np.sort(scores[name][ID]), np.sort(scores[name][ood])
-        cuts = np.unique(np.concatenate([known, unknown]))
-        rates = [
-            [*(1 - np.searchsorted(values, cuts, side="left") / len(values)), 0]
-            for values in (known, unknown)
-        ]
-        style = LINES[len(axis.lines) % len(LINES)]  # told apart without colour
-        axis.plot(*rates, style, label=name)
-        axis.set(title=ood, xlabel="ID images rejected", ylabel="OOD images rejected")
-        axis.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
-
-    def histogram(axis: Axes, name: str, ood: str) -> None:
-        known, unknown = scores[name][ID], scores[name][ood]
-        bins = np.histogram_bin_edges(np.concatenate([known, unknown]), 40).tolist()
-        axis.hist(known, bins, density=True, alpha=0.6, label="ID")
-        axis.hist(unknown, bins, density=True, alpha=0.6, label=ood, hatch="//")
-        axis.set(title=name, xlabel="outlier score", yticks=[])
-
-    draw("roc.png", roc, ["all"], "lower right")
-    draw("scores.png", histogram, list(losses), "best")
-
-
-def _spread(row: dict[str, Any], name: str) -> str:
-    if np.isnan(row[name]):
-        return "error"
-    star = "*" if row.get(f"{name} best") else ""
-    spread = "" if np.isnan(row[f"{name} std"]) else f" ±{row[f'{name} std']:.1f}"
-    few = f" ({row['valued']} of {row['seeds']} seeds)" if row["valued"] < row["seeds"] else ""
-    return f"{star}{row[name]:.1f}{spread}" + (few if name == "AUROC" else "")
-
-
-def _scores(output: Path, results: pd.DataFrame, id_name: str) -> dict[str, dict[str, np.ndarray]]:
-    """Scores of the first seed, by "loss, detector" and dataset; the ID set is :data:`ID`."""
-    scores: dict[str, dict[str, np.ndarray]] = {}
-    first = results["seed"].min()
-    for loss in results["loss"].unique():
-        folder = run_folder(output, loss, first)
-        known = read_scores(folder, id_name)
-        for ood in results["ood"].unique():
-            unknown = read_scores(folder, ood)
-            for detector in known.keys() & unknown.keys():
-                name = f"{loss}, {detector}"
-                scores.setdefault(name, {ID: known[detector]})[ood] = unknown[detector]
-    order = [
-        f"{loss}, {name}" for loss, name in results[["loss", "detector"]].drop_duplicates().values
-    ]
-    return {name: scores[name] for name in order if name in scores}
 
 
 def _quantiles(scores: dict[str, dict[str, np.ndarray]]) -> dict[str, dict[str, list[float]]]:
@@ -310,9 +140,19 @@ def _examples(
 
 def _thumbnail(images: Images, position: int) -> str:
     image = images.image(position)
+    if isinstance(image, torch.Tensor):
+        image = _picture(image)
     image.thumbnail((96, 96))
     if image.width < 64:
         image = image.resize((64, 64 * image.height // image.width), resample=0)
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return base64.b64encode(buffer.getvalue()).decode()
+
+
+def _picture(tensor: torch.Tensor) -> Image.Image:
+    """A finished tensor, whose preprocessing is not known, between its extremes."""
+    pixels = tensor.detach().float().reshape(-1, *tensor.shape[-2:])[:3]
+    low, high = pixels.min(), pixels.max()
+    array = ((pixels - low) / (high - low).clamp(min=1e-9) * 255).byte().numpy()
+    return Image.fromarray(array.transpose(1, 2, 0) if len(array) == 3 else array[0])

@@ -7,7 +7,8 @@ import pytorch_ood.benchmark
 from pytorch_ood.benchmark import Benchmark
 
 from isomax_adapters.onnx.images import as_rgb
-from isomax_evaluation.data.datasets import OOD_LABEL, Images, from_dataset, labels_of
+from isomax_evaluation.data.images import OOD_LABEL, Images
+from isomax_evaluation.data.torch_datasets import from_dataset, labels_of
 from isomax_evaluation.output.errors import InputError, one_line
 
 BENCHMARKS = tuple(name for name in pytorch_ood.benchmark.__all__ if name != "Benchmark")

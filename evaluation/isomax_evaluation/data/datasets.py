@@ -8,89 +8,24 @@ torchvision's (``CIFAR10``, ``SVHN``), and every name that ``timm.data.create_da
 """
 
 import inspect
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytorch_ood.dataset.img
 import timm.data
-import torch
 import torchvision.datasets
 from PIL import Image
 from pytorch_ood.dataset.img import GaussianNoise, UniformNoise
-from pytorch_ood.dataset.img.noise import NoiseDataset
-from torch.utils import data as torch_data
 
 from isomax_adapters.onnx.images import IMAGE_FORMATS, as_rgb
+from isomax_evaluation.data.images import OOD_LABEL, Images, stratified_split
+from isomax_evaluation.data.torch_datasets import from_dataset, labels_of
 from isomax_evaluation.output.errors import InputError, one_line
 
 DIGITS_KNOWN, DIGITS_HELD_OUT = tuple("0123456"), tuple("789")
 NOISE = {"gaussian-noise": GaussianNoise, "uniform-noise": UniformNoise}
 SPLIT_FOLDERS = {"train": ("train", "training"), "test": ("test", "val", "validation", "eval")}
-OOD_LABEL = -1
-
-
-@dataclass(frozen=True)
-class Images:
-    """Images with labels: a dataset, or a part of one."""
-
-    name: str
-    source: Any  #: indexable; items are (PIL image, anything)
-    labels: np.ndarray  #: class of each image that ``indices`` names; OOD sets: -1
-    class_names: tuple[str, ...]
-    indices: np.ndarray  #: which items of the source
-    paths: list[str] | None = field(default=None, repr=False)  #: files of the source, if it has any
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def take(self, chosen: Sequence[int] | np.ndarray) -> "Images":
-        """The part with these positions."""
-        chosen = np.asarray(chosen, dtype=int)
-        return Images(
-            self.name,
-            self.source,
-            self.labels[chosen],
-            self.class_names,
-            self.indices[chosen],
-            self.paths,
-        )
-
-    @property
-    def in_memory(self) -> bool:
-        """Whether the images are decoded already."""
-        return isinstance(self.source, list)
-
-    def name_of(self, position: int) -> str:
-        """The file of an image; its number where there are no files."""
-        index = int(self.indices[position])
-        return self.paths[index] if self.paths else f"image {index}"
-
-    def image(self, position: int) -> Image.Image:
-        """One image, as RGB."""
-        image: Image.Image = self.source[int(self.indices[position])][0]
-        return as_rgb(image)
-
-    def as_ood(self) -> "Images":
-        """The same images labelled as out-of-distribution."""
-        labels = np.full(len(self), OOD_LABEL)
-        return Images(self.name, self.source, labels, (), self.indices, self.paths)
-
-
-class Transformed(torch_data.Dataset):
-    """Images under a transform, as a ``torch.utils.data.Dataset`` of (tensor, label)."""
-
-    def __init__(self, images: Images, transform: Callable[[Image.Image], torch.Tensor]) -> None:
-        self.images = images
-        self.transform = transform
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, position: int) -> tuple[torch.Tensor, int]:
-        return self.transform(self.images.image(position)), int(self.images.labels[position])
 
 
 def open_splits(name: str, root: str | None = None) -> tuple[Images, Images]:
@@ -152,126 +87,6 @@ def open_images(name: str, split: str = "test", root: str | None = None) -> Imag
         "'digits', 'gaussian-noise', 'uniform-noise', one of pytorch-ood's, such as Textures, one "
         "of torchvision's, such as CIFAR10, or a name that timm knows, such as torch/cifar10"
     )
-
-
-def from_dataset(
-    dataset: Any, name: str, labels: np.ndarray, class_names: tuple[str, ...]
-) -> Images:
-    """The images of a ``torch.utils.data.Dataset`` that gives them as they are.
-
-    :raises InputError: if it is empty, or transforms its images
-    """
-    if len(dataset) == 0:
-        raise InputError(f"{name} has no images")
-    if isinstance(dataset, NoiseDataset):
-        # it gives another image at every access
-        dataset = [dataset[index] for index in range(len(dataset))]
-    first = dataset[0][0]
-    if not isinstance(first, Image.Image):
-        raise InputError(
-            f"{name} gives {type(first).__name__}, not images: make it with a transform that "
-            "returns its argument, since each model brings its own preprocessing"
-        )
-    return Images(name, dataset, labels, class_names, np.arange(len(dataset)))
-
-
-def stratified_split(images: Images, share: float, seed: int) -> tuple[Images, Images]:
-    """Two parts with the same classes; the second holds ``share`` of each class, at least one.
-
-    :raises InputError: if a class has only one image
-    """
-    generator = np.random.default_rng(seed)
-    second = []
-    for label in np.unique(images.labels):
-        members = np.flatnonzero(images.labels == label)
-        if len(members) < 2:
-            raise InputError(
-                f"class {images.class_names[label]!r} of {images.name} has one image only; it "
-                "takes two to hold some out"
-            )
-        count = min(max(1, round(share * len(members))), len(members) - 1)
-        second.append(generator.permutation(members)[:count])
-    chosen = np.zeros(len(images), dtype=bool)
-    chosen[np.concatenate(second)] = True
-    return images.take(np.flatnonzero(~chosen)), images.take(np.flatnonzero(chosen))
-
-
-def limit_per_class(images: Images, limit: int | None, seed: int = 0) -> Images:
-    """At most ``limit`` images of each class, drawn at random, in the original order.
-
-    :raises InputError: if that is none
-    """
-    if limit is None:
-        return images
-    if limit < 1:
-        raise InputError(f"at most {limit} images per class is none; give at least 1")
-    generator = np.random.default_rng(seed)
-    groups = [np.flatnonzero(images.labels == label) for label in np.unique(images.labels)]
-    return images.take(np.sort(np.concatenate([generator.permutation(g)[:limit] for g in groups])))
-
-
-def at_most(images: Images, limit: int | None) -> Images:
-    """At most ``limit`` images, drawn at random, in the original order.
-
-    :raises InputError: if that is none
-    """
-    if limit is None or len(images) <= limit:
-        return images
-    if limit < 1:
-        raise InputError(f"at most {limit} test images is none; give at least 1")
-    return images.take(np.sort(np.random.default_rng(0).permutation(len(images))[:limit]))
-
-
-def unreadable(images: Images, workers: int, progress: Callable[[int], None]) -> dict[int, str]:
-    """Decode every image once; the positions of those that do not decode, with the reason.
-
-    :param workers: processes to decode in
-    :param progress: called with the number of images done since the last call
-    """
-    if images.in_memory:
-        return {}
-    bad: dict[int, str] = {}
-    done = 0
-    loader: torch_data.DataLoader = torch_data.DataLoader(
-        _Reasons(images), batch_size=256, num_workers=workers, collate_fn=list
-    )
-    for reasons in loader:
-        bad |= {done + place: reason for place, reason in enumerate(reasons) if reason}
-        done += len(reasons)
-        progress(len(reasons))
-    return bad
-
-
-class _Reasons(torch_data.Dataset):
-    """Why an image does not decode; empty if it does."""
-
-    def __init__(self, images: Images) -> None:
-        self.images = images
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, position: int) -> str:
-        try:
-            self.images.image(position)
-        except Exception as error:  # Pillow's decoders raise whatever they please
-            reason = f"{type(error).__name__}: {error}"
-            name = self.images.name_of(position)
-            return reason.replace(f" {name!r}", "").replace(name, "the file")
-        return ""
-
-
-def labels_of(dataset: Any) -> np.ndarray:
-    """Labels of a dataset of (image, label), without decoding its images where it lists them."""
-    if isinstance(dataset, torch_data.ConcatDataset):
-        return np.concatenate([labels_of(part) for part in dataset.datasets])
-    if isinstance(dataset, torch_data.Subset):
-        return labels_of(dataset.dataset)[np.asarray(dataset.indices)]
-    changed = getattr(dataset, "target_transform", None) is not None
-    for name in ("targets", "labels", "_labels"):
-        if hasattr(dataset, name) and not changed:
-            return np.asarray(getattr(dataset, name), dtype=int)
-    return np.array([int(dataset[index][1]) for index in range(len(dataset))])
 
 
 def _digits(classes: tuple[str, ...], name: str = "digits") -> Images:

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from torchvision import transforms
 
-from isomax_evaluation.data.datasets import Images, Transformed
+from isomax_evaluation.data.images import Images, Transformed
 
 
 class Decoded:

@@ -16,11 +16,10 @@ from isomax_adapters.onnx import export
 from isomax_adapters.onnx.exporting import CALIBRATION_IMAGES
 from isomax_adapters.onnx.runtime import Scorer
 from isomax_adapters.timm import load_model
-from isomax_evaluation.data import datasets as data
-from isomax_evaluation.data.datasets import Images
-from isomax_evaluation.detection.testing import ood_metrics
+from isomax_evaluation import data
+from isomax_evaluation.data import Images
+from isomax_evaluation.detection.metrics import ood_metrics
 from isomax_evaluation.output.errors import InputError
-from isomax_evaluation.training.train import readable
 
 
 def export_and_measure(
@@ -57,7 +56,7 @@ def export_and_measure(
     places = np.linspace(0, len(training) - 1, min(len(training), CALIBRATION_IMAGES))
     training = training.take(places.round().astype(int))
     training, known, *unknown = (
-        readable(images, skip_bad_images, workers, progress)
+        data.readable(images, skip_bad_images, workers, progress)
         for images in (training, *(data.at_most(i, test_images) for i in (known, *unknown)))
     )
     with tempfile.TemporaryDirectory() as scratch:

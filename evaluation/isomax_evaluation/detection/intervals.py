@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-METRICS = ("AUROC", "AUPR-IN", "AUPR-OUT", "FPR95TPR")
+from isomax_evaluation.detection.metrics import METRICS
+
 REPEATS = 200
 BINS = 2000  # thresholds looked at; more change nothing that an interval of 200 repeats shows
 

@@ -1,201 +1,276 @@
-"""Scores, metrics and costs of one trained model, in its run folder."""
+"""One model under all detectors: scores, metrics and costs, in the folder of its run."""
 
-import hashlib
 import json
-import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
-import timm.data
 import torch
-from accelerate import Accelerator
 from pytorch_ood.api import Detector
-from pytorch_ood.metrics import OODMetrics
 from rich.progress import Progress
-from torch import Tensor
-from torch.utils.data import ConcatDataset, DataLoader
 
-from isomax_adapters.pytorch_ood import Parts, detectors_for
-from isomax_adapters.timm import load_model
-from isomax_evaluation.data.datasets import Images, Transformed
-from isomax_evaluation.detection.intervals import METRICS
+from isomax.calibration import expected_calibration_error
+from isomax_adapters.pytorch_ood import detectors_for
+from isomax_evaluation.data import Images
+from isomax_evaluation.data.digests import digest
+from isomax_evaluation.data.loading import loader_of
+from isomax_evaluation.detection.fitting import fit, remove_scratch
+from isomax_evaluation.detection.metrics import COLUMNS, ood_metrics
+from isomax_evaluation.detection.models import Model
+from isomax_evaluation.detection.predictions import write_predictions
+from isomax_evaluation.detection.scores import add_scores, read_failed, read_scores
+from isomax_evaluation.detection.scoring import score
 from isomax_evaluation.detection.tuning import tune
-from isomax_evaluation.extraction import one_pass as extraction
-from isomax_evaluation.output.files import write_json, write_whole
+from isomax_evaluation.extraction.store import Outputs, OutputsOnDisk, keeper, together
+from isomax_evaluation.output.files import write_json
 from isomax_evaluation.output.progress import shown
-from isomax_evaluation.output.tables import write_table
-from isomax_evaluation.speed.timing import cost_of_detectors
-from isomax_evaluation.training.jobs import Job, build_model, data_config
-from isomax_evaluation.training.loop import images_workers
+from isomax_evaluation.output.tables import read_table, write_table
+from isomax_evaluation.speed.costs import cost_of_detectors
 
-COLUMNS = (*METRICS, "AUTC")  # pytorch-ood's metrics, by its names
 TUNING_IMAGES = 2000  # that detectors of images and feature maps are tuned on
+COST_IMAGES = 32
+CELL = ["loss", "seed", "detector", "ood"]
 
 
 @dataclass(frozen=True)
 class Tested:
     """The images that every model of a comparison is tested on."""
 
-    known: Images
+    known: Images  #: of the ID set, those that are scored
     unknown: Sequence[Images]
+    all_known: Images  #: the whole ID test set, which accuracy is measured on
     tuning: Images | None = None  #: OOD images for hyperparameters; none are tuned without
 
 
-def test_model(
-    job: Job,
-    folder: Path,
-    names: Sequence[str],
-    train_images: Images,
-    val_images: Images,
-    tested: Tested,
-    accelerator: Accelerator,
-    progress: Progress,
-) -> None:
-    """Score all test images with all detectors; ``results.csv`` and ``errors.csv`` in the folder.
+@dataclass(frozen=True)
+class Bench:
+    """One model, the images it is tried on, and where what comes out goes."""
 
-    Goes on where an interrupted call was: a dataset that has been scored is not scored again.
+    model: Model
+    folder: Path  #: of the run
+    store: Path  #: of the models' outputs, which are kept
+    training: Images  #: ID images that detectors are fitted on
+    validation: Images | None  #: ID images that hyperparameters are chosen by
+    tested: Tested
+    workers: int
+    progress: Progress
+    measure_costs: bool  #: of several seeds, one will do
 
-    :param job: what the model in the folder was trained for
+    def keeper(self, images: Images) -> OutputsOnDisk:
+        """Where the model's outputs on some images are kept."""
+        model = self.model
+        key = model.weights, model.preprocessing, digest(images)
+        return keeper(self.store, *key, len(images))
+
+    def loader(self, *sets: Images) -> Any:
+        """Their batches, as the model takes them."""
+        return loader_of(self.model.transform, self.workers, *sets)
+
+    def outputs(self, images: Images) -> Outputs:
+        """The model's outputs on some images; computed if they are not kept."""
+        keeper = self.keeper(images)
+        kept = keeper.read()
+        if kept is not None:
+            return kept
+        doing = f"running {self.model.name} on {images.name}"
+        with shown(self.progress, doing, len(images)) as advance:
+            return score(self.model.parts, {}, self.loader(images), advance, keeper)[0]
+
+
+def test_model(bench: Bench, names: Sequence[str]) -> None:
+    """Score all test images with all detectors; the tables of the run in its folder.
+
+    What is there already stays: only detectors without scores are fitted, only sets without their
+    scores are scored, and the model runs only over images whose outputs are not kept, unless a
+    detector takes feature maps or images.
+
     :param names: detectors
-    :param train_images: ID images that detectors are fitted on
-    :param val_images: ID images that hyperparameters are chosen by
     """
-    if (folder / "results.csv").is_file():
-        return
-    (folder / "scores").mkdir(exist_ok=True)
-    extraction.remove_scratch(folder)  # of a killed run
-    model = load_model(folder / "model").to(accelerator.device)
-    parts = Parts(model)
-    detectors = detectors_for(parts, names)
-    transform = timm.data.create_transform(**data_config(job, model))
-
-    def loader_of(*sets: Images) -> DataLoader:
-        return DataLoader(
-            ConcatDataset([Transformed(images, transform) for images in sets]),
-            batch_size=64,
-            num_workers=max(images_workers(images, job) for images in sets),
-        )
-
-    todo = [images for images in (tested.known, *tested.unknown) if not _scored(folder, images)]
-    costs_missing = job.seed == 0 and not (folder / "costs.csv").is_file()
-    if todo or costs_missing:
-        chosen_before = folder / "hyperparameters.json"
-        if tested.tuning is not None and chosen_before.is_file():
-            for name, values in json.loads(chosen_before.read_text()).items():
-                detectors[name].set_hyperparameters(**values)
-        elif tested.tuning is not None:
-            with shown(progress, f"choosing hyperparameters, {job.loss}"):
-                step = -(-len(train_images) // TUNING_IMAGES)
-                few = train_images.take(np.arange(0, len(train_images), step))
-                chosen = tune(
-                    parts,
-                    detectors,
-                    loader_of(train_images),
-                    loader_of(few),
-                    loader_of(val_images, tested.tuning),
-                )
-            write_json(chosen_before, chosen)
-        torch.manual_seed(job.seed)  # some detectors draw
-        with shown(progress, f"fitting detectors, {job.loss}", len(train_images)) as advance:
-            unfitted = extraction.fit(parts, detectors, loader_of(train_images), folder, advance)
-        fitted = {name: d for name, d in detectors.items() if name not in unfitted}
-        for images in todo:
-            torch.manual_seed(job.seed)
-            with shown(progress, f"scoring {images.name}, {job.loss}", len(images)) as advance:
-                _, scores, failed = extraction.score(parts, fitted, loader_of(images), advance)
-            _write_scores(folder, images, scores, unfitted | failed)
-        if costs_missing:
-            with shown(progress, f"measuring what a score costs, {job.loss}"):
-                _write_costs(job, folder, parts, fitted, tested.known, transform)
-    _write_results(job, folder, list(detectors), tested)
+    folder, sets = bench.folder, [bench.tested.known, *bench.tested.unknown]
+    (folder / "scores").mkdir(parents=True, exist_ok=True)
+    remove_scratch(folder)  # of a killed run
+    detectors = detectors_for(bench.model.parts, names)
+    missing = {images.name: _missing(folder, images, detectors) for images in sets}
+    unpriced = _unpriced(folder, detectors) if bench.measure_costs else []
+    wanted = {
+        name: detector
+        for name, detector in detectors.items()
+        if name in unpriced or any(name in there for there in missing.values())
+    }
+    if wanted:
+        torch.manual_seed(bench.model.seed)
+        _score_missing(bench, wanted, missing, unpriced)
+    if not (folder / "summary.json").is_file():
+        _write_summary(bench)
+    if wanted or _rows(folder) != {(n, images.name) for n in detectors for images in sets[1:]}:
+        write_predictions(folder, bench.model, [(images, bench.outputs(images)) for images in sets])
+        _write_results(bench, list(detectors))
 
 
-def read_scores(folder: Path, images: str) -> dict[str, np.ndarray]:
-    """Scores of a dataset by detector, from a run folder."""
-    with np.load(_scores_path(folder, images)) as arrays:
-        return dict(arrays)
+def _missing(folder: Path, images: Images, names: Iterable[str]) -> list[str]:
+    done = {*read_scores(folder, images.name), *read_failed(folder, images.name)}
+    return [name for name in names if name not in done]
 
 
-def ood_metrics(id_scores: Tensor, ood_scores: Tensor) -> dict[str, float]:
-    """pytorch-ood's metrics of one ID and one OOD set of scores."""
-    metrics = OODMetrics()
-    metrics.update(id_scores, torch.zeros(len(id_scores), dtype=torch.long))
-    metrics.update(ood_scores, torch.full((len(ood_scores),), -1))
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "AUTC is undefined")  # an empty cell says so
-        computed = metrics.compute()
-    return {name: float(computed[name]) for name in COLUMNS}
+def _unpriced(folder: Path, names: Iterable[str]) -> list[str]:
+    path = folder / "costs.csv"
+    priced = set(read_table(path)["detector"]) if path.is_file() else set()
+    return [name for name in names if name not in priced]
 
 
-def _scores_path(folder: Path, images: str) -> Path:
-    name = quote(images, safe="")
-    if len(name) > 200:  # file systems take 255 bytes
-        name = f"{name[:100]}-{hashlib.sha256(images.encode()).hexdigest()[:16]}"
-    return folder / "scores" / f"{name}.npz"
+def _rows(folder: Path) -> set[tuple[str, str]]:
+    """Detector and OOD set of each row that is there."""
+    path = folder / "results.csv"
+    if not path.is_file():
+        return set()
+    table = read_table(path)
+    return set(zip(table["detector"], table["ood"], strict=True))
 
 
-def _scored(folder: Path, images: Images) -> bool:
-    return _scores_path(folder, images.name).is_file()
-
-
-def _write_scores(
-    folder: Path, images: Images, scores: dict[str, Tensor], failed: dict[str, str]
+def _score_missing(
+    bench: Bench,
+    detectors: dict[str, Detector],
+    missing: dict[str, list[str]],
+    unpriced: list[str],
 ) -> None:
-    path = _scores_path(folder, images.name)
-    arrays = {name: values.numpy() for name, values in scores.items()}
+    model, folder, progress = bench.model, bench.folder, bench.progress
+    chosen = _tuned(bench, detectors)
+    for name, values in chosen.items():
+        if name in detectors:
+            detectors[name].set_hyperparameters(**values)
+    with shown(progress, f"fitting detectors, {model.name}", len(bench.training)) as advance:
+        unfitted = fit(
+            model.parts,
+            detectors,
+            bench.loader(bench.training),
+            folder,
+            advance,
+            bench.keeper(bench.training),
+            model.seed,
+        )
+    _write_hyperparameters(bench, detectors, chosen)
+    fitted = {name: d for name, d in detectors.items() if name not in unfitted}
+    for images in (bench.tested.known, *bench.tested.unknown):
+        names, outputs = missing[images.name], bench.keeper(images)
+        if not names and outputs.read() is not None:
+            continue
+        with shown(progress, f"scoring {images.name}, {model.name}", len(images)) as advance:
+            _, scores, failed = score(
+                model.parts,
+                {name: fitted[name] for name in names if name in fitted},
+                bench.loader(images),
+                advance,
+                outputs,
+                model.seed,
+            )
+        if names:
+            failed |= {name: unfitted[name] for name in names if name in unfitted}
+            add_scores(folder, images, scores, failed)
+    if unpriced:
+        with shown(progress, f"measuring what a score costs, {model.name}"):
+            _write_costs(bench, {n: d for n, d in fitted.items() if n in unpriced})
 
-    def write(partial: Path) -> None:
-        with partial.open("wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
 
-    write_json(path.with_suffix(".json"), {"failed": failed})
-    write_whole(path, write)  # the last one: it says that the dataset is done
+def _tuned(bench: Bench, detectors: dict[str, Detector]) -> dict[str, dict[str, Any]]:
+    """Hyperparameters that were chosen on the tuning set, if there is one; those that are missing
+    are chosen now."""
+    tuning, path = bench.tested.tuning, bench.folder / "hyperparameters.json"
+    chosen: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.is_file() else {}
+    new = {n: d for n, d in detectors.items() if d.hyperparameter_space and n not in chosen}
+    if tuning is None or bench.validation is None or not new:
+        return chosen
+    with shown(bench.progress, f"choosing hyperparameters, {bench.model.name}"):
+        step = -(-len(bench.training) // TUNING_IMAGES)
+        few = bench.training.take(np.arange(0, len(bench.training), step))
+        known, unknown = bench.outputs(bench.validation), bench.outputs(tuning)
+        chosen |= tune(
+            bench.model.parts,
+            new,
+            bench.outputs(bench.training),
+            together(known, unknown),
+            bench.loader(few),
+            bench.loader(bench.validation, tuning),
+        )
+    write_json(path, chosen)
+    return chosen
 
 
-def _write_results(job: Job, folder: Path, names: Sequence[str], tested: Tested) -> None:
-    def read(images: Images) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-        content = json.loads(_scores_path(folder, images.name).with_suffix(".json").read_text())
-        return read_scores(folder, images.name), content["failed"]
+def _write_hyperparameters(
+    bench: Bench, detectors: dict[str, Detector], chosen: dict[str, dict[str, Any]]
+) -> None:
+    """Of every detector, tuned or not."""
+    path, tuning = bench.folder / "hyperparameters.csv", bench.tested.tuning
+    rows = [
+        {
+            "loss": bench.model.name,
+            "seed": bench.model.seed,
+            "detector": name,
+            "hyperparameter": key,
+            "value": str(value),
+            "chosen_on": tuning.name if tuning is not None and name in chosen else "",
+        }
+        for name, detector in detectors.items()
+        for key, value in detector.get_hyperparameters().items()
+    ]
+    columns = ["loss", "seed", "detector", "hyperparameter", "value", "chosen_on"]
+    table = pd.DataFrame(rows, columns=columns)
+    if path.is_file():
+        before = read_table(path)
+        kept = before[~before["detector"].isin(list(detectors))]
+        table = pd.concat([kept, table], ignore_index=True) if len(kept) else table
+    write_table(path, table)
 
+
+def _write_summary(bench: Bench) -> None:
+    """What training writes of a model that it has trained: accuracy and calibration error on the
+    whole ID test set; the latter at the model's temperature, if it has one."""
+    outputs, calibration = bench.outputs(bench.tested.all_known), bench.model.calibration
+    logits, labels = outputs.logits, outputs.labels
+    temperature = 1.0 if calibration is None else calibration.temperature
+    summary = {
+        "test_accuracy": float((logits.argmax(dim=1) == labels).float().mean()),
+        "test_ECE": expected_calibration_error(logits / temperature, labels),
+    }
+    if calibration is not None:
+        alarms = calibration.score_of(logits) > calibration.threshold
+        summary["test_false_alarm_rate"] = float(alarms.float().mean())
+    write_json(bench.folder / "summary.json", summary)
+
+
+def _write_results(bench: Bench, names: Sequence[str]) -> None:
+    model, folder = bench.model, bench.folder
     summary = json.loads((folder / "summary.json").read_text())
-    id_scores, id_failed = read(tested.known)
+    known = bench.tested.known.name
+    id_scores, id_failed = read_scores(folder, known), read_failed(folder, known)
     rows, errors = [], []
-    for images in tested.unknown:
-        ood_scores, ood_failed = read(images)
-        failed = ood_failed | id_failed
+    for images in bench.tested.unknown:
+        ood_scores = read_scores(folder, images.name)
+        failed = read_failed(folder, images.name) | id_failed
         for name in names:
-            where = {"loss": job.loss, "seed": job.seed, "detector": name, "ood": images.name}
+            where = {"loss": model.name, "seed": model.seed, "detector": name, "ood": images.name}
             if name in failed:
                 errors.append(where | {"error": failed[name]})
                 found = dict.fromkeys(COLUMNS, float("nan"))
             else:
                 found = ood_metrics(*(torch.from_numpy(s[name]) for s in (id_scores, ood_scores)))
-            model = {"accuracy": summary["test_accuracy"], "ECE": summary["test_ECE"]}
-            rows.append(where | model | found)
-    cell = ["loss", "seed", "detector", "ood"]
-    write_table(folder / "errors.csv", pd.DataFrame(errors, columns=[*cell, "error"]))
-    columns = [*cell, "accuracy", "ECE", *COLUMNS]
+            accuracy = {"accuracy": summary["test_accuracy"], "ECE": summary["test_ECE"]}
+            rows.append(where | accuracy | found)
+    write_table(folder / "errors.csv", pd.DataFrame(errors, columns=[*CELL, "error"]))
+    columns = [*CELL, "accuracy", "ECE", *COLUMNS]
     write_table(folder / "results.csv", pd.DataFrame(rows, columns=columns))
 
 
-def _write_costs(
-    job: Job,
-    folder: Path,
-    parts: Parts,
-    detectors: dict[str, Detector],
-    images: Images,
-    transform: Any,
-) -> None:
-    batch = torch.stack([transform(images.image(i)) for i in range(min(32, len(images)))])
-    batch = batch.to(parts.device)
-    # its weights do not change what it costs
-    baseline = build_model(replace(job, loss="softmax"), parts.model.num_classes, pretrained=False)
-    baseline = baseline.to(parts.device).eval()
-    costs = cost_of_detectors(baseline, parts, detectors, batch)
-    costs.insert(0, "loss", job.loss)
-    write_table(folder / "costs.csv", costs)
+def _write_costs(bench: Bench, detectors: dict[str, Detector]) -> None:
+    model, images, path = bench.model, bench.tested.known, bench.folder / "costs.csv"
+    count = min(COST_IMAGES, len(images))
+    batch = torch.stack([model.transform(images.image(i)) for i in range(count)])
+    costs = cost_of_detectors(
+        model.softmax_twin(), model.parts, detectors, batch.to(model.parts.device)
+    )
+    costs.insert(0, "loss", model.name)
+    if path.is_file():
+        costs = pd.concat([read_table(path), costs], ignore_index=True)
+    write_table(path, costs)

@@ -12,31 +12,30 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from isomax_adapters.pytorch_ood import Parts
-from isomax_evaluation.extraction.one_pass import score
+from isomax_evaluation.extraction.store import Outputs
 
 
 def tune(
     parts: Parts,
     detectors: Mapping[str, Detector],
-    training: DataLoader,
-    few: DataLoader,
-    validation: DataLoader,
+    training: Outputs,
+    validation: Outputs,
+    few_images: DataLoader,
+    validation_images: DataLoader,
 ) -> dict[str, dict[str, Any]]:
     """Set each detector's hyperparameters to those of the highest AUROC on the validation data.
 
     What is searched is each detector's own ``hyperparameter_space``, by pytorch-ood's
-    ``GridSearch``. Detectors of logits and features share one pass over the data; the others read
+    ``GridSearch``. Detectors of logits and features are given the model's outputs; the others read
     the images anew for each candidate.
 
-    :param training: ID images to fit on
-    :param few: some of them, for detectors that read the images anew
-    :param validation: ID images and OOD images (labels < 0)
+    :param training: outputs on ID images to fit on
+    :param validation: outputs on ID images and OOD images (labels < 0)
+    :param few_images: some of the training images, for detectors that read images
+    :param validation_images: the images of ``validation``
     :return: the values that were set, by detector; one that no candidate works for keeps its own
     """
     tunable = {name: d for name, d in detectors.items() if d.hyperparameter_space}
-    if not tunable:
-        return {}
-    (train, _, _), (valid, _, _) = (score(parts, {}, loader) for loader in (training, validation))
     chosen = {}
     for name, detector in tunable.items():
         if isinstance(detector, (LogitsDetector, FeaturesDetector)):
@@ -45,10 +44,10 @@ def tune(
             searched: Any = copy.copy(detector)
             setattr(searched, "model" if kind == "logits" else "encoder", nn.Identity())
             loaders: Any = [
-                [(getattr(outputs, kind), outputs.labels)] for outputs in (train, valid)
+                [(getattr(outputs, kind), outputs.labels)] for outputs in (training, validation)
             ]
         else:
-            searched, loaders = detector, [few, validation]
+            searched, loaders = detector, [few_images, validation_images]
         best = _search(searched, loaders, str(parts.device))
         if best is not None:
             chosen[name] = best

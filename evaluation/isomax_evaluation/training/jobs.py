@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import timm.data
+import timm
 import torch
 
 # Here, before there is a process group: imported later, as DDP does, its functions would have the
@@ -20,6 +20,7 @@ from torch import nn
 
 from isomax.calibration import RejectionThreshold
 from isomax_adapters.timm import attach, create_model
+from isomax_evaluation.data.preprocessing import preprocessing_of
 from isomax_evaluation.output.errors import InputError
 from isomax_evaluation.training.losses import LOSSES
 from isomax_evaluation.training.recipes import Recipe
@@ -108,11 +109,7 @@ def fetch_weights(job: Job, output: Path) -> None:
 
 def data_config(job: Job, model: nn.Module) -> dict[str, Any]:
     """Preprocessing, as ``timm.data.create_transform`` takes it."""
-    size = job.image_size or (32 if job.small_images else None)
-    args: dict[str, Any] = {"img_size": size}
-    if size is not None and size <= 64:
-        args["crop_pct"] = 1.0  # small images have no border to spare
-    return dict(timm.data.resolve_model_data_config(model, args))
+    return preprocessing_of(model, job.image_size or (32 if job.small_images else None))
 
 
 @contextmanager

@@ -22,8 +22,9 @@ from torchvision import transforms
 
 from isomax.functional import NaNFeaturesError, mosaic
 from isomax_adapters.timm.attaching import classifier_names
-from isomax_evaluation.data.datasets import Images, Transformed
+from isomax_evaluation.data import Images, Transformed
 from isomax_evaluation.data.decoded import AugmentedBatches, Decoded
+from isomax_evaluation.data.loading import workers_for
 from isomax_evaluation.output.errors import InputError
 from isomax_evaluation.output.files import write_lines, write_whole
 from isomax_evaluation.output.progress import say
@@ -185,7 +186,7 @@ def train_loader(
     accelerator: Accelerator,
 ) -> Batches:
     """This process's share of the batches, augmented."""
-    recipe, workers = job.recipe, images_workers(images, job)
+    recipe, workers = job.recipe, workers_for(images, job.workers)
     if recipe.in_memory:
         decoded = Decoded(images, config, accelerator.device, recipe.batch_size, workers)
         padding = config["input_size"][-1] // 8 if recipe.augment == "pad-crop" else 0
@@ -206,16 +207,11 @@ def eval_loader(
     share = images.take(
         np.arange(accelerator.process_index, len(images), accelerator.num_processes)
     )
-    batch_size, workers = max(64, job.recipe.batch_size), images_workers(images, job)
+    batch_size, workers = max(64, job.recipe.batch_size), workers_for(images, job.workers)
     if job.recipe.in_memory:
         return Decoded(share, config, accelerator.device, batch_size, workers)
     transform = timm.data.create_transform(**config)
     return DataLoader(Transformed(share, transform), batch_size=batch_size, num_workers=workers)
-
-
-def images_workers(images: Images, job: Job) -> int:
-    """Decoding pays for processes of its own; images in memory do not."""
-    return 0 if images.in_memory else job.workers
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 from accelerate import Accelerator
 from rich.progress import Progress
 
@@ -17,12 +16,14 @@ from isomax.calibration import (
 )
 from isomax_adapters.timm import save_model
 from isomax_adapters.timm.attaching import head_modules
-from isomax_evaluation.data import datasets as data
-from isomax_evaluation.data.datasets import Images
-from isomax_evaluation.data.provenance import write_provenance
-from isomax_evaluation.output.errors import InputError, first_few
-from isomax_evaluation.output.files import claim_folder, write_json
+from isomax_evaluation import data
+from isomax_evaluation.data import Images
+from isomax_evaluation.data.digests import describe
+from isomax_evaluation.output.errors import InputError
+from isomax_evaluation.output.files import write_json
+from isomax_evaluation.output.folders import claim_folder
 from isomax_evaluation.output.progress import progress_bar
+from isomax_evaluation.output.provenance import write_provenance
 from isomax_evaluation.training.jobs import (
     Job,
     accelerator_for,
@@ -88,9 +89,10 @@ def train(
         accelerator_for(recipe) as accelerator,
         progress_bar(enabled=accelerator.is_main_process) as progress,
     ):
-        train_images = readable(train_images, skip_bad_images, workers, progress)
-        test_images = readable(test_images, skip_bad_images, workers, progress)
+        train_images = data.readable(train_images, skip_bad_images, workers, progress)
+        test_images = data.readable(test_images, skip_bad_images, workers, progress)
         train_images, val_images = data.stratified_split(train_images, val_share, seed)
+        check_validation(job, val_images)
         fetch_weights(job, output)
         if accelerator.is_main_process:
             claim_run(job, dataset, train_images, val_images, output)
@@ -119,26 +121,17 @@ def claim_run(
     claim_folder(folder, settings)
 
 
-def readable(images: Images, skip: bool, workers: int, progress: Progress) -> Images:
-    """Images that all decode.
-
-    :raises InputError: if some do not and ``skip`` is false
+def check_validation(job: Job, val_images: Images) -> None:
     """
-    if images.in_memory:
-        return images
-    task = progress.add_task(f"checking {images.name}", total=len(images))
-    bad = data.unreadable(images, workers, lambda done: progress.advance(task, done))
-    progress.remove_task(task)
-    if not bad:
-        return images
-    listed = first_few([f"{images.name_of(at)} ({reason})" for at, reason in bad.items()], 5)
-    if not skip:
+    :raises InputError: if there are too few validation images for the threshold
+    """
+    needed = RejectionThreshold(job.alpha).samples_needed
+    if len(val_images) < needed:
         raise InputError(
-            f"{len(bad)} of {len(images)} images of {images.name} do not decode: {listed}; "
-            "remove them, or leave them out with --skip-bad-images"
+            f"alpha={job.alpha} takes {needed} validation images, there are {len(val_images)}; "
+            "give more training images, hold out more of them (isomax train --val-share), "
+            "or choose a larger alpha"
         )
-    progress.console.print(f"left out {len(bad)} images that do not decode: {listed}")
-    return images.take(np.setdiff1d(np.arange(len(images)), list(bad)))
 
 
 def train_model(
@@ -158,16 +151,9 @@ def train_model(
     if (folder / "calibration.json").is_file():
         return folder
     classes = len(train_images.class_names)
-    needed = RejectionThreshold(job.alpha).samples_needed
-    if len(val_images) < needed:
-        raise InputError(
-            f"alpha={job.alpha} takes {needed} validation images, there are {len(val_images)}; "
-            "give more training images, hold out more of them (isomax train --val-share), "
-            "or choose a larger alpha"
-        )
     if accelerator.is_main_process:
         known = [("train", train_images), ("validation", val_images), ("test", test_images)]
-        write_provenance(output, [(split, images) for split, images in known if images])
+        write_provenance(output, [describe(split, images) for split, images in known if images])
     model = build_model(job, classes)
     config = data_config(job, model)
     val_loader = eval_loader(val_images, config, job, accelerator)

@@ -16,7 +16,8 @@ from timm.models import get_model_input_config
 
 import isomax_adapters.timm  # noqa: F401
 from isomax_adapters.pytorch_ood import NAMES, Parts, detectors_for, why_not
-from isomax_evaluation.extraction.one_pass import fit, score
+from isomax_evaluation.detection.fitting import fit
+from isomax_evaluation.detection.scoring import score
 
 MODELS = [
     # one small member each of 24 families, convolutional ones first

@@ -19,16 +19,19 @@ from sklearn.metrics import auc, precision_recall_curve, roc_auc_score
 from isomax import EntropicScore
 from isomax_adapters.onnx.runtime import Scorer
 from isomax_adapters.timm import load_calibration, load_model
-from isomax_evaluation import compare
+from isomax_evaluation import compare, data
 from isomax_evaluation.comparison.compare import DETECTORS
-from isomax_evaluation.comparison.report import needs, table_rows, terminal_table
-from isomax_evaluation.data import datasets as data
-from isomax_evaluation.detection.intervals import METRICS, draw, resampled_metrics
-from isomax_evaluation.detection.testing import ood_metrics, read_scores
+from isomax_evaluation.comparison.rows import needs, table_rows, terminal_table
+from isomax_evaluation.detection.intervals import draw, resampled_metrics
+from isomax_evaluation.detection.metrics import METRICS, ood_metrics
+from isomax_evaluation.detection.scores import read_scores
 from isomax_evaluation.output.errors import InputError
+from isomax_evaluation.training.recipes import RECIPES
 
 from ...image_folders import make_folder
 from ..killing import comparison, in_own_process
+
+SHORT = replace(RECIPES["digits"], epochs=2)
 
 
 def test_the_table_has_every_cell(compared):
@@ -69,7 +72,6 @@ def test_training_lowered_the_loss(compared):
 def test_losses_of_a_seed_share_backbone_and_batches(compared, tmp_path):
     from isomax_evaluation.training.jobs import Job, build_model
     from isomax_evaluation.training.loop import EpochBatches
-    from isomax_evaluation.training.recipes import RECIPES
 
     job = Job("test_resnet", "softmax", RECIPES["digits"], seed=3)
     softmax = build_model(job, 5).state_dict()
@@ -186,8 +188,8 @@ def test_a_second_call_computes_nothing_again(compared, monkeypatch):
         raise AssertionError("computed again")
 
     monkeypatch.setattr("isomax_evaluation.training.train.fit", never)
-    monkeypatch.setattr("isomax_evaluation.extraction.one_pass.fit", never)
-    monkeypatch.setattr("isomax_evaluation.extraction.one_pass.score", never)
+    monkeypatch.setattr("isomax_evaluation.detection.testing.fit", never)
+    monkeypatch.setattr("isomax_evaluation.detection.testing.score", never)
     settings = json.loads((compared.output / "settings.json").read_text())
     from isomax_evaluation.training.recipes import Recipe
 
@@ -234,14 +236,13 @@ def test_several_processes_are_refused(tmp_path, monkeypatch):
 
 def test_a_folder_of_another_run_is_left_alone(compared):
     before = (compared.output / "results.csv").read_bytes()
-    with pytest.raises(InputError, match=r"another run \(.*seeds: 2 there, 5 given"):
-        compare(output=compared.output, seeds=5)
+    with pytest.raises(InputError, match=r"another run \(.*alpha: 0.05 there, 0.1 given"):
+        compare(output=compared.output, seeds=2, alpha=0.1, recipe=SHORT)
     assert (compared.output / "results.csv").read_bytes() == before
 
 
 def test_own_folders(photos, tmp_path, capfd):
     """The user's own images, one OOD class also known, one OOD set of a single image."""
-    from isomax_evaluation.training.recipes import RECIPES
 
     make_folder(tmp_path / "odd", ("ash", "yew"), 6, seed=5)
     make_folder(tmp_path / "007", ("x",), 1, seed=6)
@@ -268,7 +269,6 @@ def test_own_folders(photos, tmp_path, capfd):
 
 def short(output, **arguments):
     """One model, trained for an epoch."""
-    from isomax_evaluation.training.recipes import RECIPES
 
     given = {"losses": ["softmax"], "seeds": 1, "recipe": replace(RECIPES["digits"], epochs=1)}
     return compare(output=output, **(given | arguments))
@@ -334,19 +334,19 @@ def test_the_command_ends_with_1_if_a_cell_has_no_value(isomax, tmp_path):
 
 
 def test_an_interrupted_scoring_goes_on_where_it_was(tmp_path, monkeypatch):
-    from isomax_evaluation.extraction import one_pass as extraction
+    from isomax_evaluation.detection import testing
 
     names = ["MaxLogit", "ReAct", "Gram", "ODIN"]
     whole = short(tmp_path / "whole", detectors=names)
-    original, scored = extraction.score, []
+    original, scored = testing.score, []
 
-    def stop_at_the_second(*arguments):
+    def stop_at_the_second(*arguments, **named):
         scored.append(1)
         if len(scored) == 2:
             raise KeyboardInterrupt
-        return original(*arguments)
+        return original(*arguments, **named)
 
-    monkeypatch.setattr(extraction, "score", stop_at_the_second)
+    monkeypatch.setattr(testing, "score", stop_at_the_second)
     with pytest.raises(KeyboardInterrupt):
         short(tmp_path / "out", detectors=names)
     monkeypatch.setattr("isomax_evaluation.training.train.fit", None)  # trained, and not again

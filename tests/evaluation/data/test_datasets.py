@@ -3,7 +3,9 @@ import pytest
 from PIL import Image
 from pytorch_ood.dataset.img import GaussianNoise
 
-from isomax_evaluation.data import datasets as data
+from isomax_evaluation import data
+from isomax_evaluation.data.reading import read_once
+from isomax_evaluation.data.torch_datasets import from_dataset
 from isomax_evaluation.output.errors import InputError
 
 from ...image_folders import make_folder
@@ -61,7 +63,7 @@ def test_unreadable_files_are_found_with_the_reason(tmp_path):
     (tmp_path / "b" / "text.png").write_text("hello")
     done = []
     images = data.open_images(str(tmp_path))
-    bad = data.unreadable(images, 2, done.append)
+    bad, _ = read_once(images, 2, done.append)
     assert sum(done) == 9
     names = {images.name_of(position).rpartition("/")[2] for position in bad}
     assert names == {"cut.jpg", "empty.jpg", "text.png"}
@@ -95,7 +97,7 @@ def test_pytorch_oods_datasets_that_take_more_than_a_folder_say_so(tmp_path):
 
 
 def test_noise_of_pytorch_ood_stays_as_it_was_drawn():
-    noise = data.from_dataset(GaussianNoise(3, size=(8, 8, 3)), "noise", np.full(3, -1), ())
+    noise = from_dataset(GaussianNoise(3, size=(8, 8, 3)), "noise", np.full(3, -1), ())
     first, again = (np.asarray(noise.image(1)) for _ in range(2))
     assert (first == again).all()
 

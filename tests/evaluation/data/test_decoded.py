@@ -6,8 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isomax_evaluation.data import datasets as data
-from isomax_evaluation.data.datasets import Transformed
+from isomax_evaluation import data
+from isomax_evaluation.data import Transformed
 from isomax_evaluation.data.decoded import AugmentedBatches, Decoded, crop_and_flip
 
 CONFIG = {

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from isomax_evaluation.data import datasets as data
+from isomax_evaluation import data
 from isomax_evaluation.deployment.precision import measure
 
 

@@ -21,7 +21,7 @@ from PIL import Image
 
 from isomax_adapters.onnx.images import find_images
 from isomax_adapters.onnx.runtime import Scorer
-from isomax_evaluation.data.datasets import open_images
+from isomax_evaluation.data import open_images
 from isomax_evaluation.deployment.scoring import COLUMNS, score_to_file
 from isomax_evaluation.output.errors import InputError
 

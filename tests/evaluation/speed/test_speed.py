@@ -9,8 +9,9 @@ from rich.console import Console
 
 from isomax_adapters.pytorch_ood import Parts, detectors_for
 from isomax_evaluation.speed import files as onnx_speed
+from isomax_evaluation.speed.costs import cost_of_detectors, count_passes
 from isomax_evaluation.speed.heads import head_ratios, peak_memory
-from isomax_evaluation.speed.timing import alternate, cost_of_detectors, count_passes
+from isomax_evaluation.speed.timing import alternate
 
 
 def test_functions_run_in_turns():
@@ -26,7 +27,7 @@ def test_passes_are_counted():
     assert count_passes(parts, lambda: model(x)) == (1, 0)
     odin = detectors_for(model, ["ODIN"])["ODIN"]
     assert count_passes(parts, lambda: odin.predict(x)) == (2, 1)
-    costs = cost_of_detectors(model, parts, {"ODIN": odin}, x, repeats=2)
+    costs = cost_of_detectors(model, parts, {"ODIN": odin}, x, least=2, most=2)
     assert costs.loc[0, "backward"] == 1
 
 

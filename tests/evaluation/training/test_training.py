@@ -15,8 +15,7 @@ from safetensors.torch import load_file
 
 from isomax.calibration import Calibration
 from isomax_adapters.timm import load_calibration, load_model
-from isomax_evaluation import train
-from isomax_evaluation.data import datasets as data
+from isomax_evaluation import data, train
 from isomax_evaluation.output.errors import InputError
 from isomax_evaluation.training.jobs import Job
 from isomax_evaluation.training.loop import EpochBatches, train_loader

@@ -7,8 +7,9 @@ from importlib.metadata import version
 import pytest
 from PIL import Image
 
-from isomax_evaluation.data.datasets import open_images, open_splits
-from isomax_evaluation.data.provenance import describe, digest, git_commit, write_provenance
+from isomax_evaluation.data import open_images, open_splits
+from isomax_evaluation.data.digests import describe, digest
+from isomax_evaluation.output.provenance import git_commit, write_provenance
 
 from ...image_folders import make_folder
 
@@ -24,7 +25,7 @@ def test_a_dataset_is_described(photos, tmp_path):
         "source": str(photos),
     }
     train, test = open_splits("digits")
-    write_provenance(tmp_path, [("train", train), ("test", test)])
+    write_provenance(tmp_path, [describe("train", train), describe("test", test)])
     content = json.loads((tmp_path / "provenance.json").read_text())
     assert [entry["size"] for entry in content["datasets"]] == [len(train), len(test)]
     assert content["versions"]["timm"] == version("timm")

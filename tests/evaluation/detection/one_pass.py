@@ -1,6 +1,6 @@
 """What one shared pass saves against pytorch-ood's own way, measured alternately.
 
-``tox -e one-pass``, or ``python tests/evaluation/extraction/one_pass.py``. A ResNet-18 at 64x64 and
+``tox -e one-pass``, or ``python tests/evaluation/detection/one_pass.py``. A ResNet-18 at 64x64 and
 JPEG files on disk; each way fits and evaluates the same detectors on two OOD sets, with the same
 loaders.
 """
@@ -25,10 +25,11 @@ from pytorch_ood.benchmark import Benchmark
 from torch.utils.data import ConcatDataset, DataLoader
 
 from isomax_adapters.pytorch_ood import Parts, detectors_for
-from isomax_evaluation.data import datasets as data
-from isomax_evaluation.data.datasets import Images, Transformed
-from isomax_evaluation.detection.testing import ood_metrics
-from isomax_evaluation.extraction.one_pass import fit, score
+from isomax_evaluation import data
+from isomax_evaluation.data import Images, Transformed
+from isomax_evaluation.detection.fitting import fit
+from isomax_evaluation.detection.metrics import ood_metrics
+from isomax_evaluation.detection.scoring import score
 
 NAMES = [
     *("MaxSoftmax", "MaxLogit", "EnergyBased", "Entropy", "GEN", "KLMatching", "Mahalanobis"),

@@ -15,10 +15,10 @@ from torch.utils.data import ConcatDataset, DataLoader, TensorDataset
 
 import isomax_adapters.timm  # noqa: F401
 from isomax_adapters.pytorch_ood import Parts, detectors_for
-from isomax_evaluation.detection.intervals import METRICS
-from isomax_evaluation.detection.testing import ood_metrics
-from isomax_evaluation.extraction.feature_maps import percentile
-from isomax_evaluation.extraction.one_pass import fit, score
+from isomax_evaluation.detection.fitting import fit
+from isomax_evaluation.detection.map_fits import percentile
+from isomax_evaluation.detection.metrics import METRICS, ood_metrics
+from isomax_evaluation.detection.scoring import score
 
 
 def coloured(count, classes, shift, seed):
@@ -258,23 +258,23 @@ def test_percentile_is_numpys(values, share):
 
 
 def test_maps_are_looked_at_in_pieces(monkeypatch):
-    from isomax_evaluation.extraction import feature_maps
+    from isomax_evaluation.detection import map_fits
 
     array = np.random.default_rng(0).normal(size=1000).astype(np.float32)
     whole = percentile(array, 0.9)
-    monkeypatch.setattr(feature_maps, "CHUNK", 7)
+    monkeypatch.setattr(map_fits, "CHUNK", 7)
     assert percentile(array, 0.9) == whole
     with pytest.raises(ValueError, match="NaN"):
         percentile(np.array([1.0, np.nan], np.float32), 0.5)
 
 
 def test_vra_fits_a_group_of_channels_at_a_time(model, monkeypatch):
-    from isomax_evaluation.extraction import feature_maps
+    from isomax_evaluation.detection import map_fits
 
     parts = Parts(model)
     whole, pieces = (detectors_for(parts, ["VRA"]) for _ in range(2))
     fit(parts, whole, loader(*TRAIN))
-    monkeypatch.setattr(feature_maps, "CHUNK", 5000)
+    monkeypatch.setattr(map_fits, "CHUNK", 5000)
     fit(parts, pieces, loader(*TRAIN))
     assert torch.equal(whole["VRA"]._upper_threshold, pieces["VRA"]._upper_threshold)
     assert isinstance(pieces["VRA"], ood.VRA)

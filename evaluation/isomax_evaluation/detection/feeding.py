@@ -8,6 +8,7 @@ from pytorch_ood.api import Detector
 from pytorch_ood.detector import NACUE
 from torch import Tensor
 
+from isomax_evaluation.detection.draws import Draws
 from isomax_evaluation.output.errors import one_line
 
 Batch = tuple[Tensor, Tensor]
@@ -21,8 +22,9 @@ class Feeding:
     what a fit keeps of each batch would pin the memory that its thread's allocator has freed.
     """
 
-    def __init__(self, detector: Detector) -> None:
-        self._detector = detector
+    def __init__(self, detector: Detector, draws: Draws) -> None:
+        """:param draws: the random numbers of the fit"""
+        self._detector, self._draws = detector, draws
         self._giver, self._fitting = getcurrent(), greenlet(self._fit)
         self._error: Exception | None = None
 
@@ -39,7 +41,7 @@ class Feeding:
         if self._fitting.dead:
             return
         # a fit that waits for a batch inside no_grad() has switched gradients off for all
-        with torch.set_grad_enabled(torch.is_grad_enabled()):
+        with torch.set_grad_enabled(torch.is_grad_enabled()), self._draws():
             self._fitting.switch(batch)
 
     def _fit(self, first: Batch | None) -> None:

@@ -1,0 +1,63 @@
+"""Models from where users have them: folders, timm's names, the hub, checkpoint files."""
+
+from pathlib import Path
+from typing import Any
+
+import timm
+from torch import nn
+
+from isomax_adapters.timm.folder import CONFIG, load_model
+from isomax_adapters.timm.registry import create_model
+
+
+class SourceError(ValueError):
+    """A model that cannot be had from where it was looked for; says what may be given."""
+
+
+def open_model(source: str, image_size: int | None = None) -> nn.Module:
+    """A trained model, in evaluation mode, on the CPU. Nothing is unpickled.
+
+    :param source: a model folder; an output folder of ``isomax train``; a timm name, with or
+        without a tag (``resnet50.a1_in1k``), for its pretrained weights; ``local-dir:FOLDER`` or
+        ``hf-hub:REPOSITORY``
+    :param image_size: for architectures that are built for one size, such as vision transformers
+    :raises SourceError: if there is no such model, or its weights cannot be had
+    :raises ModelFolderError: if a folder is no model folder, or damaged
+    """
+    folder = model_folder_of(source)
+    if folder is not None:
+        return load_model(folder)
+    kwargs: dict[str, Any] = {}
+    cfg = timm.models.get_pretrained_cfg(source) if timm.is_model(source) else None
+    if image_size and cfg is not None and cfg.fixed_input_size:
+        kwargs["img_size"] = image_size
+    if Path(source).expanduser().exists():
+        raise SourceError(
+            f"{source} holds no model: expected config.json and model.safetensors, in it or in its "
+            "subfolder model; a checkpoint file goes with its architecture, resnet50@FILE"
+        )
+    try:
+        return create_model(source, pretrained=True, **kwargs).eval()
+    except (OSError, RuntimeError, LookupError) as error:  # of the hub, or no weights
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise SourceError(
+            f"no pretrained weights of {source}: {lines[0]}; offline, give a model folder or "
+            f"{source.partition('.')[0]}@FILE"
+        ) from error
+
+
+def model_folder_of(source: str) -> Path | None:
+    """The model folder that a source is, or holds as ``isomax train`` does; ``None`` if neither."""
+    place = Path(source.removeprefix("local-dir:")).expanduser()
+    for folder in (place, place / "model"):
+        if (folder / CONFIG).is_file():
+            return folder
+    return None
+
+
+def models_in(folder: str) -> list[Path]:
+    """The subfolders of a folder that are models, or hold one; sorted by name."""
+    place = Path(folder).expanduser()
+    if not place.is_dir():
+        return []
+    return [sub for sub in sorted(place.iterdir()) if model_folder_of(str(sub)) is not None]

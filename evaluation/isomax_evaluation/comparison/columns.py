@@ -1,0 +1,111 @@
+"""What each file of a comparison's output folder holds, column by column."""
+
+from pathlib import Path
+
+from isomax_evaluation.output.files import write_whole
+
+_MODEL = {
+    "loss": "the model: the loss it was trained with here, or the name of a given one",
+    "seed": "which of the models of this name",
+}
+_CELL = {
+    **_MODEL,
+    "detector": "the detector, by the name that `isomax compare --detectors` takes",
+    "ood": "the OOD set",
+}
+_METRICS = {
+    "AUROC": "area under the ROC curve, in [0, 1]; 0.5 is chance",
+    "AUPR-IN": "area under the precision-recall curve, ID images as the positive class",
+    "AUPR-OUT": "the same, OOD images as the positive class",
+    "FPR95TPR": "share of ID images rejected at the threshold that rejects 95% of the OOD images",
+    "AUTC": "area under the threshold curve, pytorch-ood's; empty where it is not defined",
+}
+_IMAGE = {
+    "path": "the file; `image N` where the set has no files",
+    "class": "its true class; empty for OOD images",
+}
+
+#: file -> column -> what it means
+FILES: dict[str, dict[str, str]] = {
+    "results.csv": {
+        **_CELL,
+        "accuracy": "share of the whole ID test set that is classified right",
+        "ECE": "expected calibration error on it, 15 bins, at the model's temperature if any",
+        **_METRICS,
+    },
+    "intervals.csv": {
+        **{name: text for name, text in _CELL.items() if name != "seed"},
+        **{
+            f"{metric} {end}": f"{end} end of the 95% bootstrap interval of {metric}, over test "
+            "images, of the mean over seeds"
+            for metric in ("AUROC", "AUPR-IN", "AUPR-OUT", "FPR95TPR")
+            for end in ("low", "high")
+        },
+    },
+    "costs.csv": {
+        "loss": _MODEL["loss"],
+        "detector": _CELL["detector"],
+        "outliers": "whether it was fitted on outliers (none is)",
+        "fitted": "whether it is fitted on training images",
+        "gradients": "whether it takes a backward pass for each image",
+        "hyperparameters": "how many it has to be searched",
+        "forward": "forward passes through the network for a batch",
+        "backward": "backward passes",
+        "ms_per_image": "milliseconds per image, median",
+        "relative_time": "the same as a multiple of plain softmax classification, run in turns",
+        "stable": "whether that ratio settled; a ratio that did not is not to be relied on",
+    },
+    "errors.csv": {**_CELL, "error": "why this cell of the table has no value"},
+    "left_out.csv": {
+        "loss": _MODEL["loss"],
+        "detector": _CELL["detector"],
+        "reason": "why it cannot work on the model",
+    },
+    "hyperparameters.csv": {
+        **{name: text for name, text in _CELL.items() if name != "ood"},
+        "hyperparameter": "its name",
+        "value": "what the detector ran with",
+        "chosen_on": "the OOD set it was chosen on; empty for the detector's own default",
+    },
+    "runs/MODEL-seedN/predictions.csv": {
+        "set": "ID test set or OOD set",
+        **_IMAGE,
+        "predicted": "the class that the model gives it",
+        "confidence": "probability of that class, at the model's temperature if it has one",
+        "score": "outlier score of the model's own calibrated detector, larger is more OOD; empty "
+        "if it has none",
+        "is_ood": "whether that lies above the model's threshold; empty if it has none",
+    },
+    "runs/MODEL-seedN/splits.csv": {
+        "set": "the data set",
+        "split": "`train` (the model, or only its detectors, were fitted on it), `validation` "
+        "(held out: threshold, temperature, hyperparameters), `test`, `ood`, `tuning`",
+        **_IMAGE,
+    },
+    "runs/MODEL-seedN/scores/SET.csv": {
+        **_IMAGE,
+        "(a column per detector)": "its score, float32, larger is more OOD",
+    },
+}
+
+_OTHERS = {
+    "report.html": "the tables with plots and examples, one file",
+    "model.onnx": "one of the calibrated models, for `isomax score`; `model.json` says which",
+    "settings.json": "what the comparison is of",
+    "provenance.json": "what it was made from: data sets with digests, versions, command",
+    "outputs/": "logits, pooled features (float32) and labels of each model on each set, as "
+    "memory-mapped arrays under a key of weights, preprocessing and images; may be deleted, and is "
+    "then computed again",
+    "runs/MODEL-seedN/model/": "a model that was trained here, as a model folder",
+}
+
+
+def write_guide(output: Path) -> None:
+    """``README.md`` in the output folder."""
+    lines = ["# What is in this folder", "", "Made by `isomax compare`.", ""]
+    lines += [f"- `{name}`: {text}" for name, text in _OTHERS.items()]
+    for name, columns in FILES.items():
+        lines += ["", f"## {name}", "", "| column | |", "|---|---|"]
+        lines += [f"| {column} | {text} |" for column, text in columns.items()]
+    text = "\n".join(lines) + "\n"
+    write_whole(output / "README.md", lambda partial: partial.write_text(text, encoding="utf-8"))

@@ -1,0 +1,127 @@
+"""Models that exist: opened, and made to speak of the classes of the ID data."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from isomax_adapters.pytorch_ood import Parts
+from isomax_adapters.timm import load_calibration
+from isomax_adapters.timm.classes import match_classes
+from isomax_adapters.timm.sources import model_folder_of, models_in, open_model
+from isomax_evaluation.comparison.naming import split_name, unique_names
+from isomax_evaluation.data.preprocessing import preprocessing_of
+from isomax_evaluation.detection.models import Model
+from isomax_evaluation.output.errors import InputError
+
+Source = str | Path | nn.Module | Parts
+
+
+@dataclass(frozen=True)
+class Given:
+    """A model to be opened."""
+
+    name: str
+    seed: int  #: which of the sources of this name
+    source: str | nn.Module | Parts
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether it is there already, rather than somewhere to be had from."""
+        return not isinstance(self.source, str)
+
+    @property
+    def described(self) -> str:
+        """The source in words."""
+        if isinstance(self.source, str):
+            return self.source
+        return type(getattr(self.source, "model", self.source)).__name__
+
+
+def given_models(models: Mapping[str, Any] | Iterable[str]) -> list[Given]:
+    """The models that were given, with names and seeds.
+
+    :param models: texts, ``NAME=SOURCE`` or just ``SOURCE``, where sources of one name are its
+        seeds; or a dictionary of names with a source, or several sources, each. A folder of models
+        is all of them.
+    :raises InputError: if a name is empty or no model is given
+    """
+    if isinstance(models, Mapping):
+        listed: list[tuple[str | None, Source]] = [
+            (str(name), source)
+            for name, sources in models.items()
+            for source in (sources if isinstance(sources, (list, tuple)) else [sources])
+        ]
+    else:
+        listed = [split_name(text) for text in models]
+    spread: list[tuple[str | None, Source]] = []
+    for name, source in listed:
+        if isinstance(source, (str, Path)) and model_folder_of(str(source)) is None:
+            inside: list[Source] = list(map(str, models_in(str(source))))
+            spread += [(name, one) for one in inside or [source]]
+        else:
+            spread.append((name, source))
+    unnamed = [str(source) for name, source in spread if name is None]
+    own = dict(zip(unnamed, unique_names([_place(s) for s in unnamed]), strict=True))
+    found: list[Given] = []
+    for name, source in spread:
+        name = own[str(source)] if name is None else name
+        seed = sum(given.name == name for given in found)
+        found.append(Given(name, seed, str(source) if isinstance(source, Path) else source))
+    return found
+
+
+def _place(source: str) -> str:
+    """What a source without a name is called after."""
+    architecture, at, file = source.partition("@")
+    if at:
+        return f"{architecture}@{Path(file).stem}"
+    if source.startswith(("hf-hub:", "hf_hub:")):
+        return source.rpartition("/")[2]
+    folder = model_folder_of(source)
+    if folder is None:
+        return source
+    # what isomax train writes is called after the output folder
+    return str(folder.parent if folder.name == "model" else folder)
+
+
+def open_given(
+    given: Given, class_names: Sequence[str], image_size: int | None, tensors: bool, device: Any
+) -> Model:
+    """Open a model and match its classes to those of the ID data.
+
+    The logits of its other classes are dropped.
+
+    :param class_names: of the ID data
+    :param image_size: input height and width, if not the model's own
+    :param tensors: whether the images come as finished tensors
+    :raises InputError: if it cannot be had, or does not know the classes
+    """
+    calibration = None
+    try:
+        if isinstance(given.source, str):
+            network: Any = open_model(given.source, image_size)
+            folder = model_folder_of(given.source)
+            calibration = None if folder is None else load_calibration(folder)
+            parts = Parts(network)
+        else:
+            parts = given.source if isinstance(given.source, Parts) else Parts(given.source)
+        network = parts.model
+        if parts.num_classes < 1:
+            raise ValueError(f"{given.name} has no classes")
+        classes = match_classes(network, parts.num_classes, given.name, class_names)
+    except ValueError as error:  # of the doors, all of them
+        raise InputError(f"{given.name}: {error}") from error
+    if not tensors and not hasattr(network, "pretrained_cfg"):
+        raise InputError(
+            f"{given.name} is no timm model, so how its images are prepared is not known; give "
+            "data sets whose transform makes the tensors it takes"
+        )
+    if len(classes) < parts.num_classes:
+        calibration = None  # it is of all classes together
+    parts.keep_classes(classes)
+    network.to(device).eval()
+    preprocessing = None if tensors else preprocessing_of(network, image_size)
+    return Model(given.name, given.seed, parts, tuple(class_names), preprocessing, calibration)

@@ -1,0 +1,60 @@
+"""Short names for folders and models that are told apart by them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from isomax_evaluation.output.errors import InputError
+
+
+def split_name(text: str) -> tuple[str | None, str]:
+    """``NAME=SOURCE`` in its two parts; ``None`` and the text if it has no name.
+
+    A text that is a file or folder as it stands has none.
+    """
+    name, equals, source = text.partition("=")
+    if not equals or not name or "/" in name or Path(text).expanduser().exists():
+        return None, text
+    return name, source
+
+
+def unique_names(sources: Sequence[str], taken: Sequence[str] = ()) -> list[str]:
+    """A name for each source: of a folder as many of its last parts as tell it from the others; of
+    anything else what it is called.
+
+    :param taken: names that others have already
+    """
+    parts = [_parts(source) for source in sources]
+    names = []
+    for source, mine in zip(sources, parts, strict=True):
+        others = [p for s, p in zip(sources, parts, strict=True) if s != source]
+        length = 1
+        while length < len(mine) and (
+            any(mine[-length:] == other[-length:] for other in others)
+            or "/".join(mine[-length:]) in taken
+        ):
+            length += 1
+        names.append("/".join(mine[-length:]))
+    return names
+
+
+def identity(source: str) -> str:
+    """What all ways to name one folder or data set have in common."""
+    path = Path(source).expanduser()
+    return str(path.resolve()) if path.exists() else source.rpartition("/")[2].lower()
+
+
+def no_doubles(what: str, names: Sequence[str]) -> None:
+    """
+    :raises InputError: if a name occurs twice
+    """
+    if doubles := sorted({name for name in names if list(names).count(name) > 1}):
+        raise InputError(
+            f"{', '.join(doubles)} occurs twice among the {what}; tell them apart by NAME=SOURCE"
+        )
+
+
+def _parts(source: str) -> list[str]:
+    path = Path(source).expanduser()
+    if path.exists():
+        return [part for part in path.resolve().parts if part != path.anchor]
+    return [source.rpartition("/")[2] or source]

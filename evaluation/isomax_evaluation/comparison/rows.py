@@ -1,0 +1,121 @@
+"""The rows of the table: mean and spread over seeds, intervals, needs, costs; for the terminal."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from rich.markup import escape
+from rich.table import Table
+
+HIGHER_IS_BETTER = {"AUROC": True, "AUPR-IN": True, "AUPR-OUT": True, "FPR95TPR": False}
+CHANCE = 50.0  # AUROC in percent
+
+
+def table_rows(
+    results: pd.DataFrame, intervals: pd.DataFrame, costs: pd.DataFrame
+) -> list[dict[str, Any]]:
+    """One row per loss, detector and OOD set: mean and standard deviation over seeds, interval,
+    needs and costs. A cell without a value is NaN."""
+    rows = []
+    settled = costs["stable"] if "stable" in costs else pd.Series(True, index=costs.index)
+    costs = costs.assign(stable=settled.astype("boolean").fillna(True))
+    cost_of = {(row.loss, row.detector): row for row in costs.itertuples()}
+    interval_of = intervals.set_index(["ood", "loss", "detector"])
+    grouped = results.groupby(["ood", "loss", "detector"], sort=False)
+    for key, group in grouped:
+        ood, loss, detector = key
+        cost = cost_of.get((loss, detector))
+        row = {
+            "ood": ood,
+            "loss": loss,
+            "detector": detector,
+            "needs": "" if cost is None else needs(cost),
+            "passes": "" if cost is None else f"{cost.forward:.0f} + {cost.backward:.0f}",
+            "ms": float("nan") if cost is None else float(cost.ms_per_image),
+            "relative": float("nan") if cost is None else float(cost.relative_time),
+            "stable": cost is None or bool(cost.stable),
+        }
+        row["seeds"], row["valued"] = len(group), int(group["AUROC"].notna().sum())
+        for name in ("accuracy", "ECE", *HIGHER_IS_BETTER):
+            values = 100 * group[name].dropna()
+            row[name] = float(values.mean())
+            row[f"{name} std"] = float(values.std(ddof=1)) if len(values) > 1 else float("nan")
+        for name in HIGHER_IS_BETTER:
+            for end in ("low", "high"):
+                there = key in interval_of.index
+                bound = interval_of.loc[key, f"{name} {end}"] if there else float("nan")
+                row[f"{name} {end}"] = 100 * float(bound)
+        rows.append(row)
+    order = list(results["ood"].unique())
+    rows.sort(key=lambda row: order.index(row["ood"]))  # stable: losses and detectors stay put
+    for ood in order:
+        # one score for all images gives an AUPR of 75%: what is no better than chance is not best
+        informed = [row for row in rows if row["ood"] == ood and row["AUROC"] > CHANCE]
+        for name, higher in HIGHER_IS_BETTER.items():
+            values = [row[name] for row in informed if not np.isnan(row[name])]
+            for row in informed:
+                row[f"{name} best"] = bool(values) and row[name] == (max if higher else min)(values)
+    return rows
+
+
+def unsettled(row: dict[str, Any]) -> str:
+    """A mark for a time that other work on the machine has disturbed."""
+    return "" if row["stable"] else " ?"
+
+
+def needs(cost: Any) -> str:
+    """What a detector needs beyond a forward pass, in a few words, from its row of the costs."""
+    found = []
+    if cost.fitted:
+        found.append("fit")
+    if cost.gradients:
+        found.append("gradients")
+    if cost.hyperparameters:
+        found.append(
+            f"{cost.hyperparameters:.0f} hyperparameter" + "s" * (cost.hyperparameters > 1)
+        )
+    return ", ".join(found) or "nothing"
+
+
+def terminal_table(results: pd.DataFrame, intervals: pd.DataFrame, costs: pd.DataFrame) -> Table:
+    """The same for the terminal; the best of each column and OOD set is marked with a star."""
+    seeds = results["seed"].nunique()
+    spread = f", mean ± std over {seeds} seeds" if seeds > 1 else ""
+    rows = table_rows(results, intervals, costs)
+    doubt = "; ?: did not settle, measure again" if any(map(unsettled, rows)) else ""
+    table = Table(
+        title=f"percent{spread}, [95% bootstrap interval]; * best on its OOD set; passes: forward "
+        f"+ backward; time: against plain softmax inference{doubt}",
+        title_justify="left",
+    )
+    for column in ("OOD set", "model", "detector", "accuracy"):
+        table.add_column(column, no_wrap=True)
+    for column in (*HIGHER_IS_BETTER, "passes", "time"):
+        table.add_column(column, justify="right", no_wrap=True)
+    previous = None
+    for row in rows:
+        if previous not in (None, row["ood"]):
+            table.add_section()
+        previous = row["ood"]
+        low, high = row["AUROC low"], row["AUROC high"]
+        interval = "" if np.isnan(low) else f" [{low:.1f}, {high:.1f}]"
+        table.add_row(
+            escape(row["ood"]),
+            row["loss"],
+            row["detector"],
+            _spread(row, "accuracy"),
+            escape(_spread(row, "AUROC") + interval),
+            *(_spread(row, name) for name in HIGHER_IS_BETTER if name != "AUROC"),
+            row["passes"],
+            "" if np.isnan(row["relative"]) else f"{row['relative']:.2f}x{unsettled(row)}",
+        )
+    return table
+
+
+def _spread(row: dict[str, Any], name: str) -> str:
+    if np.isnan(row[name]):
+        return "error"
+    star = "*" if row.get(f"{name} best") else ""
+    spread = "" if np.isnan(row[f"{name} std"]) else f" ±{row[f'{name} std']:.1f}"
+    few = f" ({row['valued']} of {row['seeds']} seeds)" if row["valued"] < row["seeds"] else ""
+    return f"{star}{row[name]:.1f}{spread}" + (few if name == "AUROC" else "")

@@ -1,0 +1,163 @@
+"""The models of a comparison: trained here, or given."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from accelerate import Accelerator
+from rich.progress import Progress
+
+from isomax_adapters.pytorch_ood import Parts
+from isomax_adapters.timm import load_calibration, load_model
+from isomax_adapters.timm.sources import model_folder_of
+from isomax_evaluation import data
+from isomax_evaluation.comparison.given import Given
+from isomax_evaluation.comparison.plan import Plan
+from isomax_evaluation.comparison.sets import Sets
+from isomax_evaluation.data import Images
+from isomax_evaluation.data.digests import describe
+from isomax_evaluation.detection.models import Model
+from isomax_evaluation.detection.testing import Tested
+from isomax_evaluation.output.folders import claim_folder, run_folder
+from isomax_evaluation.output.provenance import write_provenance
+from isomax_evaluation.output.tables import write_table
+from isomax_evaluation.training.jobs import Job, data_config
+from isomax_evaluation.training.train import claim_run, train_model
+
+VALIDATION_SHARE = 0.15
+
+
+@dataclass(frozen=True)
+class Run:
+    """One model and seed."""
+
+    name: str  #: the loss it is trained with here, or the name it was given by
+    seed: int
+    folder: Path
+    job: Job | None = None  #: how to train it
+    given: Given | None = None
+    opened: Model | None = None  #: the given one
+
+    @property
+    def calibrated_folder(self) -> Path | None:
+        """Where it is on disk, if that is a model folder with a threshold for the ID classes."""
+        if self.given is None:
+            return self.folder / "model"
+        if self.opened is None or self.opened.calibration is None:
+            return None
+        return model_folder_of(str(self.given.source))
+
+    def parts(self) -> Parts:
+        """Of the model, once it is there."""
+        return self.opened.parts if self.opened else Parts(load_model(self.folder / "model"))
+
+
+@dataclass(frozen=True)
+class Split:
+    """The ID training images of one run: those that its detectors are fitted on, and those held
+    out, which train nothing."""
+
+    training: Images
+    validation: Images | None
+
+
+def runs_of(output: Path, plan: Plan, opened: Sequence[Model]) -> list[Run]:
+    """All models of a comparison, seed by seed."""
+    trained = [
+        Run(loss, seed, run_folder(output, loss, seed), replace(plan.job, loss=loss, seed=seed))
+        for seed in range(plan.seeds)
+        for loss in plan.losses
+    ]
+    existing = [
+        Run(one.name, one.seed, run_folder(output, one.name, one.seed), given=one, opened=model)
+        for one, model in zip(plan.given, opened, strict=True)
+    ]
+    return trained + sorted(existing, key=lambda run: run.seed)
+
+
+def split_of(run: Run, id_train: Images, tuned: bool) -> Split:
+    """Held out is what trained models are validated on, and what a tuning takes of given ones."""
+    if run.job is None and not tuned:
+        return Split(id_train, None)
+    return Split(*data.stratified_split(id_train, VALIDATION_SHARE, run.seed))
+
+
+def ready_model(
+    run: Run,
+    sets: Sets,
+    split: Split,
+    tested: Tested,
+    accelerator: Accelerator,
+    progress: Progress,
+) -> Model:
+    """The model of a run: trained, if it has not been yet."""
+    if run.job is None:
+        assert run.opened is not None
+        _claim_given(run, sets.given, split, tested)
+        return run.opened
+    assert split.validation is not None
+    claim_run(run.job, sets.given, split.training, split.validation, run.folder)
+    folder = train_model(
+        run.job, split.training, split.validation, sets.test, run.folder, accelerator, progress
+    )
+    network: Any = load_model(folder).to(accelerator.device)
+    return Model(
+        run.name,
+        run.seed,
+        Parts(network),
+        sets.train.class_names,
+        data_config(run.job, network),
+        load_calibration(folder),
+    )
+
+
+def _claim_given(run: Run, name: str, split: Split, tested: Tested) -> None:
+    assert run.given is not None
+    assert run.opened is not None
+    settings = {
+        "data": name,
+        "loss": run.name,
+        "seed": run.seed,
+        "model": run.given.described,
+        "weights": run.opened.weights,
+        "images": {
+            "train": len(split.training),
+            "validation": 0 if split.validation is None else len(split.validation),
+        },
+        "class_names": list(run.opened.class_names),
+    }
+    claim_folder(run.folder, settings)
+    if not (run.folder / "provenance.json").is_file():
+        sets = [("train", split.training), ("test", tested.all_known)]
+        write_provenance(run.folder, [describe(kind, images) for kind, images in sets])
+
+
+def write_splits(run: Run, split: Split, tested: Tested) -> None:
+    """``splits.csv``: which images trained, were held out, and tested."""
+    sets = [
+        ("train", split.training),
+        ("validation", split.validation),
+        ("test", tested.all_known),
+        *(("ood", images) for images in tested.unknown),
+        ("tuning", tested.tuning),
+    ]
+    tables = [
+        pd.DataFrame(
+            {
+                "set": images.name,
+                "split": kind,
+                "path": [images.name_of(position) for position in range(len(images))],
+                "class": [images.class_of(position) for position in range(len(images))],
+            }
+        )
+        for kind, images in sets
+        if images is not None
+    ]
+    write_table(run.folder / "splits.csv", pd.concat(tables, ignore_index=True))
+
+
+def limited(split: Split, fit_images: int | None) -> Split:
+    """With at most so many images of each class to fit detectors on."""
+    return Split(data.limit_per_class(split.training, fit_images), split.validation)

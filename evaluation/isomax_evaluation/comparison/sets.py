@@ -1,0 +1,136 @@
+"""The images of a comparison: opened, named, limited, read once."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_ood.benchmark import Benchmark
+from rich.progress import Progress
+
+from isomax_evaluation import data
+from isomax_evaluation.comparison.naming import identity, no_doubles, unique_names
+from isomax_evaluation.data import Images
+from isomax_evaluation.data.benchmarks import open_benchmark
+from isomax_evaluation.data.torch_datasets import open_torch
+from isomax_evaluation.output.errors import InputError
+
+
+@dataclass(frozen=True)
+class Sets:
+    """The images that models of a comparison are fitted and tested on."""
+
+    given: str  #: what the ID data was given as
+    given_ood: list[tuple[str, str]]  #: name of each OOD set, and what it was given as
+    train: Images
+    test: Images  #: the whole ID test set
+    known: Images  #: those of it that are scored
+    unknown: list[Images]
+    tuning: Images | None
+
+    @property
+    def tensors(self) -> bool:
+        """Whether the images are finished tensors, rather than images that a model prepares."""
+        return isinstance(self.train.image(0), torch.Tensor)
+
+
+def open_sets(
+    id: Any,
+    ood: Sequence[tuple[str | None, Any]],
+    benchmark: Benchmark | str | None,
+    tune: str | None,
+    root: str | None,
+) -> Sets:
+    """The images as they were given.
+
+    :param ood: name, if it was given one, and folder, name or data set
+    :raises InputError: if some cannot be opened, or are given twice
+    """
+    if benchmark is not None:
+        train, test, unknown = open_benchmark(benchmark, root)
+        given, given_ood = train.name, [(images.name, images.name) for images in unknown]
+    else:
+        train, test = _open_id(id, root)
+        given = id if isinstance(id, str) else train.name
+        names = [name for name, _ in ood]
+        texts = [source for name, source in ood if name is None]
+        own = dict(zip(texts, unique_names(texts, [train.name, *filter(None, names)]), strict=True))
+        named = [(own[source] if name is None else name, source) for name, source in ood]
+        unknown = [replace(_open(source, name, root), name=name) for name, source in named]
+        given_ood = [(n, s if isinstance(s, str) else n) for n, s in named]
+    no_doubles("test sets", [test.name, *(images.name for images in unknown)])
+    tuning = None
+    if tune is not None:
+        tested = [train.name, given, *(source for _, source in given_ood)]
+        if identity(tune) in map(identity, tested):
+            raise InputError(
+                f"{tune} is tested on; choose another dataset to tune on, or the table flatters"
+            )
+        tuning = data.open_images(tune, "train", root)
+    return Sets(given, given_ood, train, test, test, unknown, tuning)
+
+
+def prepared(
+    sets: Sets,
+    images_per_class: int | None,
+    test_images: int | None,
+    skip: bool,
+    workers: int,
+    progress: Progress,
+) -> Sets:
+    """Limited, and read once.
+
+    :raises InputError: if some do not decode and ``skip`` is false, or a limit leaves none
+    """
+    for images in sets.unknown:
+        if shared := sorted(set(images.class_names) & set(sets.train.class_names)):
+            progress.console.print(
+                f"[bold]warning[/bold]: {len(shared)} classes of the OOD set {images.name} also "
+                f"occur in {sets.train.name}: {', '.join(shared[:10])}"
+            )
+    train = data.limit_per_class(sets.train, images_per_class)
+    unknown = [data.at_most(images, test_images) for images in sets.unknown]
+    train, test, *unknown = (
+        data.readable(images, skip, workers, progress) for images in (train, sets.test, *unknown)
+    )
+    tuning = sets.tuning
+    if tuning is not None:
+        some = data.at_most(tuning, test_images or 1000)
+        tuning = data.readable(some, skip, workers, progress).as_ood()
+    return replace(
+        sets,
+        train=train,
+        test=test,
+        known=data.at_most(test, test_images),
+        unknown=[images.as_ood() for images in unknown],
+        tuning=tuning,
+    )
+
+
+def _open_id(id: Any, root: str | None) -> tuple[Images, Images]:
+    if isinstance(id, (str, Path)):
+        return data.open_splits(str(id), root)
+    if isinstance(id, Mapping):
+        if len(id) != 1:
+            raise InputError(f"id has {len(id)} names; expected one, with a training and test set")
+        ((name, pair),) = id.items()
+    else:
+        name, pair = "id", id
+    if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+        raise InputError(
+            f"id is {type(pair).__name__}; expected a folder, the name of a dataset, or a pair of "
+            "training and test set"
+        )
+    train, test = (open_torch(given, str(name)) for given in pair)
+    if len(train.class_names) < 2:
+        raise InputError(f"{name} has one class; a classifier needs at least two")
+    # a data set without names is known by its largest label only
+    names = max(train.class_names, test.class_names, key=len)
+    return replace(train, class_names=names), replace(test, class_names=names)
+
+
+def _open(source: Any, name: str, root: str | None) -> Images:
+    if isinstance(source, (str, Path)):
+        return data.open_images(str(source), "test", root)
+    return open_torch(source, name)

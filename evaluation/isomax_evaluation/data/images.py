@@ -1,0 +1,127 @@
+"""Images with labels, and their parts: split, limited, transformed."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils import data as torch_data
+
+from isomax_adapters.onnx.images import as_rgb
+from isomax_evaluation.output.errors import InputError
+
+OOD_LABEL = -1
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images with labels: a dataset, or a part of one."""
+
+    name: str
+    source: Any  #: indexable; items are (PIL image or tensor, anything)
+    labels: np.ndarray  #: class of each image that ``indices`` names; OOD sets: -1
+    class_names: tuple[str, ...]
+    indices: np.ndarray  #: which items of the source
+    paths: list[str] | None = field(default=None, repr=False)  #: files of the source, if it has any
+    #: of the content of each image that ``indices`` names, once it has been read
+    fingerprints: np.ndarray | None = field(default=None, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def take(self, chosen: Sequence[int] | np.ndarray) -> "Images":
+        """The part with these positions."""
+        chosen = np.asarray(chosen, dtype=int)
+        return replace(
+            self,
+            labels=self.labels[chosen],
+            indices=self.indices[chosen],
+            fingerprints=None if self.fingerprints is None else self.fingerprints[chosen],
+        )
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether the images are decoded already."""
+        return isinstance(self.source, list)
+
+    def name_of(self, position: int) -> str:
+        """The file of an image; its number where there are no files."""
+        index = int(self.indices[position])
+        return self.paths[index] if self.paths else f"image {index}"
+
+    def class_of(self, position: int) -> str:
+        """The name of an image's class; empty if it is OOD."""
+        label = int(self.labels[position])
+        return self.class_names[label] if label >= 0 else ""
+
+    def image(self, position: int) -> Any:
+        """One image, as RGB; as it is where it is a tensor."""
+        image = self.source[int(self.indices[position])][0]
+        return as_rgb(image) if isinstance(image, Image.Image) else image
+
+    def as_ood(self) -> "Images":
+        """The same images labelled as out-of-distribution."""
+        return replace(self, labels=np.full(len(self), OOD_LABEL), class_names=())
+
+
+class Transformed(torch_data.Dataset):
+    """Images under a transform, as a ``torch.utils.data.Dataset`` of (tensor, label)."""
+
+    def __init__(self, images: Images, transform: Callable[[Any], torch.Tensor]) -> None:
+        self.images = images
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, position: int) -> tuple[torch.Tensor, int]:
+        return self.transform(self.images.image(position)), int(self.images.labels[position])
+
+
+def stratified_split(images: Images, share: float, seed: int) -> tuple[Images, Images]:
+    """Two parts with the same classes; the second holds ``share`` of each class, at least one.
+
+    :raises InputError: if a class has only one image
+    """
+    generator = np.random.default_rng(seed)
+    second = []
+    for label in np.unique(images.labels):
+        members = np.flatnonzero(images.labels == label)
+        if len(members) < 2:
+            raise InputError(
+                f"class {images.class_names[label]!r} of {images.name} has one image only; it "
+                "takes two to hold some out"
+            )
+        count = min(max(1, round(share * len(members))), len(members) - 1)
+        second.append(generator.permutation(members)[:count])
+    chosen = np.zeros(len(images), dtype=bool)
+    chosen[np.concatenate(second)] = True
+    return images.take(np.flatnonzero(~chosen)), images.take(np.flatnonzero(chosen))
+
+
+def limit_per_class(images: Images, limit: int | None, seed: int = 0) -> Images:
+    """At most ``limit`` images of each class, drawn at random, in the original order.
+
+    :raises InputError: if that is none
+    """
+    if limit is None:
+        return images
+    if limit < 1:
+        raise InputError(f"at most {limit} images per class is none; give at least 1")
+    generator = np.random.default_rng(seed)
+    groups = [np.flatnonzero(images.labels == label) for label in np.unique(images.labels)]
+    return images.take(np.sort(np.concatenate([generator.permutation(g)[:limit] for g in groups])))
+
+
+def at_most(images: Images, limit: int | None) -> Images:
+    """At most ``limit`` images, drawn at random, in the original order.
+
+    :raises InputError: if that is none
+    """
+    if limit is None or len(images) <= limit:
+        return images
+    if limit < 1:
+        raise InputError(f"at most {limit} test images is none; give at least 1")
+    return images.take(np.sort(np.random.default_rng(0).permutation(len(images))[:limit]))

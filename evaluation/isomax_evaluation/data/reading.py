@@ -1,0 +1,87 @@
+"""Every image read once before work begins: those that do not decode are named, the others get a
+fingerprint of their content."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.progress import Progress
+from torch.utils import data as torch_data
+
+from isomax_evaluation.data.images import Images
+from isomax_evaluation.output.errors import InputError, first_few
+
+
+def readable(images: Images, skip: bool, workers: int, progress: Progress) -> Images:
+    """Images that all decode, with their fingerprints.
+
+    :raises InputError: if some do not and ``skip`` is false
+    """
+    task = progress.add_task(f"checking {images.name}", total=len(images))
+    bad, prints = read_once(images, workers, lambda done: progress.advance(task, done))
+    progress.remove_task(task)
+    images = replace(images, fingerprints=prints)
+    if not bad:
+        return images
+    listed = first_few([f"{images.name_of(at)} ({reason})" for at, reason in bad.items()], 5)
+    if not skip:
+        raise InputError(
+            f"{len(bad)} of {len(images)} images of {images.name} do not decode: {listed}; "
+            "remove them, or leave them out with --skip-bad-images"
+        )
+    progress.console.print(f"left out {len(bad)} images that do not decode: {listed}")
+    return images.take(np.setdiff1d(np.arange(len(images)), list(bad)))
+
+
+def read_once(
+    images: Images, workers: int, progress: Callable[[int], None] = lambda done: None
+) -> tuple[dict[int, str], np.ndarray]:
+    """Decode every image once.
+
+    :param workers: processes to decode in
+    :param progress: called with the number of images done since the last call
+    :return: the positions of those that do not decode, with the reason; a fingerprint of each
+        image: of its file, or of its pixels where there is no file
+    """
+    bad: dict[int, str] = {}
+    prints: list[int] = []
+    loader: torch_data.DataLoader = torch_data.DataLoader(
+        _Read(images),
+        batch_size=256,
+        num_workers=0 if images.in_memory else workers,
+        collate_fn=list,
+    )
+    for found in loader:
+        bad |= {len(prints) + at: reason for at, (reason, _) in enumerate(found) if reason}
+        prints += [fingerprint for _, fingerprint in found]
+        progress(len(found))
+    return bad, np.array(prints, dtype=np.uint64)
+
+
+class _Read(torch_data.Dataset):
+    """Why an image does not decode, empty if it does; and its fingerprint."""
+
+    def __init__(self, images: Images) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, position: int) -> tuple[str, int]:
+        images = self.images
+        name = images.name_of(position)
+        try:
+            image = images.image(position)
+            if images.paths:
+                content = Path(name).read_bytes()
+            elif isinstance(image, torch.Tensor):
+                content = image.contiguous().numpy().tobytes()
+            else:
+                content = repr(image.size).encode() + image.tobytes()
+        except Exception as error:  # Pillow's decoders raise whatever they please
+            reason = f"{type(error).__name__}: {error}"
+            return reason.replace(f" {name!r}", "").replace(name, "the file"), 0
+        return "", int.from_bytes(hashlib.sha256(content).digest()[:8], "little")

@@ -1,0 +1,101 @@
+"""One pass over the training images fits every detector, whatever it is fitted on."""
+
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pytorch_ood.api import Detector, FeatureMapsDetector, LogitsDetector
+
+from isomax_adapters.pytorch_ood import Parts
+from isomax_evaluation.detection.draws import Draws
+from isomax_evaluation.detection.feeding import Feeding
+from isomax_evaluation.detection.map_fits import fit_on_maps
+from isomax_evaluation.extraction.feature_maps import MapsOnDisk
+from isomax_evaluation.extraction.one_pass import Loader, one_pass
+from isomax_evaluation.extraction.store import Keeper, Outputs, OutputsInMemory
+from isomax_evaluation.output.errors import one_line
+
+_SCRATCH = "feature-maps-"
+
+
+def fit(
+    parts: Parts,
+    detectors: Mapping[str, Detector],
+    loader: Loader,
+    scratch: Path | None = None,
+    advance: Callable[[int], None] = lambda done: None,
+    keeper: Keeper | None = None,
+    seed: int | None = None,
+) -> dict[str, str]:
+    """Fit all detectors that need it, in at most one pass over the training images.
+
+    Logits and pooled features go into ``keeper``, feature maps into a temporary file; detectors
+    that read images get each batch as it comes. If the keeper has the outputs already, there is a
+    pass only for detectors of feature maps and images. The scores are those of
+    ``detector.fit(loader)``.
+
+    :param parts: a model in evaluation mode
+    :param detectors: by name
+    :param loader: yields (images, labels); images with labels below 0 are left out
+    :param scratch: folder for the temporary file; the system's own if not given
+    :param advance: called with the number of images done since the last call
+    :param keeper: of the outputs on these images; they stay in memory if not given
+    :param seed: of each detector's own random numbers; those of the process if not given
+    :return: the detectors that could not be fitted, with the reason
+    """
+    unfitted = {name: detector for name, detector in detectors.items() if detector.requires_fit}
+    if not unfitted:
+        return {}
+    keeper = OutputsInMemory() if keeper is None else keeper
+    on_maps = {n: d for n, d in unfitted.items() if isinstance(d, FeatureMapsDetector)}
+    on_outputs = {n: d for n, d in unfitted.items() if n not in on_maps and _takes_outputs(d)}
+    on_images = {n: d for n, d in unfitted.items() if n not in on_maps and n not in on_outputs}
+    feedings = {name: Feeding(detector, Draws(seed)) for name, detector in on_images.items()}
+    with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=scratch) as folder:
+        maps = MapsOnDisk(Path(folder) / "maps")
+        if on_maps or on_images or keeper.read() is None:
+            for batch in one_pass(parts, loader, keeper, bool(on_maps), True, advance):
+                if batch.maps is not None:
+                    maps.append(batch.maps)
+                for feeding in feedings.values():
+                    feeding.give((batch.images, batch.labels))
+        failed = {n: feeding.finish() for n, feeding in feedings.items()}
+        training = keeper.read()
+        assert training is not None
+        for name, detector in on_outputs.items():
+            with Draws(seed)():
+                failed[name] = attempt(partial(_fit_outputs, detector, training))
+        for name, detector in on_maps.items():
+            with Draws(seed)():
+                failed[name] = attempt(partial(fit_on_maps, detector, maps, training.labels))
+    return {name: reason for name, reason in failed.items() if reason is not None}
+
+
+def remove_scratch(scratch: Path) -> None:
+    """Remove the temporary files that killed calls of :func:`fit` have left behind."""
+    for folder in scratch.glob(f"{_SCRATCH}*"):
+        shutil.rmtree(folder)
+
+
+def attempt(function: Callable[[], Any]) -> str | None:
+    """Run something of a detector's; the reason why it failed, if it did."""
+    try:
+        function()
+    except Exception as error:  # detectors raise whatever they please; the table names it
+        return one_line(error)
+    return None
+
+
+def _takes_outputs(detector: Detector) -> bool:
+    # MahalanobisODIN is fitted on features, and scores images
+    return isinstance(detector, LogitsDetector) or hasattr(detector, "fit_features")
+
+
+def _fit_outputs(detector: Any, training: Outputs) -> None:
+    if isinstance(detector, LogitsDetector):
+        detector.fit_logits(training.logits, training.labels)
+    else:
+        detector.fit_features(training.features, training.labels)

@@ -1,0 +1,55 @@
+"""A model as detection sees it, however it came to be."""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import timm.data
+from torch import nn
+
+from isomax.calibration import Calibration
+from isomax_adapters.pytorch_ood import Parts
+from isomax_evaluation.extraction.store import digest_of_weights
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained network, in evaluation mode, that detectors work on."""
+
+    name: str  #: of its rows in the table
+    seed: int  #: tells it from others of its name
+    parts: Parts
+    class_names: tuple[str, ...]
+    #: as ``timm.data.create_transform`` takes it; ``None`` if images come as finished tensors
+    preprocessing: Mapping[str, Any] | None
+    calibration: Calibration | None = None  #: its own threshold, if it has one
+
+    @cached_property
+    def transform(self) -> Any:
+        """From an image to what the network takes."""
+        if self.preprocessing is None:
+            return _as_it_is
+        return timm.data.create_transform(**self.preprocessing)
+
+    @cached_property
+    def weights(self) -> str:
+        """Digest of the network."""
+        return digest_of_weights(self.parts.model)
+
+    def softmax_twin(self) -> nn.Module:
+        """The same network with a linear classifier: what plain classification costs.
+
+        Its classifier's weights are fresh; they do not change what it costs.
+        """
+        if self.parts.head == "softmax":
+            network: nn.Module = self.parts.model
+            return network
+        twin: Any = copy.deepcopy(self.parts.model)
+        type(twin).reset_classifier(twin, self.parts.num_classes)
+        return twin.to(self.parts.device).eval()
+
+
+def _as_it_is(image: Any) -> Any:
+    return image

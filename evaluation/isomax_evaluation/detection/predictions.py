@@ -1,0 +1,45 @@
+"""What a model says of each test image, and what its own threshold makes of it."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from isomax_evaluation.data import Images
+from isomax_evaluation.detection.models import Model
+from isomax_evaluation.extraction.store import Outputs
+from isomax_evaluation.output.tables import write_table
+
+COLUMNS = ("set", "path", "class", "predicted", "confidence", "score", "is_ood")
+
+
+def write_predictions(folder: Path, model: Model, sets: Iterable[tuple[Images, Outputs]]) -> None:
+    """``predictions.csv``: a row for each test image, so that "which were rejected" is a filter."""
+    tables = [predictions(model, images, outputs) for images, outputs in sets]
+    write_table(folder / "predictions.csv", pd.concat(tables, ignore_index=True))
+
+
+@torch.no_grad()
+def predictions(model: Model, images: Images, outputs: Outputs) -> pd.DataFrame:
+    """Of one set: class and predicted class, confidence (the largest probability, at the model's
+    temperature if it has one), and score and verdict of the model's own calibrated score, which are
+    empty where it has none."""
+    calibration = model.calibration
+    temperature = 1.0 if calibration is None else calibration.temperature
+    confidence, predicted = (outputs.logits / temperature).softmax(dim=1).max(dim=1)
+    table = pd.DataFrame(
+        {
+            "set": images.name,
+            "path": [images.name_of(position) for position in range(len(images))],
+            "class": [images.class_of(position) for position in range(len(images))],
+            "predicted": [model.class_names[label] for label in predicted.tolist()],
+            "confidence": confidence.numpy(),
+        }
+    )
+    scores = None if calibration is None else calibration.score_of(outputs.logits)
+    table["score"] = None if scores is None else scores.numpy()
+    table["is_ood"] = None
+    if calibration is not None and scores is not None:
+        table["is_ood"] = (~(scores <= calibration.threshold)).numpy()
+    return table

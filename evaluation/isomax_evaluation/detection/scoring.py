@@ -1,0 +1,92 @@
+"""One pass over test images gives the scores of every detector."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from pytorch_ood.api import Detector, FeatureMapsDetector, FeaturesDetector, LogitsDetector
+from torch import Tensor
+
+from isomax_adapters.pytorch_ood import Parts
+from isomax_evaluation.detection.draws import Draws
+from isomax_evaluation.detection.fitting import attempt
+from isomax_evaluation.extraction.one_pass import Loader, one_pass
+from isomax_evaluation.extraction.store import Keeper, Outputs, OutputsInMemory
+
+
+def score(
+    parts: Parts,
+    detectors: Mapping[str, Detector],
+    loader: Loader,
+    advance: Callable[[int], None] = lambda done: None,
+    keeper: Keeper | None = None,
+    seed: int | None = None,
+) -> tuple[Outputs, dict[str, Tensor], dict[str, str]]:
+    """Score images with all detectors, in at most one pass.
+
+    Every image is decoded once, and classified once for all detectors that work on logits,
+    features or feature maps; those that need the images (for gradients) run on the same batches.
+    If the keeper has the outputs already, there is a pass only for detectors of feature maps and
+    images.
+
+    :param parts: a model in evaluation mode
+    :param detectors: fitted ones, by name
+    :param loader: yields (images, labels)
+    :param advance: called with the number of images done since the last call
+    :param keeper: of the outputs on these images; they stay in memory if not given
+    :param seed: of each detector's own random numbers; those of the process if not given
+    :return: the model's outputs; scores of each detector, larger means more likely OOD; the
+        detectors that raised an error or gave scores that are not numbers, with the reason
+    """
+    keeper = OutputsInMemory() if keeper is None else keeper
+    on_maps = {n: d for n, d in detectors.items() if isinstance(d, FeatureMapsDetector)}
+    on_outputs = {n: d for n, d in detectors.items() if scores_outputs(d)}
+    on_images = {n: d for n, d in detectors.items() if n not in on_maps and n not in on_outputs}
+    scores: dict[str, list[Tensor]] = {name: [] for name in detectors}
+    draws = {name: Draws(seed) for name in detectors}
+    failed: dict[str, str] = {}
+
+    def keep(name: str, predict: Callable[[Any], Tensor], given: Any) -> None:
+        if name in failed:
+            return
+        with draws[name]():
+            reason = attempt(lambda: scores[name].append(predict(given).detach().float().cpu()))
+        if reason:
+            failed[name] = reason
+
+    if on_maps or on_images or keeper.read() is None:
+        for batch in one_pass(parts, loader, keeper, bool(on_maps), advance=advance):
+            for name, detector in on_maps.items():
+                with torch.no_grad():
+                    keep(name, detector.predict_feature_maps, batch.maps)
+            for name, detector in on_images.items():
+                # no no_grad() here: these switch gradients on and off themselves
+                keep(name, detector.predict, batch.images)
+    found = keeper.read()
+    assert found is not None
+    with torch.no_grad():
+        for name, detector in on_outputs.items():
+            keep(name, partial(score_outputs, detector), found)
+    together = {
+        name: torch.cat(parts_of) for name, parts_of in scores.items() if name not in failed
+    }
+    for name, values in together.items():
+        if bad := int((~values.isfinite()).sum()):
+            failed[name] = f"{bad} of {len(values)} scores are NaN or infinite"
+    return found, {n: values for n, values in together.items() if n not in failed}, failed
+
+
+def scores_outputs(detector: Detector) -> bool:
+    """Whether a detector scores logits or features, so that it takes no pass of its own."""
+    return isinstance(detector, (LogitsDetector, FeaturesDetector))
+
+
+def score_outputs(detector: Any, outputs: Outputs) -> Tensor:
+    """The scores of such a detector."""
+    scores: Tensor = (
+        detector.predict_logits(outputs.logits)
+        if isinstance(detector, LogitsDetector)
+        else detector.predict_features(outputs.features)
+    )
+    return scores

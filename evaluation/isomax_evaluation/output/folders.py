@@ -1,0 +1,78 @@
+"""Folders that belong to one run."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from isomax_evaluation.output.errors import InputError, first_few
+from isomax_evaluation.output.files import file_name, write_json
+
+SETTINGS = "settings.json"
+
+
+def run_folder(output: Path, name: str, seed: int) -> Path:
+    """Where a comparison keeps one model and its scores."""
+    return output / "runs" / f"{file_name(name.replace('+', 'plus'))}-seed{seed}"
+
+
+def read_settings(folder: Path) -> dict[str, Any] | None:
+    """What a folder is of; ``None`` if it belongs to no run.
+
+    :raises InputError: if that is damaged
+    """
+    path = folder / SETTINGS
+    if not path.is_file():
+        return None
+    try:
+        found: dict[str, Any] = json.loads(path.read_text())
+    except ValueError as error:
+        raise InputError(f"{path} is damaged: {error}; choose another folder") from error
+    return found
+
+
+def claim_folder(folder: Path, settings: dict[str, Any], grows: Sequence[str] = ()) -> None:
+    """Make a folder that of one run, or find that it is; only then may files go into it.
+
+    :param settings: everything that tells this run from another, as JSON
+    :param grows: those of them that may have become more since; what a dictionary had stays
+    :raises InputError: if the folder holds another run, or something else
+    """
+    settings = json.loads(json.dumps(settings))
+    found = read_settings(folder)
+    if found is not None:
+        there, given = dict(found), dict(settings)
+        for key in grows:
+            before, now = there.pop(key, None), given.pop(key, None)
+            if isinstance(before, dict) and isinstance(now, dict):
+                there[key], given[key] = before, {k: v for k, v in now.items() if k in before}
+        if differences := _differences(there, given):
+            raise InputError(
+                f"{folder} holds another run ({first_few(differences, 4)}); choose another output "
+                "folder, or give the settings of that run to go on with it"
+            )
+        if found != settings:
+            write_json(folder / SETTINGS, settings)
+    elif folder.exists() and (not folder.is_dir() or any(map(_is_foreign, folder.iterdir()))):
+        raise InputError(
+            f"{folder} is there already and holds no run of isomax; choose another output folder"
+        )
+    else:
+        write_json(folder / SETTINGS, settings)
+
+
+def _is_foreign(path: Path) -> bool:
+    # a run killed at its very start leaves a file half written, or an empty subfolder
+    return not (path.name.endswith(".partial") or (path.is_dir() and not any(path.iterdir())))
+
+
+def _differences(found: Any, given: Any, where: str = "") -> list[str]:
+    if isinstance(found, dict) and isinstance(given, dict):
+        return [
+            difference
+            for key in sorted({*found, *given})
+            for difference in _differences(
+                found.get(key), given.get(key), f"{where}.{key}" if where else key
+            )
+        ]
+    return [] if found == given else [f"{where}: {found!r} there, {given!r} given"]
