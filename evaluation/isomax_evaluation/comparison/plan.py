@@ -65,10 +65,9 @@ def grown(plan: Plan, output: Path) -> Plan:
         return plan
     losses = _union(found["losses"], plan.losses)
     job, seeds = plan.job, plan.seeds
-    if found["losses"] and not plan.losses:
-        job, seeds = _job_of(found, plan.job), found["seeds"]
-    elif found["losses"]:
-        seeds = max(found["seeds"], seeds)
+    if found["losses"]:
+        job = plan.job if plan.losses else _job_of(found, plan.job)
+        seeds = max(found["seeds"], plan.seeds if plan.losses else 0)
     mine = {(given.name, given.seed): given for given in plan.given}
     there = [_given_of(model, mine) for model in found.get("models", [])]
     given = _union(there, plan.given)
@@ -103,13 +102,13 @@ def claim(
         "ood": [source for _, source in sets.given_ood],
         "losses": plan.losses,
         "detectors": plan.detectors,
-        "seeds": plan.seeds,
         "images": {images.name: len(images) for images in (sets.train, *sets.unknown)}
         | {"id test": len(sets.test), "id scored": len(sets.known)},
         "class_names": list(sets.train.class_names),
         "image_size": plan.image_size,
         **({"tune": tune} if tune else {}),
         **({"fit_images": fit_images} if fit_images else {}),
+        **({"seeds": plan.seeds} if plan.losses else {}),
         **({key: training[key] for key in _TRAINING} if plan.losses else {}),
         "ood_names": [name for name, _ in sets.given_ood],
         "digests": {name: digest(images) for name, images in every},

@@ -103,10 +103,9 @@ def _digits(classes: tuple[str, ...], name: str = "digits") -> Images:
 
 
 def _noise(name: str, count: int = 500) -> Images:
-    size, made = (32, 32, 3), []
+    noise = NOISE[name](count, size=(32, 32, 3), seed=0)
     # drawn once: pytorch-ood's noise sets give other images at every access
-    for image, _ in (NOISE[name](count, size=size, seed=0)[i] for i in range(count)):
-        made.append((image, None))
+    made = [(noise[index][0], None) for index in range(count)]
     return Images(name, made, np.full(count, OOD_LABEL), (), np.arange(count))
 
 

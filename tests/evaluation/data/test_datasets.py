@@ -25,6 +25,7 @@ def test_digits_are_split_by_class_and_known_from_held_out():
 def test_noise_is_the_same_at_every_access():
     noise = data.open_images("uniform-noise")
     assert np.array_equal(noise.image(3), noise.image(3))
+    assert not np.array_equal(noise.image(3), noise.image(4))
     assert set(noise.labels) == {-1}
 
 
