@@ -1,0 +1,373 @@
+"""Models that exist stand in the table beside those that are trained."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import timm
+import torch
+from pytorch_ood.model import WideResNet
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from isomax_adapters.pytorch_ood import Parts
+from isomax_adapters.timm import load_model, save_model
+from isomax_evaluation import compare
+from isomax_evaluation.comparison.columns import FILES
+from isomax_evaluation.comparison.given import given_models
+from isomax_evaluation.detection.scores import read_scores
+from isomax_evaluation.output.errors import InputError
+from isomax_evaluation.training.recipes import RECIPES
+
+from ...image_folders import make_folder
+
+SHORT = replace(RECIPES["digits"], epochs=1)
+
+
+@pytest.fixture
+def stem_passes():
+    """How many images go through the first layer of any network."""
+    counted = []
+
+    def count(module, args, output):
+        stem = isinstance(module, nn.Conv2d) and module.in_channels == 3
+        if stem and not torch.compiler.is_compiling():  # the export traces it
+            counted.append(len(output))
+
+    handle = nn.modules.module.register_module_forward_hook(count)
+    yield counted
+    handle.remove()
+
+
+def test_a_given_model_scores_as_it_did_when_it_was_trained(compared, tmp_path):
+    trained = compared.output / "runs"
+    done = compare(
+        models=[
+            f"again={trained / 'isomax-seed0'}",  # holds model/, as isomax train's output does
+            f"again={trained / 'isomax-seed1' / 'model'}",
+            str(trained / "softmax-seed0"),
+        ],
+        detectors=["EntropicScore", "MaxLogit", "MaxSoftmax"],
+        output=tmp_path / "out",
+    )
+    assert set(done.results["loss"]) == {"again", "softmax-seed0"}
+    assert set(done.results.query("loss == 'again'")["seed"]) == {0, 1}
+    same = ["seed", "detector", "ood"]
+    columns = [*same, "accuracy", "ECE", "AUROC", "FPR95TPR"]
+    before = compared.results.query("loss == 'isomax'")[columns]
+    merged = done.results.query("loss == 'again'")[columns].merge(before, on=same)
+    assert len(merged) == 3 * 2 * 2 - 0
+    for name in ("accuracy", "AUROC", "FPR95TPR"):
+        np.testing.assert_allclose(merged[f"{name}_x"], merged[f"{name}_y"], atol=1e-6)
+    np.testing.assert_allclose(merged["ECE_x"], merged["ECE_y"], atol=1e-4)
+    # the verdicts are those of the model's own threshold
+    table = pd.read_csv(tmp_path / "out/runs/again-seed0/predictions.csv")
+    calibration = json.loads((trained / "isomax-seed0/model/calibration.json").read_text())
+    assert (table["is_ood"] == (table["score"] > calibration["threshold"])).all()
+    scores = read_scores(tmp_path / "out/runs/again-seed0", "uniform-noise")["EntropicScore"]
+    found = table.loc[table["set"] == "uniform-noise", "score"]
+    np.testing.assert_allclose(found, scores, atol=1e-6)
+    assert done.onnx is not None
+
+
+def test_every_column_of_every_table_is_documented(compared):
+    folder = compared.output / "runs" / "isomax-seed0"
+    guide = (compared.output / "README.md").read_text()
+    for name, columns in FILES.items():
+        assert f"## {name}" in guide
+        path = compared.output / name
+        if "MODEL" in name:
+            path = folder / name.partition("/")[2].partition("/")[2]
+        if path.stem == "SET":
+            for table in (folder / "scores").glob("*.csv"):
+                assert list(pd.read_csv(table).columns)[:2] == ["path", "class"]
+            continue
+        assert list(pd.read_csv(path).columns) == list(columns), name
+
+
+def test_trained_losses_and_given_models_stand_in_one_table(compared, tmp_path):
+    done = compare(
+        models={"given": compared.output / "runs/isomax-seed0"},
+        losses=["softmax"],
+        seeds=1,
+        recipe=SHORT,
+        detectors=["MaxLogit"],
+        output=tmp_path / "out",
+    )
+    assert set(done.results["loss"]) == {"softmax", "given"}
+    assert "model" in (tmp_path / "out/report.html").read_text()
+
+
+def test_more_of_anything_goes_on_and_computes_what_is_missing(
+    compared, tmp_path, stem_passes, monkeypatch
+):
+    model = compared.output / "runs/isomax-seed0"
+    output = tmp_path / "out"
+
+    def call(**arguments):
+        stem_passes.clear()
+        with monkeypatch.context() as patched:
+            # what costs are measured with, and a file is verified with, are passes too
+            nothing = "isomax_evaluation.detection.testing._write_costs"
+            patched.setattr(nothing, lambda *given: None)
+            patched.setattr("isomax_evaluation.comparison.compare._export", lambda *given: None)
+            done = compare(models={"m": model}, output=output, **arguments)
+        return done, sum(stem_passes)
+
+    _, passes = call(detectors=["MaxLogit", "KNN"], ood=["uniform-noise"])
+    # one pass over training, test and OOD images
+    assert passes == sum(
+        json.loads((output / "settings.json").read_text())["images"][name]
+        for name in ("digits", "id test", "uniform-noise")
+    )
+    second, passes = call(detectors=["KLMatching", "Mahalanobis"], ood=["uniform-noise"])
+    assert passes == 0
+    assert set(second.results["detector"]) == {"MaxLogit", "KNN", "KLMatching", "Mahalanobis"}
+    third, passes = call(detectors=["MaxLogit"], ood=["uniform-noise", "digits-held-out"])
+    assert passes == len(pd.read_csv(output / "runs/m-seed0/scores/digits-held-out.csv"))
+    assert set(third.results["ood"]) == {"uniform-noise", "digits-held-out"}
+    assert len(third.results) == 4 * 2
+    again = third.results.query("ood == 'uniform-noise'").reset_index(drop=True)
+    pd.testing.assert_frame_equal(again, second.results)
+    # as if all had been asked for at once
+    whole = compare(
+        models={"m": model},
+        output=tmp_path / "whole",
+        detectors=["MaxLogit", "KNN", "KLMatching", "Mahalanobis"],
+        ood=["uniform-noise", "digits-held-out"],
+    )
+    pd.testing.assert_frame_equal(whole.results, third.results)
+    pd.testing.assert_frame_equal(whole.intervals, third.intervals)
+    # a model more
+    fourth, _ = call(detectors=["MaxLogit"], ood=["uniform-noise"])
+    assert len(fourth.results) == 8
+
+
+def test_a_detector_that_draws_scores_alike_whenever_it_is_added(compared, tmp_path):
+    model = {"m": compared.output / "runs/softmax-seed0"}
+    arguments = {"models": model, "ood": ["uniform-noise"], "fit_images": 30}
+    compare(output=tmp_path / "a", detectors=["Gram", "MaxLogit"], **arguments)
+    compare(output=tmp_path / "b", detectors=["MaxLogit"], **arguments)
+    compare(output=tmp_path / "b", detectors=["MaxLogit", "Gram"], **arguments)
+    scores = [read_scores(tmp_path / name / "runs/m-seed0", "digits")["Gram"] for name in "ab"]
+    np.testing.assert_array_equal(*scores)
+
+
+def test_weights_that_changed_since_are_refused(compared, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(compared.output / "runs/isomax-seed0/model", folder)
+    arguments = {"models": {"m": folder}, "detectors": ["MaxLogit"], "output": tmp_path / "out"}
+    compare(**arguments)
+    model = load_model(folder)
+    with torch.no_grad():
+        model.get_classifier().prototypes[0] += 1
+    save_model(model, folder, list("0123456"))
+    with pytest.raises(InputError, match=r"the weights of m have changed .*another output folder"):
+        compare(**arguments)
+
+
+def test_images_that_changed_since_are_refused(compared, tmp_path):
+    make_folder(tmp_path / "odd", ("x",), 5)
+    arguments = {
+        "models": {"m": compared.output / "runs/isomax-seed0"},
+        "detectors": ["MaxLogit"],
+        "output": tmp_path / "out",
+        "ood": [f"strange={tmp_path / 'odd'}"],
+    }
+    done = compare(**arguments)
+    assert set(done.results["ood"]) == {"strange"}
+    shutil.rmtree(tmp_path / "odd")
+    make_folder(tmp_path / "odd", ("x",), 5, seed=3)
+    with pytest.raises(InputError, match="the images of strange have changed"):
+        compare(**arguments)
+
+
+# -- Classes -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def imagenet_model(tmp_path_factory):
+    """1,000 classes without names of its own, as timm's pretrained models have."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("imagenet") / "model"
+    return save_model(timm.create_model("test_resnet", num_classes=1000), folder)
+
+
+def folders_of(root, names):
+    make_folder(root / "train", names, 8)
+    make_folder(root / "test", names, 4, seed=1)
+    return str(root)
+
+
+@pytest.mark.parametrize(
+    "names", [("n01443537", "n01440764"), ("Goldfish", "tench"), ("Tinca_tinca", "goldfish")]
+)
+def test_classes_are_matched_by_synset_or_word_and_the_others_dropped(
+    names, imagenet_model, tmp_path
+):
+    done = compare(
+        id=folders_of(tmp_path / "id", names),
+        ood=["uniform-noise"],
+        models={"m": imagenet_model},
+        image_size=32,
+        detectors=["MaxLogit", "ViM", "DICE", "fDBD"],
+        output=tmp_path / "out",
+    )
+    folder = tmp_path / "out/runs/m-seed0"
+    assert not done.results["AUROC"].isna().any()
+    network = load_model(imagenet_model)
+    size = {"img_size": 32, "crop_pct": 1.0}
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(network, size))
+    from isomax_evaluation import data
+
+    _, test = data.open_splits(str(tmp_path / "id"))
+    with torch.no_grad():
+        logits = network(torch.stack([transform(test.image(i)) for i in range(len(test))]))
+    place = {"tench": 0, "Tinca_tinca": 0, "n01440764": 0}
+    chosen = logits[:, [place.get(name, 1) for name in test.class_names]]
+    expected = -chosen.max(dim=1).values
+    np.testing.assert_allclose(read_scores(folder, "id")["MaxLogit"], expected, atol=1e-5)
+    table = pd.read_csv(folder / "predictions.csv")
+    known = table[table["set"] == "id"]
+    named = [test.class_names[label] for label in chosen.argmax(dim=1).tolist()]
+    assert known["predicted"].to_list() == named
+    assert table["is_ood"].isna().all()  # it has no threshold
+    assert done.onnx is None
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("tench", "unicorn", "griffin"), r"does not know 2 of the 3 ID classes: griffin, unicorn"),
+        (("tench", "crane"), "crane could be more than one class"),
+        (("tench", "Tinca tinca"), "are one class"),
+    ],
+)
+def test_classes_that_do_not_fit_are_one_line_before_any_work(
+    names, message, imagenet_model, tmp_path
+):
+    with pytest.raises(InputError, match=message) as error:
+        compare(
+            id=folders_of(tmp_path / "id", names),
+            ood=["uniform-noise"],
+            models={"m": imagenet_model},
+            detectors=["MaxLogit"],
+            output=tmp_path / "out",
+        )
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_classes_without_names_are_matched_by_number(tmp_path):
+    folder = save_model(timm.create_model("test_resnet", num_classes=3), tmp_path / "model")
+    arguments = {
+        "ood": ["uniform-noise"],
+        "models": {"m": folder},
+        "image_size": 32,
+        "detectors": ["MaxLogit"],
+    }
+    done = compare(
+        id=folders_of(tmp_path / "three", ("a", "b", "c")), output=tmp_path / "out", **arguments
+    )
+    assert len(done.results) == 1
+    with pytest.raises(InputError, match=r"m has 3 classes without names, the ID data 2 \(a, b\)"):
+        compare(id=folders_of(tmp_path / "two", ("a", "b")), output=tmp_path / "o", **arguments)
+
+
+# -- Python ----------------------------------------------------------------------------------------
+
+
+def tensors(count, classes, shift=0.0, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % classes if classes else torch.full((count,), -1)
+    images = torch.randn(count, 3, 32, 32, generator=generator) + shift
+    return TensorDataset(images + labels[:, None, None, None], labels)
+
+
+def test_a_network_and_loaders_of_ones_own(tmp_path):
+    torch.manual_seed(0)
+    network = WideResNet(num_classes=4, depth=10, widen_factor=1)
+    parts = Parts(network, classifier="fc")
+    done = compare(
+        models={"wrn": parts},
+        id={"mine": (DataLoader(tensors(80, 4), batch_size=16, shuffle=True), tensors(40, 4))},
+        ood={"far": DataLoader(tensors(30, 0, 4.0), batch_size=8), "noise": tensors(20, 0)},
+        detectors=["MaxLogit", "KNN", "ViM", "ODIN", "Mahalanobis", "ReAct", "GradNorm"],
+        output=tmp_path / "out",
+    )
+    assert set(done.results["ood"]) == {"far", "noise"}
+    assert {"MaxLogit", "KNN", "ViM", "ODIN"} <= set(done.results["detector"])
+    with torch.no_grad():
+        logits = network.eval()(tensors(40, 4).tensors[0])
+    scores = read_scores(tmp_path / "out/runs/wrn-seed0", "mine")["MaxLogit"]
+    np.testing.assert_allclose(scores, -logits.max(dim=1).values, atol=1e-4)
+    # once more, from what is kept
+    again = compare(
+        models={"wrn": parts},
+        id={"mine": (tensors(80, 4), tensors(40, 4))},
+        ood={"far": tensors(30, 0, 4.0), "noise": tensors(20, 0)},
+        detectors=["MaxLogit", "KNN"],
+        output=tmp_path / "out",
+    )
+    pd.testing.assert_frame_equal(again.results, done.results)
+    with pytest.raises(InputError, match="which was given in memory"):
+        compare(id={"mine": (tensors(80, 4), tensors(40, 4))}, ood={"far": tensors(30, 0)},
+                losses=["softmax"], output=tmp_path / "out")  # fmt: skip
+
+
+def test_a_network_without_a_known_classifier_says_how_to_name_it(tmp_path):
+    network = WideResNet(num_classes=4, depth=10, widen_factor=1)
+    with pytest.raises(InputError, match=r"Parts\(model, classifier='fc'\)"):
+        compare(
+            models={"wrn": network},
+            id={"mine": (tensors(8, 4), tensors(8, 4))},
+            ood={"far": tensors(3, 0)},
+            output=tmp_path / "out",
+        )
+    with pytest.raises(InputError, match="how its images are prepared is not known"):
+        compare(models={"wrn": Parts(WideResNet(7, depth=10, widen_factor=1), "fc")},
+                output=tmp_path / "out")  # fmt: skip
+    with pytest.raises(InputError, match="the ID data gives tensors"):
+        compare(losses=["softmax"], id={"mine": (tensors(8, 4), tensors(8, 4))},
+                ood={"far": tensors(3, 0)}, output=tmp_path / "out")  # fmt: skip
+
+
+# -- Sources ---------------------------------------------------------------------------------------
+
+
+def test_a_folder_of_models_is_all_of_them(compared):
+    runs = str(compared.output / "runs")
+    found = given_models([runs])
+    assert [given.name for given in found] == [
+        "isomax-seed0",
+        "isomax-seed1",
+        "softmax-seed0",
+        "softmax-seed1",
+    ]
+    assert [(given.name, given.seed) for given in given_models([f"all={runs}"])] == [
+        ("all", seed) for seed in range(4)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("resnet81", "did you mean resnet18"),
+        ("{tmp}/nothing", "timm has no model"),
+        ("{tmp}", "holds no model: expected config.json"),
+        ("{tmp}/broken", "has no model.safetensors"),
+    ],
+)
+def test_models_that_cannot_be_had_are_one_line(source, message, tmp_path):
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken/config.json").write_text("{}")
+    (tmp_path / "empty").mkdir()
+    if source == "{tmp}":
+        shutil.rmtree(tmp_path / "broken")
+    with pytest.raises(InputError, match=message) as error:
+        compare(models={"m": source.format(tmp=tmp_path)}, output=tmp_path / "out")
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()
