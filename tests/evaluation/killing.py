@@ -7,7 +7,12 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
+import timm
+import torch
+
+from isomax_adapters.timm import save_model
 from isomax_evaluation import compare, train
 from isomax_evaluation.training.recipes import RECIPES
 
@@ -20,8 +25,13 @@ def training(folder):
 
 def comparison(folder):
     """With detectors of every kind: logits, features, maps, gradients, pytorch-ood's own fit."""
+    given = Path(folder).parent / "given"
+    if not given.exists():
+        torch.manual_seed(0)
+        save_model(timm.create_model("test_resnet", num_classes=7), given, list("0123456"))
     compare(
         output=folder,
+        models={"given": given},
         losses=["softmax", "isomax"],
         detectors=["MaxLogit", "EntropicScore", "Mahalanobis", "KNN", "ReAct", "ODIN", "Gram"],
         seeds=1,

@@ -14,11 +14,17 @@ from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 SYSTEM_METRICS = "system.jsonl"
 ROWS = ("metrics.jsonl", SYSTEM_METRICS)
 RESULTS = "results.csv"
-TABLES = (RESULTS, "intervals.csv", "costs.csv", "errors.csv", "left_out.csv")
+TABLES = (
+    *(RESULTS, "intervals.csv", "costs.csv", "errors.csv", "left_out.csv"),
+    "hyperparameters.csv",
+)
 ARTIFACTS = (
     "report.html",
     *TABLES,
+    "README.md",
     "hyperparameters.json",
+    "predictions.csv",
+    "splits.csv",
     "summary.json",
     "settings.json",
     "plots",

@@ -223,13 +223,18 @@ class Mirror:
         self._remember(doubt=[name for name in doubt if name != source], **then)
 
     def _send_results(self) -> None:
-        if self.state.get("results") or not self.finished():
+        path = self.folder / RESULTS
+        size = path.stat().st_size if path.is_file() else 0
+        # a comparison may have grown since
+        if self.state.get("results") == size or not self.finished():
             return
         stamp = int(1000 * self._last().stat().st_mtime)
+        there = self.client.get_run(self.run_id).data.metrics if "results" in self.state else {}
+        new = {name: value for name, value in self._results().items() if name not in there}
         self._send_metrics(
             RESULTS,
-            [Metric(name, value, stamp, 0) for name, value in self._results().items()],
-            results=True,
+            [Metric(name, value, stamp, 0) for name, value in new.items()],
+            results=size,
         )
 
     def _results(self) -> dict[str, float]:

@@ -204,6 +204,18 @@ def test_names_are_put_into_mlflows_alphabet(folder):
     assert found == {0.1, 0.2, 0.3, 0.4}
 
 
+def test_a_table_that_has_grown_is_sent_on(folder, passed):
+    finish(folder)
+    header = "ood,detector,accuracy,ECE,AUROC,AUPR-IN,AUPR-OUT,FPR95TPR"
+    rows = [f"noise,{name},0.9,0.01,0.{digit},,," for digit, name in enumerate(("A", "B", "C"), 1)]
+    for count in (1, 1, 3, 3):
+        (folder / "results.csv").write_text("\n".join([header, *rows[:count]]) + "\n")
+        run, _ = history(track(folder))
+        assert len([name for name in run.data.metrics if name.startswith("AUROC/")]) == count
+    assert run.data.metrics["AUROC/noise/C"] == 0.3
+    assert len(passed) == len(set(passed))
+
+
 def test_what_cannot_be_sent_withholds_nothing_else(folder, monkeypatch):
     (folder / "settings.json").write_text(json.dumps({"losses": ["isomax"]}))
     (folder / "errors.csv").write_text("name\n")
