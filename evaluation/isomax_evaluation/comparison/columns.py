@@ -54,6 +54,7 @@ FILES: dict[str, dict[str, str]] = {
         "ms_per_image": "milliseconds per image, median",
         "relative_time": "the same as a multiple of plain softmax classification, run in turns",
         "stable": "whether that ratio settled; a ratio that did not is not to be relied on",
+        "fit_images": "on how many of them, where it was fitted on a random sample; empty: on all",
     },
     "errors.csv": {**_CELL, "error": "why this cell of the table has no value"},
     "left_out.csv": {

@@ -67,7 +67,8 @@ def needs(cost: Any) -> str:
     """What a detector needs beyond a forward pass, in a few words, from its row of the costs."""
     found = []
     if cost.fitted:
-        found.append("fit")
+        sample = getattr(cost, "fit_images", None)
+        found.append(f"fit on {sample:,.0f} images" if sample and sample == sample else "fit")
     if cost.gradients:
         found.append("gradients")
     if cost.hyperparameters:

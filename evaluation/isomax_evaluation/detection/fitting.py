@@ -12,6 +12,7 @@ from pytorch_ood.api import Detector, FeatureMapsDetector, LogitsDetector
 from isomax_adapters.pytorch_ood import Parts
 from isomax_evaluation.detection.draws import Draws
 from isomax_evaluation.detection.feeding import Feeding
+from isomax_evaluation.detection.large import fit_large, is_large, refuse_what_cannot_fit
 from isomax_evaluation.detection.map_fits import fit_on_maps
 from isomax_evaluation.extraction.feature_maps import MapsOnDisk
 from isomax_evaluation.extraction.one_pass import Loader, one_pass
@@ -67,7 +68,7 @@ def fit(
         assert training is not None
         for name, detector in on_outputs.items():
             with Draws(seed)():
-                failed[name] = attempt(partial(_fit_outputs, detector, training))
+                failed[name] = attempt(partial(fit_outputs, detector, training))
         for name, detector in on_maps.items():
             with Draws(seed)():
                 failed[name] = attempt(partial(fit_on_maps, detector, maps, training.labels))
@@ -94,7 +95,19 @@ def _takes_outputs(detector: Detector) -> bool:
     return isinstance(detector, LogitsDetector) or hasattr(detector, "fit_features")
 
 
-def _fit_outputs(detector: Any, training: Outputs) -> None:
+def fit_outputs(detector: Any, training: Outputs) -> None:
+    """Fit a detector of logits or features, with bounded memory however many images there are.
+
+    :raises ValueError: if what it holds for good is too large
+    """
+    refuse_what_cannot_fit(detector, training)
+    if is_large(training):
+        fit_large(detector, training, _fit_in_memory)
+    else:
+        _fit_in_memory(detector, training)
+
+
+def _fit_in_memory(detector: Any, training: Outputs) -> None:
     if isinstance(detector, LogitsDetector):
         detector.fit_logits(training.logits, training.labels)
     else:

@@ -14,6 +14,8 @@ from isomax_evaluation.detection.fitting import attempt
 from isomax_evaluation.extraction.one_pass import Loader, one_pass
 from isomax_evaluation.extraction.store import Keeper, Outputs, OutputsInMemory
 
+AT_ONCE = 2**28  # values, 1 GiB
+
 
 def score(
     parts: Parts,
@@ -83,10 +85,13 @@ def scores_outputs(detector: Detector) -> bool:
 
 
 def score_outputs(detector: Any, outputs: Outputs) -> Tensor:
-    """The scores of such a detector."""
-    scores: Tensor = (
-        detector.predict_logits(outputs.logits)
-        if isinstance(detector, LogitsDetector)
-        else detector.predict_features(outputs.features)
-    )
-    return scores
+    """The scores of such a detector.
+
+    Features are scored so many at a time that a product of images, classes and features, which some
+    detectors make, has at most :data:`AT_ONCE` values.
+    """
+    if isinstance(detector, LogitsDetector):
+        scores: Tensor = detector.predict_logits(outputs.logits)
+        return scores
+    rows = max(1, AT_ONCE // (outputs.logits.shape[1] * outputs.features.shape[1]))
+    return torch.cat([detector.predict_features(part) for part in outputs.features.split(rows)])

@@ -18,6 +18,7 @@ from isomax_evaluation.data import Images
 from isomax_evaluation.data.digests import digest
 from isomax_evaluation.data.loading import loader_of
 from isomax_evaluation.detection.fitting import fit, remove_scratch
+from isomax_evaluation.detection.large import sample_size
 from isomax_evaluation.detection.metrics import COLUMNS, ood_metrics
 from isomax_evaluation.detection.models import Model
 from isomax_evaluation.detection.predictions import write_predictions
@@ -271,6 +272,13 @@ def _write_costs(bench: Bench, detectors: dict[str, Detector]) -> None:
         model.softmax_twin(), model.parts, detectors, batch.to(model.parts.device)
     )
     costs.insert(0, "loss", model.name)
+    training = bench.keeper(bench.training).read()
+    costs["fit_images"] = [
+        None
+        if training is None or not row.fitted
+        else sample_size(detectors[row.detector], training)
+        for row in costs.itertuples()
+    ]
     if path.is_file():
         costs = pd.concat([read_table(path), costs], ignore_index=True)
     write_table(path, costs)
