@@ -12,6 +12,8 @@ from torch.nn import functional as F
 from isomax.functional import SCORES
 
 MAX_TEMPERATURE = 1e3  #: where :func:`fit_temperature` ends up if the logits say nothing
+_ELEMENTS_AT_ONCE = 2**18  # of logits: a block and what is made of it stay in the processor's cache
+_STEP = 1e-6  # of the logarithm of the temperature; the step after it is its square
 
 
 def fit_temperature(
@@ -22,9 +24,11 @@ def fit_temperature(
     .. math:: T = \arg\min_T \; -\frac{1}{N} \sum_i \log
         \mathrm{softmax}\Bigl(\frac{z_i}{T}\Bigr)_{y_i}
 
-    The loss is convex in :math:`1 / T`, so bisection on the sign of its derivative finds the
-    minimum. Dividing by :math:`T > 0` never changes the predicted class. As in Platt scaling, the
-    labels are smoothed by :math:`1 / (N + 2)`: data that are all classified right would otherwise
+    The loss is convex in :math:`1 / T`: Newton's method on its derivative finds the minimum, and
+    bisection takes over where a step of it leaves the interval in which the root is known to lie.
+    Logits are read in blocks, so that memory does not grow with them. Dividing by :math:`T > 0`
+    never changes the predicted class. As in Platt scaling, the labels are smoothed by
+    :math:`1 / (N + 2)`: data that are all classified right would otherwise
     ask for certainty, :math:`T = 0`.
 
     An IsoMax network at inference is under-confident by design (the entropic scale is gone), so
@@ -57,26 +61,57 @@ def fit_temperature(
             f"labels lie in [{int(labels.min())}, {int(labels.max())}]; expected "
             f"[0, {logits.shape[1]}): calibrate on in-distribution data only"
         )
-    logits = logits.detach().double()
-    if bad := int((~logits.isfinite()).any(dim=1).sum()):
+    blocks = logits.detach().split(max(1, _ELEMENTS_AT_ONCE // logits.shape[1]))
+    right = total = 0.0  # sums of the right logits, and of the means of all, each less the largest
+    bad = 0
+    for block, chosen in zip(blocks, labels.split(blocks[0].shape[0]), strict=True):
+        bad += int((~block.isfinite()).any(dim=1).sum())
+        below = _below_largest(block)
+        right += _sum(below.gather(1, chosen[:, None]))
+        total += _sum(below.mean(dim=1))
+    if bad:
         raise ValueError(f"{bad} of {len(logits)} rows of logits are not finite; leave them out")
-
     smoothing = 1 / (len(logits) + 2)
-    target = (1 - smoothing) * logits.gather(1, labels[:, None])[:, 0].mean()
-    target = target + smoothing * logits.mean()
+    target = ((1 - smoothing) * right + smoothing * total) / len(logits)
 
-    def derivative(inverse_temperature: float) -> float:
-        probabilities = (logits * inverse_temperature).softmax(dim=1)
-        return float((probabilities * logits).sum(dim=1).mean() - target)
+    def derivatives(inverse_temperature: float) -> tuple[float, float]:
+        """First and second, of the loss by the inverse temperature: with the posteriors' mean and
+        variance of the logits."""
+        first = second = 0.0
+        for block in blocks:
+            below = _below_largest(block)
+            posteriors = (below * inverse_temperature).softmax(dim=1)
+            mean = torch.linalg.vecdot(posteriors, below)
+            first += _sum(mean)
+            second += _sum(torch.linalg.vecdot(posteriors, below.square_()) - mean.square())
+        return first / len(logits) - target, second / len(logits)
 
     low, high = math.log(1 / bounds[1]), math.log(1 / bounds[0])
-    for _ in range(60):
-        middle = (low + high) / 2
-        if derivative(math.exp(middle)) > 0:
-            high = middle
+    at = (low + high) / 2
+    while high - low > 1e-9:
+        first, second = derivatives(math.exp(at))
+        if first > 0:
+            high = at
         else:
-            low = middle
-    return math.exp(-(low + high) / 2)
+            low = at
+        slope = second * math.exp(at)  # by the logarithm of the inverse temperature
+        step = -first / slope if slope > 0 else math.inf
+        if abs(step) < _STEP:
+            at = min(max(at + step, low), high)
+            break
+        at = at + step if low < at + step < high else (low + high) / 2
+    return math.exp(-at)
+
+
+def _below_largest(logits: Tensor) -> Tensor:
+    """How far each logit lies below the largest of its row: float32 tells these apart where it may
+    not the sums of large logits."""
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return logits - logits.amax(dim=1, keepdim=True)
+
+
+def _sum(values: Tensor) -> float:
+    return float(values.cpu().double().sum())
 
 
 def expected_calibration_error(logits: Tensor, labels: Tensor, bins: int = 15) -> float:
