@@ -1,0 +1,120 @@
+"""What the pixels of some images give away before anything is trained on them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from isomax_adapters.onnx.images.decoding import (
+    GreyRange,
+    as_array,
+    check_grey_range,
+    depth_range,
+    is_deep,
+    open_image,
+)
+
+FEWEST_LEVELS = 64  # of the 256 that 8 bits have
+_EXAMPLES = 3
+
+
+@dataclass(frozen=True)
+class PixelCheck:
+    """What was seen in images that were looked at."""
+
+    images: int  #: how many these are
+    extremes: GreyRange | None  #: smallest and largest stored value of grey of more than 8 bits
+    grey_levels: int | None  #: how many of 256 are left between these
+    colour_levels: int | None  #: the same of colours of 16 bits, of which 8 are read
+    constant: tuple[str, ...]  #: images of a single colour
+    data_bands: tuple[str, ...]  #: images whose alpha looks like data: most of it is in between
+
+    def warnings(self) -> list[str]:
+        """A sentence for each thing that looks wrong."""
+        said = []
+        if self.grey_levels is not None and self.grey_levels <= FEWEST_LEVELS:
+            assert self.extremes is not None
+            said.append(
+                f"grey values of more than 8 bits lie between {self.extremes[0]} and "
+                f"{self.extremes[1]}, so that {self.grey_levels} of 256 levels are left of them; "
+                f"give the grey range {self.extremes[0]},{self.extremes[1]}"
+            )
+        if self.colour_levels is not None and self.colour_levels <= FEWEST_LEVELS:
+            said.append(
+                f"colours of 16 bits use so little of their range that {self.colour_levels} of 256 "
+                "levels are left of them; save the images with 8 bits"
+            )
+        for paths, what in (
+            (self.constant, "are of a single colour"),
+            (self.data_bands, "have an alpha channel that looks like data, not transparency: it is "
+             "laid over white, or with 4 channels kept"),
+        ):  # fmt: skip
+            if paths:
+                more = ", ..." * (len(paths) > _EXAMPLES)
+                shown = ", ".join(paths[:_EXAMPLES]) + more
+                said.append(f"{len(paths)} of {self.images} images {what} ({shown})")
+        return said
+
+
+def check_pixels(
+    paths: Sequence[str],
+    channels: int = 3,
+    grey_range: GreyRange | None = None,
+    at_most: int | None = 256,
+) -> PixelCheck:
+    """Look at some images, evenly spaced among all.
+
+    :param paths: images that decode
+    :param channels: as :func:`as_pixels` takes it
+    :param grey_range: as :func:`as_pixels` takes it; ``extremes`` of all training images is one
+    :param at_most: how many to look at; all of them if ``None``
+    :raises Exception: whatever Pillow raises of an image that does not decode
+    """
+    grey_range = check_grey_range(grey_range)
+    count = len(paths) if at_most is None else min(len(paths), at_most)
+    chosen = np.linspace(0, len(paths) - 1, count).round().astype(int)
+    lowest: list[int] = []
+    highest: list[int] = []
+    ranges: list[GreyRange] = []
+    brightest: list[int] = []
+    constant, data_bands = [], []
+    for path in (paths[at] for at in chosen):
+        with open_image(path) as image:
+            deep_colour = not is_deep(image) and ";16" in str(getattr(image, "tile", ""))
+            if is_deep(image):
+                pixels = np.asarray(image)[..., None]
+                lowest.append(int(pixels.min()))
+                highest.append(int(pixels.max()))
+                if known := grey_range or depth_range(image):
+                    ranges.append(known)
+            else:
+                if _holds_data(image):
+                    data_bands.append(path)
+                pixels = as_array(image, channels)
+                if deep_colour:
+                    brightest.append(int(pixels.max()))
+        if (pixels == pixels[0, 0]).all():
+            constant.append(path)
+    extremes = (min(lowest), max(highest)) if lowest else None
+    return PixelCheck(
+        images=count,
+        extremes=extremes,
+        grey_levels=_levels(extremes, ranges) if extremes and ranges else None,
+        colour_levels=max(brightest) + 1 if brightest else None,
+        constant=tuple(constant),
+        data_bands=tuple(data_bands),
+    )
+
+
+def _levels(extremes: GreyRange, ranges: Sequence[GreyRange]) -> int:
+    low, high = min(r[0] for r in ranges), max(r[1] for r in ranges)
+    used = min(extremes[1], high) - max(extremes[0], low) + 1
+    return min(256, max(1, used * 256 // (high - low + 1)))
+
+
+def _holds_data(image: Image.Image) -> bool:
+    if image.mode not in ("RGBA", "LA"):
+        return False
+    alpha = np.asarray(image.getchannel("A"))
+    return bool(((alpha > 0) & (alpha < 255)).mean() > 0.5)

@@ -1,0 +1,285 @@
+"""The same picture has the same pixels, however it is stored; or the tag is named."""
+
+import io
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from PIL import Image, UnidentifiedImageError
+
+from isomax_adapters.onnx.images import (
+    as_array,
+    as_pixels,
+    as_rgb,
+    decoding,
+    from_array,
+    open_image,
+)
+
+from .encoded import pgm, png, tiff, twelve_bits
+
+GREY = arrays.arrays(np.uint8, arrays.array_shapes(min_dims=2, max_dims=2, max_side=9))
+
+
+def read(data, channels=3, grey_range=None):
+    with open_image(io.BytesIO(data)) as image:
+        return as_array(image, channels, grey_range)
+
+
+def deep(grey, bits):
+    """Values of more bits with these as the upper eight, and as bright a white."""
+    wide = grey.astype(np.int64)
+    return wide << (bits - 8) | wide >> (16 - bits)
+
+
+def size_of(grey):
+    return grey.shape[::-1]
+
+
+def little(values):
+    return np.asarray(values, "<u2").tobytes()
+
+
+def big(values):
+    return np.asarray(values, ">u2").tobytes()
+
+
+SAME = {
+    "8 bits": lambda g: tiff(g.tobytes(), size_of(g)),
+    "8 bits, white is zero": lambda g: tiff((255 - g).tobytes(), size_of(g), photometric=0),
+    "12 bits": lambda g: tiff(twelve_bits(deep(g, 12)), size_of(g), (12,)),
+    "12 bits, deflated": lambda g: tiff(twelve_bits(deep(g, 12)), size_of(g), (12,), compression=8),
+    "16 bits": lambda g: tiff(little(deep(g, 16)), size_of(g), (16,)),
+    "16 bits, big-endian": lambda g: tiff(big(deep(g, 16)), size_of(g), (16,), order=">"),
+    "16 bits, white is zero": lambda g: tiff(
+        little(65535 - deep(g, 16)), size_of(g), (16,), photometric=0
+    ),
+    "16 bits, white is zero, deflated": lambda g: tiff(
+        little(65535 - deep(g, 16)), size_of(g), (16,), photometric=0, compression=8
+    ),
+    "PGM of 16 bits": lambda g: pgm(deep(g, 16), 65535),
+    "PGM of 12 bits": lambda g: pgm(deep(g, 12), 4095),
+    "plain PGM of 12 bits": lambda g: (
+        f"P2 {g.shape[1]} {g.shape[0]} 4095 {' '.join(map(str, deep(g, 12).ravel()))}".encode()
+    ),
+    "PNG of 16 bits": lambda g: png(map(big, deep(g, 16)), size_of(g), 16),
+    "PNG of 16-bit colours": lambda g: png(
+        map(big, np.stack([deep(g, 16)] * 3, axis=2)), size_of(g), 16, 2
+    ),
+    "TIFF of 16-bit colours": lambda g: tiff(
+        little(np.stack([deep(g, 16)] * 3, axis=2)), size_of(g), (16,) * 3, 2
+    ),
+}
+IN_SIXTEEN = {
+    "PNG": (0, lambda v: png(map(big, v), size_of(v), 16)),
+    "TIFF": (0, lambda v: tiff(little(v), size_of(v), (16,))),
+    "TIFF, white is zero": (0, lambda v: tiff(little(4095 - v), size_of(v), (16,), photometric=0)),
+    "PGM": (0, lambda v: pgm(v, 65535)),
+    "signed TIFF": (-1000, lambda v: tiff(
+        np.asarray(v - 1000, "<i2").tobytes(), size_of(v), (16,), sample_format=2)),
+    "TIFF of 32 bits": (70_000, lambda v: tiff(
+        np.asarray(v + 70_000, "<u4").tobytes(), size_of(v), (32,))),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("stored", SAME)
+@given(GREY)
+@settings(deadline=None, max_examples=25)
+def test_the_same_picture_has_the_same_pixels(stored, grey):
+    assert np.array_equal(read(SAME[stored](grey), channels=1)[..., 0], grey)
+    assert np.array_equal(read(SAME[stored](grey)), np.stack([grey] * 3, axis=2))
+
+
+@pytest.mark.parametrize("stored", IN_SIXTEEN)
+@given(GREY)
+@settings(deadline=None, max_examples=25)
+def test_twelve_bits_in_a_larger_file_are_read_in_the_range_that_is_given(stored, grey):
+    low, encode = IN_SIXTEEN[stored]
+    data = encode(deep(grey, 12))
+    assert np.array_equal(read(data, 1, (low, low + 4095))[..., 0], grey)
+
+
+@given(arrays.arrays(np.int16, (3, 4)), st.integers(-40_000, 40_000), st.integers(1, 80_000))
+@settings(deadline=None)
+def test_grey_levels_divide_the_range_evenly(values, low, span):
+    """Bit for bit: whole numbers only; what lies outside is the range's end."""
+    data = tiff(values.astype("<i2").tobytes(), size_of(values), (16,), sample_format=2)
+    found = read(data, 1, (low, low + span))[..., 0]
+    for value, level in zip(values.ravel().tolist(), found.ravel().tolist(), strict=True):
+        assert level == 256 * (min(max(value, low), low + span) - low) // (span + 1)
+
+
+def test_rows_at_a_time_are_the_same(monkeypatch):
+    values = np.random.default_rng(0).integers(0, 65536, (37, 11))
+    whole = read(pgm(values, 65535), 1)
+    monkeypatch.setattr(decoding, "_VALUES_AT_ONCE", 30)
+    assert np.array_equal(read(pgm(values, 65535), 1), whole)
+    assert np.array_equal(whole[..., 0], values >> 8)
+
+
+RGBX = np.arange(2 * 3 * 4, dtype=np.uint8).tobytes()
+
+
+@pytest.mark.parametrize(
+    ("data", "named"),
+    [
+        (tiff(bytes(9), (3, 2), (12,), order=">"), "BitsPerSample 12, .*big-endian"),
+        (tiff(bytes(9), (3, 2), (12,), photometric=0), "PhotometricInterpretation 0"),
+        (tiff(bytes(12), (3, 2), (16,), photometric=0, order=">"), "PhotometricInterpretation 0"),
+        (tiff(bytes(12), (3, 2), (10,)), "BitsPerSample 10"),
+        (tiff(bytes(12), (3, 2), (14,)), "BitsPerSample 14"),
+        (tiff(bytes(12), (3, 2), (16,), sample_format=2), "SampleFormat 2.* grey_range"),
+        (tiff(bytes(24), (3, 2), (32,)), "BitsPerSample 32.* no known range"),
+        (tiff(bytes(24), (3, 2), (32,), sample_format=3), "SampleFormat 3.* no known range"),
+        (tiff(bytes(6), (3, 2), sample_format=2), "SampleFormat 2: signed"),
+        (tiff(RGBX, (3, 2), (8,) * 4, 2, extra=0), "ExtraSamples 0"),
+        (tiff(RGBX, (3, 2), (8,) * 4, 2, extra=0, planar=2), "ExtraSamples 0"),
+        (tiff(RGBX[:12], (3, 2), (8,) * 2, 1, extra=0), "ExtraSamples 0"),
+        (tiff(RGBX, (3, 2), (8,) * 4, 1, extra=(0, 0, 0)), "ExtraSamples 0,0,0"),
+        (b"Pf 1 1 -1.0\n" + bytes(4), "mode F have no known range"),
+    ],
+)
+def test_what_would_be_read_as_something_else_is_refused_by_its_tag(data, named):
+    with pytest.raises((ValueError, UnidentifiedImageError), match=named):
+        read(data)
+
+
+def test_a_jpeg_of_twelve_bits_says_so(tmp_path):
+    Image.new("L", (8, 8)).save(tmp_path / "a.jpg")
+    data = bytearray((tmp_path / "a.jpg").read_bytes())
+    data[data.index(b"\xff\xc0") + 4] = 12  # the precision
+    (tmp_path / "a.jpg").write_bytes(data)
+    for file in (str(tmp_path / "a.jpg"), tmp_path / "a.jpg", io.BytesIO(data)):
+        with pytest.raises(UnidentifiedImageError, match="cannot handle 12-bit layers"):
+            open_image(file)
+    for neither in (b"", b"hello", b"II*\0"):
+        with pytest.raises(UnidentifiedImageError):
+            open_image(io.BytesIO(neither))
+
+
+# -- Transparency ------------------------------------------------------------------------------
+
+
+def saved(image, kind="PNG", **more):
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **more)
+    return buffer.getvalue()
+
+
+def test_transparency_is_laid_over_white():
+    """All pairs of a colour and an alpha, rounded to the nearest."""
+    colour, alpha = np.mgrid[:256, :256].astype(np.uint8)
+    image = Image.fromarray(np.stack([colour, colour, colour, alpha], axis=2))
+    c, a = colour.astype(int), alpha.astype(int)
+    expected = (c * a + 255 * (255 - a) + 127) // 255
+    assert np.array_equal(read(saved(image))[..., 1], expected)
+    assert np.array_equal(read(saved(image), channels=1)[..., 0], expected)
+    grey = Image.merge("LA", (Image.fromarray(colour), Image.fromarray(alpha)))
+    assert np.array_equal(read(saved(grey))[..., 0], expected)
+    assert np.array_equal(read(saved(image, "WEBP", lossless=True, exact=True))[..., 2], expected)
+
+
+def _drawing(mode):
+    """A black square on nothing, in every way to store that."""
+    mask = np.zeros((8, 8), np.uint8)
+    mask[2:6, 2:6] = 255
+    if mode == "alpha alone":  # all pixels are black
+        return saved(Image.merge("RGBA", (*[Image.new("L", (8, 8))] * 3, Image.fromarray(mask))))
+    if mode == "colours of a palette":
+        image = Image.fromarray(mask // 255, "P")
+        image.putpalette([0, 0, 0, 0, 0, 0])
+        return saved(image, transparency=bytes([0, 255]))
+    if mode == "GIF":
+        image = Image.fromarray(mask // 255, "P")
+        image.putpalette([9, 9, 9, 0, 0, 0])
+        return saved(image, "GIF", transparency=0)
+    if mode == "16-bit grey that is transparent":
+        values = np.where(mask, 0, 257).astype(int)
+        return png(map(big, values), (8, 8), 16, tRNS=(257).to_bytes(2, "big"))
+    if mode == "8-bit grey that is transparent":
+        return png(
+            map(bytes, np.where(mask, 0, 7).astype(np.uint8)), (8, 8), tRNS=(7).to_bytes(2, "big")
+        )
+    premultiplied = np.stack([np.zeros_like(mask), mask], axis=2)
+    return tiff(premultiplied.tobytes(), (8, 8), (8, 8), extra=1)
+
+
+@pytest.mark.parametrize(
+    "mode",
+    [
+        "alpha alone",
+        "colours of a palette",
+        "GIF",
+        "16-bit grey that is transparent",
+        "8-bit grey that is transparent",
+        "premultiplied TIFF",
+    ],
+)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_drawing_in_the_alpha_channel_is_seen(mode, channels):
+    pixels = read(_drawing(mode), channels).copy()
+    assert (pixels[2:6, 2:6] == 0).all()
+    pixels[2:6, 2:6] = 255
+    assert (pixels == 255).all()
+
+
+def test_opaque_images_are_what_they_were():
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 8, 3), dtype=np.uint8)
+    opaque = Image.fromarray(pixels).convert("RGBA")
+    assert np.array_equal(np.asarray(as_rgb(opaque)), pixels)
+    for mode in ("CMYK", "YCbCr", "P", "1", "L"):
+        image = Image.fromarray(pixels).convert(mode)
+        assert np.array_equal(np.asarray(as_rgb(image)), np.asarray(image.convert("RGB")))
+
+
+# -- Channels ----------------------------------------------------------------------------------
+
+
+def test_four_channels_are_kept_as_they_are_stored():
+    bands = np.random.default_rng(0).integers(0, 256, (9, 8, 4), dtype=np.uint8)
+    for data in (
+        saved(Image.fromarray(bands)),
+        tiff(bands.tobytes(), (8, 9), (8,) * 4, 2, extra=2),
+        tiff(bands.tobytes(), (8, 9), (8,) * 4, 2),
+    ):
+        assert np.array_equal(read(data, channels=4), bands)
+    without = read(saved(Image.fromarray(bands[..., :3])), channels=4)
+    assert np.array_equal(without[..., :3], bands[..., :3])
+    assert (without[..., 3] == 255).all()
+    cmyk = Image.fromarray(bands[..., :3]).convert("CMYK")
+    assert np.array_equal(read(saved(cmyk, "TIFF"), 4)[..., :3], np.asarray(cmyk.convert("RGB")))
+
+
+def test_the_fourth_band_does_not_weigh_the_others_when_they_are_resized():
+    """As it would in Pillow's RGBA."""
+    bands = np.zeros((2, 2, 4), np.uint8)
+    bands[:, 0] = (200, 100, 0, 0)
+    bands[:, 1] = (0, 100, 200, 255)
+    image = as_pixels(Image.fromarray(bands), 4)
+    assert np.asarray(image.resize((1, 1), Image.Resampling.BOX)).tolist() == [
+        [[100, 100, 100, 128]]
+    ]
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_arrays_and_images_are_the_same(channels):
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 6, channels), dtype=np.uint8)
+    image = from_array(pixels)
+    assert image.size == (6, 5)
+    assert np.array_equal(np.asarray(image).reshape(pixels.shape), pixels)
+    assert np.array_equal(as_array(image, channels)[..., :3], pixels[..., :3])
+
+
+@pytest.mark.parametrize(
+    "given", [(4095, 0), (0, 0), (0.5, 2), (0,), "0,4095", (0, float("inf")), (0, 10**400), 7]
+)
+def test_ranges_that_are_none_are_refused(given):
+    with pytest.raises(ValueError, match="expected the smallest and the largest"):
+        as_pixels(Image.new("L", (2, 2)), 3, given)
+
+
+def test_other_numbers_of_channels_are_refused():
+    with pytest.raises(ValueError, match="2 channels; expected 1, 3 or 4"):
+        as_pixels(Image.new("L", (2, 2)), 2)
