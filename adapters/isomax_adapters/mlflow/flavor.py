@@ -93,7 +93,7 @@ def save_model(
     :param mlflow_model: the MLflow model that this flavour is added to
     :param signature: made from the input example if not given
     :param input_example: a DataFrame with a column ``image`` of encoded images (bytes), or an
-        array, uint8 ``[N, H, W, 3]``: the model then takes such tensors instead (of decimals in
+        array, uint8 ``[N, H, W, C]``: the model then takes such tensors instead (of decimals in
         JSON, MLflow's server drops the fraction). A small PNG if not given
     :param pip_requirements: instead of :func:`get_default_pip_requirements`
     :param extra_pip_requirements: in addition to them
@@ -213,12 +213,12 @@ class _PyfuncModel:
         score.
 
         :param model_input: a DataFrame with a column of encoded images (bytes), or an array, uint8
-            ``[N, H, W, 3]``
+            ``[N, H, W, C]``
         :param params: ``alpha``, another false-alarm rate than the model's own
         """
         alpha = (params or {}).get("alpha", self.scorer.alpha)
         scorer = self.scorer if alpha == self.scorer.alpha else self._at(alpha)
-        inputs = _inputs(model_input)
+        inputs = _inputs(model_input, self.scorer.channels)
         # a value that is no bytes is not handed on: a string would be taken for a path
         readable = [item for item in inputs if isinstance(item, (bytes, np.ndarray))]
         # one by one: what is said of an image depends, in the last bit, on the size of its batch
@@ -239,7 +239,7 @@ class _PyfuncModel:
             raise MlflowException.invalid_parameter_value(str(error)) from error
 
 
-def _inputs(model_input: pd.DataFrame | np.ndarray) -> list[Any]:
+def _inputs(model_input: pd.DataFrame | np.ndarray, channels: int) -> list[Any]:
     if isinstance(model_input, pd.DataFrame):
         if len(model_input.columns) != 1 and _COLUMN not in model_input:
             raise MlflowException.invalid_parameter_value(
@@ -252,10 +252,10 @@ def _inputs(model_input: pd.DataFrame | np.ndarray) -> list[Any]:
             for item in model_input[column]
         ]
     images = np.asarray(model_input)
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != channels:
         raise MlflowException.invalid_parameter_value(
-            f"the input is {images.dtype} of shape {images.shape}; expected uint8 [N, H, W, 3], or "
-            f"a DataFrame with a column {_COLUMN!r} of encoded images"
+            f"the input is {images.dtype} of shape {images.shape}; expected uint8 "
+            f"[N, H, W, {channels}], or a DataFrame with a column {_COLUMN!r} of encoded images"
         )
     return list(images)
 
@@ -290,7 +290,7 @@ def _frame(results: list[Result]) -> pd.DataFrame:
 
 def _signature(scorer: Scorer, example: pd.DataFrame | np.ndarray) -> ModelSignature:
     if isinstance(example, np.ndarray):
-        inputs = Schema([TensorSpec(np.dtype(np.uint8), (-1, -1, -1, 3))])
+        inputs = Schema([TensorSpec(np.dtype(np.uint8), (-1, -1, -1, scorer.channels))])
     else:
         inputs = Schema([ColSpec(DataType.binary, _COLUMN)])
     return ModelSignature(

@@ -1,11 +1,13 @@
 """A model folder as one ONNX file: raw pixels in, label, score and verdict out."""
 
 import io
+import json
 import logging
 import os
 import warnings
 from collections.abc import Iterable
 from contextlib import redirect_stdout
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,16 +17,22 @@ import onnx
 import onnxruntime
 import timm.data
 import torch
-from PIL import Image
 from torch import nn
 
 from isomax_adapters.onnx.graph import assemble, preprocessing
-from isomax_adapters.onnx.images import as_rgb, find_images
+from isomax_adapters.onnx.images import (
+    GreyRange,
+    as_array,
+    check_grey_range,
+    find_images,
+    open_image,
+)
 from isomax_adapters.onnx.metadata import METADATA_FORMAT
 from isomax_adapters.onnx.precision import PRECISIONS, join, split, to_fp16, to_int8
 from isomax_adapters.onnx.verifying import ExportError, verify
 from isomax_adapters.timm import load_calibration, load_model
 from isomax_adapters.timm.attaching import classifier_names
+from isomax_adapters.timm.folder import CONFIG
 
 CALIBRATION_IMAGES = 256  # more of them hardly move the ranges of the activations
 FEWEST_CALIBRATION_IMAGES = 32  # with fewer, the ranges are too narrow for other images
@@ -41,10 +49,10 @@ def export(
 ) -> Path:
     """Export a model folder with its preprocessing, score and threshold, and verify the file.
 
-    The file takes ``images``, uint8 ``[N, H, W, 3]`` RGB of any size, and gives ``label``,
-    ``confidence``, ``score``, ``is_ood``, ``logits`` and ``probabilities``. It holds everything it
-    needs; class names, threshold, other false-alarm rates, precision, preprocessing and provenance
-    are JSON in its metadata under ``isomax``.
+    The file takes ``images``, uint8 ``[N, H, W, 3]`` RGB of any size (of 1 or 4 channels for models
+    of that many), and gives ``label``, ``confidence``, ``score``, ``is_ood``, ``logits`` and
+    ``probabilities``. It holds everything it needs; class names, threshold, other false-alarm
+    rates, precision, preprocessing and provenance are JSON in its metadata under ``isomax``.
 
     Before the file appears, it is verified part by part. Its pixels must be those of timm's
     transform, on random images of several sizes, but for one grey level here and there. From the
@@ -52,6 +60,9 @@ def export(
     1e-3 (of the largest logit and of the score, where these exceed 1), in the others to
     ``TOLERANCES``; in ``int8`` on calibration images. Label, probabilities, score and verdict must
     follow from the logits, on both sides of the threshold.
+
+    Grey images of more than 8 bits are read in the range that ``grey_range`` in the folder's
+    ``config.json`` says, if it says one.
 
     The threshold is the model's in every precision: refitted on so few images, it would move by
     more than quantisation moves the scores. ``isomax export --id`` measures what it comes to.
@@ -61,7 +72,7 @@ def export(
     :param precision: of the backbone's weights and arithmetic: ``fp32``; ``fp16``, half the file;
         ``int8``, a quarter, quantised statically. Preprocessing, head and score stay in float32
     :param calibration_images: needed for ``int8`` and only there: ID images, such as training
-        images, as a folder, paths or uint8 arrays ``[H, W, 3]``; at least 32, of which at most 256
+        images, as a folder, paths or uint8 arrays ``[H, W, C]``; at least 32, of which at most 256
         are used, evenly spaced
     :return: the path
     :raises ExportError: if torch cannot export the model, or the file disagrees with it
@@ -78,20 +89,23 @@ def export(
             "isomax.calibration.Calibration.fit and isomax_adapters.timm.save_calibration"
         )
     config = timm.data.resolve_model_data_config(model)
+    channels = config["input_size"][0]
+    grey_range = _grey_range(Path(model_folder))
+    decode = partial(_decoded, channels=channels, grey_range=grey_range)
     names = model.pretrained_cfg.get("label_names") or range(model.num_classes)
     metadata = {
         "format": METADATA_FORMAT,
         "class_names": [str(name) for name in names],
         **calibration.to_dict(),
         "precision": precision,
-        "preprocessing": config,
+        "preprocessing": config | ({"grey_range": grey_range} if grey_range else {}),
         "provenance": {
             "architecture": model.pretrained_cfg.get("architecture"),
             # Pillow's too: what it makes of a tall image depends on it
             **{name: version(name) for name in ("isomax", "timm", "torch", "onnx", "pillow")},
         },
     }
-    pixels = _preprocessed(sources, config)
+    pixels = _preprocessed(map(decode, sources), config)
     network = export_network(model, tuple(config["input_size"]))
     if precision != "fp32":
         network = _reduced(network, classifier_names(model), precision, pixels)
@@ -103,21 +117,21 @@ def export(
         calibration.threshold,
         metadata,
     )
-    partial = path.with_name(f".{path.name}.partial")
+    unfinished = path.with_name(f".{path.name}.partial")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        onnx.save(exported, str(partial))
+        onnx.save(exported, str(unfinished))
         some = sources[:: max(1, len(sources) // VERIFIED_IMAGES)]
-        images = [_decoded(source)[None] for source in some]
-        verify(exported, partial, model, config, calibration, precision, images)
-        partial.replace(path)
+        images = [decode(source)[None] for source in some]
+        verify(exported, unfinished, model, config, calibration, precision, images)
+        unfinished.replace(path)
     finally:
-        partial.unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
     return path
 
 
 def export_network(model: nn.Module, input_size: tuple[int, int, int]) -> onnx.ModelProto:
-    """The network alone: ``pixels``, float ``[N, 3, h, w]`` -> ``logits``.
+    """The network alone: ``pixels``, float ``[N, C, h, w]`` -> ``logits``.
 
     :raises ExportError: if torch cannot export it
     """
@@ -179,18 +193,31 @@ def _calibration_sources(
     return [found[index] for index in places.round().astype(int)]
 
 
-def _preprocessed(sources: list[ImageSource], config: dict[str, Any]) -> list[np.ndarray]:
+def _grey_range(folder: Path) -> GreyRange | None:
+    content = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    try:
+        return check_grey_range(content.get("grey_range"))
+    except ValueError as error:
+        raise ValueError(f"{folder / CONFIG}: {error}") from error
+
+
+def _preprocessed(images: Iterable[np.ndarray], config: dict[str, Any]) -> list[np.ndarray]:
     """Batches of one image, as the network gets them in the exported file."""
     graph = preprocessing(config, opset=18, ir_version=10)
     session = onnxruntime.InferenceSession(graph.SerializeToString())
-    return [session.run(None, {"images": _decoded(source)[None]})[0] for source in sources]
+    return [session.run(None, {"images": image[None]})[0] for image in images]
 
 
-def _decoded(source: ImageSource) -> np.ndarray:
+def _decoded(source: ImageSource, channels: int, grey_range: GreyRange | None) -> np.ndarray:
     if isinstance(source, np.ndarray):
+        if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != channels:
+            raise ValueError(
+                f"a calibration image is {source.dtype} of shape {source.shape}; expected uint8 "
+                f"[H, W, {channels}]"
+            )
         return source
     try:
-        with Image.open(source) as image:
-            return np.asarray(as_rgb(image))
+        with open_image(source) as image:
+            return as_array(image, channels, grey_range)
     except Exception as error:  # Pillow's decoders raise whatever they please
         raise ValueError(f"calibration image {source} cannot be read: {error}") from error

@@ -69,18 +69,22 @@ _SCORES = {
 def preprocessing(config: dict[str, Any], opset: int, ir_version: int) -> onnx.ModelProto:
     """timm's evaluation transform, with the Pillow of this environment, as a graph.
 
-    Input ``images``, uint8 ``[N, H, W, 3]`` RGB, any size; output ``pixels``, float
-    ``[N, 3, h, w]``.
+    Input ``images``, uint8 ``[N, H, W, C]``, any size: grey, RGB, or RGB and a fourth band; output
+    ``pixels``, float ``[N, C, h, w]``.
 
     :param config: as ``timm.data.resolve_model_data_config`` gives it
-    :raises ValueError: if the configuration has a resampling or crop that cannot be exported
+    :raises ValueError: if the configuration has a resampling or crop that cannot be exported, or
+        not one mean and standard deviation for each channel
     """
     if config["interpolation"] not in _MODES:
         raise ValueError(
             f"interpolation {config['interpolation']!r} has no ONNX counterpart; export a model "
             f"whose preprocessing uses {', '.join(_MODES)}"
         )
-    height, width = config["input_size"][1:]
+    channels, height, width = config["input_size"]
+    for name in ("mean", "std"):
+        if len(config[name]) != channels:
+            raise ValueError(f"{name} has {len(config[name])} values for {channels} channels")
     scaled = [math.floor(side / config["crop_pct"]) for side in (height, width)]
     crop_mode = config.get("crop_mode") or "center"
     passes = _VERTICAL_FIRST if int(PIL.__version__.split(".")[0]) >= 13 else _WIDTH_FIRST
@@ -90,24 +94,26 @@ def preprocessing(config: dict[str, Any], opset: int, ir_version: int) -> onnx.M
     offset = [-mean / std for mean, std in zip(config["mean"], config["std"], strict=True)]
     text = f"""
     <ir_version: {ir_version}, opset_import: ["": {opset}]>
-    preprocessing (uint8[N, H, W, 3] images) => (float[N, 3, {height}, {width}] pixels) {{
+    preprocessing (uint8[N, H, W, {channels}] images) => (
+        float[N, {channels}, {height}, {width}] pixels
+    ) {{
         planes = Transpose<perm=[0, 3, 1, 2]>(images)
         size = Shape<start=2>(planes)
         {_target_size(crop_mode, scaled)}
         one = Constant<value_ints=[1]>()
         all = Constant<value_ints=[-1]>()
-        three = Constant<value_ints=[3]>()
+        channels = Constant<value_ints=[{channels}]>()
         stacked_shape = Concat<axis=0>(one, all, size)
         stacked = Reshape(planes, stacked_shape)
         count = Shape<start=1, end=2>(stacked)
         stacked_size = Concat<axis=0>(one, count, resized_size)
         {resizing}
-        resized_shape = Concat<axis=0>(all, three, resized_size)
+        resized_shape = Concat<axis=0>(all, channels, resized_size)
         resized = Reshape(stacked_resized, resized_shape)
         {_crop(crop_mode, (height, width), config["mean"])}
         cropped_float = Cast<to=1>(cropped)
-        factor = Constant<value=float[1, 3, 1, 1] {{{_list(factor)}}}>()
-        offset = Constant<value=float[1, 3, 1, 1] {{{_list(offset)}}}>()
+        factor = Constant<value=float[1, {channels}, 1, 1] {{{_list(factor)}}}>()
+        offset = Constant<value=float[1, {channels}, 1, 1] {{{_list(offset)}}}>()
         scaled = Mul(cropped_float, factor)
         pixels = Add(scaled, offset)
     }}
@@ -154,7 +160,7 @@ def assemble(
 ) -> onnx.ModelProto:
     """Preprocessing, network and verdict as one checked model.
 
-    :param network: one input, float ``[N, 3, h, w]``; one output, logits ``[N, C]``
+    :param network: one input, float ``[N, C, h, w]``; one output, logits
     :param metadata: stored as JSON under ``isomax`` in ``metadata_props``
     :raises ValueError: if the parts do not fit or the result is not valid ONNX
     """
@@ -231,7 +237,7 @@ def _crop(crop_mode: str, size: Sequence[int], mean: Sequence[float]) -> str:
     # borders in the colour of the mean: shift it to zero, pad with zeros, shift back
     return (
         f"""
-        fill = Constant<value=float[1, 3, 1, 1] {{{_list(fill)}}}>()
+        fill = Constant<value=float[1, {len(fill)}, 1, 1] {{{_list(fill)}}}>()
         target_size = Constant<value_ints=[{_list(size)}]>()
         zero = Constant<value_ints=[0, 0]>()
         one_half = Constant<value_ints=[2, 2]>()

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from isomax_adapters.onnx.images import MAX_PIXELS
+from isomax_adapters.onnx.images import CHANNELS, MAX_PIXELS, check_grey_range
 
 METADATA_KEY, METADATA_FORMAT = "isomax", 1
 OUTPUTS = {  # type and number of dimensions
@@ -45,8 +45,9 @@ def check_metadata(metadata: dict[str, Any], classes: object) -> None:
     if config.get("crop_mode") not in (None, "center", "squash", "border"):
         raise ValueError(f"crop_mode is {config['crop_mode']!r}")
     channels, *size = config["input_size"]
-    if channels != 3 or len(size) != 2 or not all(isinstance(side, int) for side in size):
-        raise ValueError("input_size is not [3, height, width]")
+    if channels not in CHANNELS or len(size) != 2 or not all(isinstance(n, int) for n in size):
+        raise ValueError("input_size is not [1, 3 or 4, height, width]")
+    check_grey_range(config.get("grey_range"))
     if not all(1 <= math.floor(side / config["crop_pct"]) <= MAX_PIXELS for side in size):
         raise ValueError("input_size and crop_pct give no size to resize to")
 

@@ -15,9 +15,8 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-from PIL import Image
 
-from isomax_adapters.onnx.images import IMAGE_FORMATS, MAX_PIXELS, as_rgb
+from isomax_adapters.onnx.images import MAX_PIXELS, as_array, check_grey_range, open_image
 from isomax_adapters.onnx.metadata import METADATA_KEY, OUTPUTS, check_metadata, resized
 from isomax_adapters.onnx.room import Room
 from isomax_adapters.onnx.safety import refers_to_other_files
@@ -110,6 +109,9 @@ class Scorer:
         self.sha256 = hashlib.sha256(content).hexdigest()
         self.metadata = self._read_metadata()
         self.class_names: list[str] = self.metadata["class_names"]
+        config = self.metadata["preprocessing"]
+        self.channels: int = config["input_size"][0]
+        self.grey_range = check_grey_range(config.get("grey_range"))
         self.threshold = float(self.metadata["threshold"])
         self.alpha = float(self.metadata["alpha"])
         if alpha is not None:
@@ -129,14 +131,14 @@ class Scorer:
     def run(self, images: np.ndarray) -> dict[str, np.ndarray]:
         """The graph's outputs for images of one size.
 
-        :param images: uint8 ``[N, H, W, 3]``, RGB
+        :param images: uint8 ``[N, H, W, C]``: RGB, or of as many channels as the model has
         :return: ``label``, ``confidence``, ``score``, ``is_ood``, ``logits``, ``probabilities``
         :raises ValueError: if the array is something else, or too thin for the model
         """
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != self.channels:
             raise ValueError(
-                f"images are {images.dtype} of shape {images.shape}; expected uint8 [N, H, W, 3], "
-                "RGB"
+                f"images are {images.dtype} of shape {images.shape}; expected uint8 "
+                f"[N, H, W, {self.channels}]"
             )
         if 0 in images.shape:
             raise ValueError(f"images have shape {images.shape}; expected no empty dimension")
@@ -151,8 +153,8 @@ class Scorer:
     def score(self, inputs: Iterable[Input] | Input, batch_size: int = 16) -> list[Result]:
         """Score images, one result per input, in order.
 
-        :param inputs: paths, encoded images (bytes) or uint8 arrays ``[H, W, 3]``; one or many, or
-            one array ``[N, H, W, 3]``
+        :param inputs: paths, encoded images (bytes) or uint8 arrays ``[H, W, C]`` as :meth:`run`
+            takes them; one or many, or one array ``[N, H, W, C]``
         :return: results; an input that cannot be decoded or scored has ``error`` set
         """
         single = isinstance(inputs, (str, os.PathLike, bytes, bytearray, memoryview)) or (
@@ -269,8 +271,8 @@ class Scorer:
             room.enter(number, 0)  # if it has not been there
 
     def _check_array(self, number: int, image: np.ndarray, room: Room) -> np.ndarray | str:
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2:] != (3,):
-            return f"{image.dtype} of shape {image.shape}, not uint8 [H, W, 3]"
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != self.channels:
+            return f"{image.dtype} of shape {image.shape}, not uint8 [H, W, {self.channels}]"
         if not image.size:
             return "an array without pixels"
         height, width = image.shape[:2]
@@ -289,14 +291,14 @@ class Scorer:
                 name = file = os.fsdecode(source)
                 if not stat.S_ISREG(os.stat(file).st_mode):  # a pipe would never end
                     return name, "not a regular file"
-            with Image.open(file, formats=IMAGE_FORMATS) as image:
+            with open_image(file) as image:
                 width, height = image.size
                 if width * height > self.max_pixels:
                     return name, f"{width}x{height} pixels, more than {self.max_pixels} allowed"
                 if reason := self._too_thin(height, width):
                     return name, reason
                 room.enter(number, self._cost(height, width))
-                return name, np.asarray(as_rgb(image))
+                return name, as_array(image, self.channels, self.grey_range)
         except Exception as error:  # Pillow's decoders raise whatever they please
             reason = str(error)
             if isinstance(source, (bytes, bytearray, memoryview)):
@@ -324,11 +326,8 @@ class Scorer:
         outputs = {o.name: (o.type, len(o.shape)) for o in self.session.get_outputs()}
         text = self.session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
         ours = len(inputs) == 1 and inputs[0][:2] == ("images", "tensor(uint8)")
-        ours = (
-            ours
-            and inputs[0][2][3:] == [3]
-            and not any(isinstance(side, int) for side in inputs[0][2][:3])
-        )
+        sides = inputs[0][2] if ours else []
+        ours = ours and len(sides) == 4 and not any(isinstance(side, int) for side in sides[:3])
         if text is None or not ours or outputs != OUTPUTS:
             raise ModelError(
                 f"{self.path} was not exported by isomax (no {METADATA_KEY!r} metadata, or other "
@@ -338,6 +337,8 @@ class Scorer:
         try:
             metadata: dict[str, Any] = json.loads(text)
             check_metadata(metadata, logits.shape[1])
+            if metadata["preprocessing"]["input_size"][0] != sides[3]:
+                raise ValueError(f"input_size is not that of {sides[3]} channels")
         except Exception as error:  # JSON can hold anything
             raise ModelError(f"the metadata of {self.path} is damaged: {error!r}") from error
         return metadata

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import nn
 
 from isomax.calibration import Calibration
+from isomax_adapters.onnx.images import from_array
 from isomax_adapters.onnx.metadata import OUTPUTS
 from isomax_adapters.onnx.runtime import Scorer
 
@@ -44,7 +45,7 @@ def verify(
     :param exported: what the file at ``path`` holds
     :param config: the model's preprocessing, as ``timm.data.resolve_model_data_config`` gives it
     :param precision: how near it must be, see ``TOLERANCES``
-    :param batches: images, uint8 ``[N, H, W, 3]``, to compare the network on; random ones if empty
+    :param batches: images, uint8 ``[N, H, W, C]``, to compare the network on; random ones if empty
     :raises ExportError: if they disagree
     """
     _verify_pixels(exported, config)
@@ -58,7 +59,7 @@ def _verify_pixels(exported: onnx.ModelProto, config: dict[str, Any]) -> None:
     preprocess = _part(exported, ["images"], ["pixels"])
     level = 1 / (255 * np.array(config["std"])[:, None, None])
     for images in _random_batches(config):
-        expected = torch.stack([transform(Image.fromarray(image)) for image in images]).numpy()
+        expected = torch.stack([transform(from_array(image)) for image in images]).numpy()
         off = np.abs(preprocess.run(None, {"images": images})[0] - expected) / level
         if not (off.max() < 2.5 and (off > 0.5).mean() <= PIXELS_OFF):  # NaN does not
             size = "x".join(map(str, images.shape[1:3]))
@@ -76,7 +77,7 @@ def _verify_network(
     precision: str,
     batches: Iterable[np.ndarray],
 ) -> None:
-    """Compare the file with PyTorch on uint8 ``[N, H, W, 3]``, both from the file's own pixels.
+    """Compare the file with PyTorch on uint8 ``[N, H, W, C]``, both from the file's own pixels.
 
     What a network makes of one grey level more or less is not the file's doing: the logits of a
     visformer with random weights move by half a percent, in double precision as well.
@@ -166,16 +167,18 @@ def _part(
 
 def _random_batches(config: dict[str, Any]) -> Iterator[np.ndarray]:
     generator = np.random.default_rng(0)
-    height, width = config["input_size"][1:]
+    channels, height, width = config["input_size"]
     # the last one shrinks, and its height by more than its width: see _VERTICAL_FIRST
     sizes = ((height, width), (height + 13, 2 * width + 7), (5 * height + 1, 2 * width + 3))
     for size in sizes:
-        yield np.stack([_smooth_image(generator, size) for _ in range(4)])
+        yield np.stack([_smooth_image(generator, size, channels) for _ in range(4)])
 
 
-def _smooth_image(generator: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
+def _smooth_image(
+    generator: np.random.Generator, size: tuple[int, int], channels: int
+) -> np.ndarray:
     # like a photograph: large shapes and some grain
-    coarse = generator.integers(0, 256, (5, 5, 3), dtype=np.uint8)
-    image = Image.fromarray(coarse).resize(size[::-1], Image.Resampling.BICUBIC)
-    grain = generator.integers(-8, 9, (*size, 3))
-    return np.clip(np.asarray(image, dtype=int) + grain, 0, 255).astype(np.uint8)
+    coarse = from_array(generator.integers(0, 256, (5, 5, channels), dtype=np.uint8))
+    image = np.asarray(coarse.resize(size[::-1], Image.Resampling.BICUBIC), dtype=int)
+    grain = generator.integers(-8, 9, (*size, channels))
+    return np.clip(image.reshape(grain.shape) + grain, 0, 255).astype(np.uint8)

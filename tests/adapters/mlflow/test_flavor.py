@@ -11,6 +11,7 @@ import urllib.request
 
 import mlflow
 import numpy as np
+import onnx
 import pandas as pd
 import pytest
 from mlflow.exceptions import MlflowException
@@ -20,6 +21,7 @@ from isomax_adapters import mlflow as isomax_mlflow
 from isomax_adapters.onnx.runtime import ModelError, Scorer
 
 from ..onnx.conftest import model_path  # noqa: F401
+from ..onnx.make_model import build
 from .images import bad_images, good_images
 from .load import load
 from .servers import scoring_server
@@ -52,6 +54,19 @@ def rows_of(scorer, images):
 
 def test_loaded_it_is_a_scorer(saved, model_path, images):  # noqa: F811
     assert rows_of(isomax_mlflow.load_model(saved), images) == rows_of(Scorer(model_path), images)
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_arrays_have_the_channels_of_the_model(channels, tmp_path):
+    onnx.save(build(channels=channels), tmp_path / "m.onnx")
+    images = np.random.default_rng(0).integers(0, 256, (2, 8, 8, channels), np.uint8)
+    isomax_mlflow.save_model(tmp_path / "m.onnx", tmp_path / "m", input_example=images)
+    model = mlflow.pyfunc.load_model(str(tmp_path / "m"))
+    assert f"(-1, -1, -1, {channels})" in str(model.metadata.signature)
+    expected = [row.score for row in Scorer(tmp_path / "m.onnx").score(images)]
+    assert model.predict(images)["score"].tolist() == pytest.approx(expected, rel=1e-6)
+    with pytest.raises(MlflowException, match=rf"expected uint8 \[N, H, W, {channels}\]"):
+        isomax_mlflow._load_pyfunc(str(tmp_path / "m.onnx")).predict(images[..., [0, 0]])
 
 
 def test_pyfunc_says_the_same(saved, model_path, images):  # noqa: F811

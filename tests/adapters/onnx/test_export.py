@@ -18,20 +18,24 @@ from isomax.calibration import Calibration
 from isomax_adapters.onnx import export, exporting
 from isomax_adapters.onnx.exporting import ExportError
 from isomax_adapters.onnx.graph import preprocessing
+from isomax_adapters.onnx.images import as_pixels, from_array, open_image
 from isomax_adapters.onnx.runtime import Scorer
 from isomax_adapters.timm import load_calibration, load_model, save_model
 
 CLASSES = 6
 
 
-def photographs(count, generator, sizes=((60, 90), (90, 60), (64, 64), (33, 47))):
+SIZES = ((60, 90), (90, 60), (64, 64), (33, 47))
+
+
+def photographs(count, generator, sizes=SIZES, channels=3):
     """Smooth shapes and grain, in several sizes."""
     for index in range(count):
         height, width = sizes[index % len(sizes)]
-        coarse = Image.fromarray(generator.integers(0, 256, (6, 6, 3), dtype=np.uint8))
+        coarse = from_array(generator.integers(0, 256, (6, 6, channels), dtype=np.uint8))
         image = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), dtype=int)
-        grain = generator.integers(-10, 11, image.shape)
-        yield np.clip(image + grain, 0, 255).astype(np.uint8)
+        grain = generator.integers(-10, 11, (height, width, channels))
+        yield np.clip(image.reshape(grain.shape) + grain, 0, 255).astype(np.uint8)
 
 
 def make_folder(folder, name="isomax_test_resnet", config=None, seed=0, images=None):
@@ -41,10 +45,12 @@ def make_folder(folder, name="isomax_test_resnet", config=None, seed=0, images=N
     numbers it would see no difference between them, and no error in its pixels either.
     """
     torch.manual_seed(seed)
-    model = timm.create_model(name, num_classes=CLASSES)
     config = {"input_size": (3, 64, 64), **(config or {})}
+    channels = config["input_size"][0]
+    model = timm.create_model(name, num_classes=CLASSES, in_chans=channels)
     if images is None:
-        images = [Image.fromarray(i) for i in photographs(60, np.random.default_rng(seed))]
+        arrays = photographs(60, np.random.default_rng(seed), channels=channels)
+        images = [from_array(array) for array in arrays]
     settings = timm.data.resolve_model_data_config(model) | config
     transform = timm.data.create_transform(**settings)
     pixels = torch.stack([transform(image) for image in images])
@@ -83,9 +89,14 @@ def tells_apart(scores, labels, is_ood, tolerance=1e-3):
 def compare(folder, path, images, tolerance=1e-3):
     """Labels, scores and verdicts of the Scorer and of PyTorch: arrays, or paths of images."""
     model, calibration = load_model(folder), load_calibration(folder)
-    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+    config = timm.data.resolve_model_data_config(model)
+    transform = timm.data.create_transform(**config)
+    grey_range = json.loads((folder / "config.json").read_text()).get("grey_range")
     opened = [
-        Image.open(i).convert("RGB") if isinstance(i, Path) else Image.fromarray(i) for i in images
+        as_pixels(open_image(i), config["input_size"][0], grey_range)
+        if isinstance(i, Path)
+        else from_array(i)
+        for i in images
     ]
     with torch.no_grad():
         logits = torch.cat([model(transform(image)[None]) for image in opened])
@@ -192,6 +203,79 @@ def test_preprocessing_is_timms(interpolation, share, crop_mode, crop_pct, size)
             off = np.abs(ours[0] - theirs) * 255 * np.array(config["std"])[:, None, None]
             assert off.max() < 1.5, (height, width)
             assert (off > 0.5).mean() <= share, (height, width)
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+@pytest.mark.parametrize(
+    ("crop_mode", "size"), [("center", (64, 64)), ("center", (48, 80)), ("border", (64, 48))]
+)
+def test_preprocessing_is_timms_with_other_channels(channels, crop_mode, size):
+    config = {
+        "input_size": (channels, *size),
+        "interpolation": "bicubic",
+        "crop_mode": crop_mode,
+        "crop_pct": 0.9,
+        "mean": (0.48, 0.45, 0.4, 0.1)[:channels],
+        "std": (0.22, 0.23, 0.24, 0.5)[:channels],
+    }
+    session = onnxruntime.InferenceSession(preprocessing(config, 18, 10).SerializeToString())
+    transform = timm.data.create_transform(**config)
+    for image in photographs(
+        6, np.random.default_rng(2), ((61, 89), (201, 133), (641, 201)), channels
+    ):
+        (ours,) = session.run(None, {"images": image[None]})
+        off = np.abs(ours[0] - transform(from_array(image)).numpy())
+        off *= 255 * np.array(config["std"])[:, None, None]
+        assert off.max() < 1.5
+        assert (off > 0.5).mean() <= 5e-4
+    with pytest.raises(ValueError, match="mean has 2 values"):
+        preprocessing(config | {"mean": (0.5, 0.5)}, 18, 10)
+
+
+def test_a_model_of_one_channel_and_twelve_bits(tmp_path, monkeypatch):
+    """As of a thermal camera, in files of 16 bits: scored, and calibrated on, as in 8 bits."""
+    config = {"input_size": (1, 64, 64), "interpolation": "bicubic", "mean": (0.5,), "std": (0.2,)}
+    folder = make_folder(tmp_path / "m", config=config)
+    settings = json.loads((folder / "config.json").read_text()) | {"grey_range": [100, 4195]}
+    (folder / "config.json").write_text(json.dumps(settings))
+    eight, paths = list(photographs(32, np.random.default_rng(1), channels=1)), []
+    for at, image in enumerate(eight):
+        paths.append(tmp_path / f"{at}.{('png', 'tif')[at % 2]}")
+        Image.fromarray((image[..., 0].astype(np.uint16) << 4) + 100).save(paths[-1])
+    path = export(folder, tmp_path / "m.onnx")
+    scorer = Scorer(path)
+    assert (scorer.channels, scorer.grey_range) == (1, (100, 4195))
+    assert compare(folder, path, paths) == 32
+    found = [[row.score for row in scorer.score(images)] for images in (paths, eight)]
+    assert found[0] == found[1]
+    assert "not uint8 [H, W, 1]" in scorer.score(np.zeros((9, 9, 3), np.uint8))[0].error
+
+    calibrated = []
+    monkeypatch.setattr(exporting, "to_int8", lambda net, pixels: calibrated.append(pixels) or net)
+    for images in (paths, eight):
+        export(folder, tmp_path / "n.onnx", "int8", images)
+    assert all(map(np.array_equal, *calibrated))
+    with pytest.raises(ValueError, match=r"shape \(9, 9, 3\); expected uint8 \[H, W, 1\]"):
+        export(folder, tmp_path / "n.onnx", "int8", [np.zeros((9, 9, 3), np.uint8)] * 32)
+    (folder / "config.json").write_text(json.dumps(settings | {"grey_range": [9]}))
+    with pytest.raises(ValueError, match=r"config\.json: grey range \[9\]"):
+        export(folder, tmp_path / "n.onnx")
+
+
+def test_a_model_of_four_channels_sees_the_fourth(tmp_path):
+    config = {"input_size": (4, 64, 64), "interpolation": "bicubic"}
+    config |= {"mean": (0.5,) * 4, "std": (0.2,) * 4}
+    folder = make_folder(tmp_path / "m", config=config)
+    path = export(folder, tmp_path / "m.onnx")
+    paths, blind = [], []
+    for at, image in enumerate(photographs(24, np.random.default_rng(1), channels=4)):
+        paths.append(tmp_path / f"{at}.png")
+        Image.fromarray(image).save(paths[-1])
+        blind.append(image.copy())
+        blind[-1][..., 3] = 255
+    assert compare(folder, path, paths) == 24
+    scores = [[row.score for row in Scorer(path).score(images)] for images in (paths, blind)]
+    assert not np.isclose(*scores).any()
 
 
 def test_pillow_before_13_resizes_the_width_first(monkeypatch):

@@ -23,6 +23,8 @@ from isomax_adapters.onnx.metadata import resized
 from isomax_adapters.onnx.room import Room
 from isomax_adapters.onnx.runtime import ModelError, Result, Scorer
 
+from .images.encoded import tiff
+
 MEAN, STD = np.array([0.5, 0.4, 0.3]), np.array([0.2, 0.3, 0.4])
 
 
@@ -188,6 +190,59 @@ def _png16(image):
     )
 
 
+def test_grey_values_are_read_in_the_range_of_the_model(scorer, model_path, tmp_path):
+    """The very pixels of the same picture in 8 bits."""
+    grey = np.random.default_rng(0).integers(0, 256, (16, 16), dtype=np.uint8)
+    twelve = grey.astype(np.uint16) << 4 | grey >> 4
+    stored = [encoded(Image.fromarray(twelve), kind) for kind in ("PNG", "TIFF")]
+    expected = scorer.score(encoded(Image.fromarray(grey)))[0].score
+    assert not np.isclose([row.score for row in scorer.score(stored)], expected).any()
+    ranged = _with_preprocessing(model_path, tmp_path, grey_range=[0, 4095])
+    seen, run = [], ranged.run
+    ranged.run = lambda images: seen.append(images) or run(images)
+    assert [row.score for row in ranged.score(stored)] == [expected] * 2
+    assert (seen[0] == grey[..., None]).all()
+    # and those of a depth without one
+    signed = Image.fromarray(twelve.astype(np.int32) - 1000)
+    ranged = _with_preprocessing(model_path, tmp_path, grey_range=[-1000, 3095])
+    assert ranged.score(encoded(signed, "TIFF"))[0].score == expected
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_models_of_other_channels(channels, tmp_path):
+    """Files, and arrays of their pixels, are the same."""
+    onnx = pytest.importorskip("onnx")
+    from .make_model import build
+
+    onnx.save(build(channels=channels), tmp_path / "m.onnx")
+    scorer = Scorer(tmp_path / "m.onnx")
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 12, channels), dtype=np.uint8)
+    data = encoded(Image.fromarray(pixels[..., 0] if channels == 1 else pixels))
+    from_file, from_array = scorer.score([data, pixels])
+    assert not from_file.error
+    assert from_file.score == from_array.score
+    assert scorer.run(pixels[None])["logits"].shape == (1, 3)
+    other = np.zeros((9, 9, 3), np.uint8)
+    assert f"not uint8 [H, W, {channels}]" in scorer.score(other)[0].error
+    with pytest.raises(ValueError, match=rf"expected uint8 \[N, H, W, {channels}\]"):
+        scorer.run(other[None])
+
+
+def test_transparency_is_scored_over_white(scorer):
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 4), dtype=np.uint8)
+    colours, alpha = pixels[..., :3].astype(int), pixels[..., 3:].astype(int)
+    over_white = (colours * alpha + 255 * (255 - alpha) + 127) // 255
+    found = scorer.score(encoded(Image.fromarray(pixels)))[0].score
+    assert found == scorer.score(over_white.astype(np.uint8))[0].score
+
+
+def test_what_would_be_read_as_something_else_is_a_row_that_names_the_tag(scorer, tmp_path):
+    (tmp_path / "a.tif").write_bytes(tiff(bytes(9), (3, 2), (12,), order=">"))
+    rows = scorer.score([tmp_path / "a.tif", tiff(bytes(24), (3, 2), (8,) * 4, 2, extra=0)])
+    assert "BitsPerSample 12" in rows[0].error
+    assert "ExtraSamples 0" in rows[1].error
+
+
 def test_exif_orientation_is_not_applied(scorer):
     image = Image.fromarray(np.concatenate([colour(250, 0, 0), colour(0, 250, 0)]))
     exif = Image.Exif()
@@ -230,16 +285,17 @@ def test_pixels_at_once_are_bounded_whatever_comes_next(model_path, monkeypatch)
     monkeypatch.setattr(runtime, "PIXELS_AT_ONCE", budget)
     scorer = Scorer(model_path, threads=3)
     decoded, batches, original_run = [], [], scorer.run
+    original_as_array = runtime.as_array
 
-    def as_rgb(image):
+    def as_array(image, *given):
         decoded.append(image.width * image.height)
-        return image.convert("RGB")
+        return original_as_array(image, *given)
 
     def run(images):
         batches.append(images[..., 0].size)
         return original_run(images)
 
-    monkeypatch.setattr(runtime, "as_rgb", as_rgb)
+    monkeypatch.setattr(runtime, "as_array", as_array)
     monkeypatch.setattr(scorer, "run", run)
     sides = [10] * 32 + [100] * 16 + [10] * 5
     images = {side: encoded(colour(9, 9, 9, size=(side, side))) for side in set(sides)}
@@ -516,8 +572,10 @@ def _varint(value):
         (_with_metadata(lambda m: m.pop("preprocessing")), "preprocessing"),
         (_with_metadata(lambda m: m.update(preprocessing=[1])), "damaged"),
         (_preprocessing(crop_mode="spiral"), "crop_mode is 'spiral'"),
-        (_preprocessing(input_size=[3, 8]), "not .3, height, width."),
+        (_preprocessing(input_size=[3, 8]), "not .1, 3 or 4, height, width."),
         (_preprocessing(input_size=[3, 8, 10**400]), "damaged"),
+        (_preprocessing(input_size=[1, 8, 8]), "not that of 3 channels"),
+        (_preprocessing(grey_range=[4095, 0]), "grey range"),
         (_preprocessing(crop_pct=0), "damaged"),
         (_preprocessing(crop_pct=1e-9), "no size to resize to"),
         (_preprocessing(crop_pct=float("nan")), "damaged"),
