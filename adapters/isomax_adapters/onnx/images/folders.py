@@ -1,8 +1,11 @@
 """A folder of images as splits and classes."""
 
 import os
+import re
 import unicodedata
 from collections.abc import Mapping
+
+import numpy as np
 
 from isomax_adapters.onnx.images.files import (
     MET_BEFORE,
@@ -12,7 +15,7 @@ from isomax_adapters.onnx.images.files import (
     reason_against_folder,
     walk,
 )
-from isomax_adapters.onnx.images.listing import Entry, LeavingOut, Scan, in_order, listings
+from isomax_adapters.onnx.images.listing import Entry, LeavingOut, Listing, Scan, in_order, listings
 
 SPLITS = {
     "train": ("train", "training"),
@@ -52,8 +55,7 @@ def scan(folder: str | os.PathLike[str], class_map: Mapping[str, int] | None = N
         splits, beside = {"all": ""}, LeavingOut()
     left_out = {split: LeavingOut() for split in splits}
     classes = _class_folders(root, splits, class_map, left_out)
-    if "all" in splits:
-        _refuse_splits_below(root, list(classes["all"].values()))
+    _refuse_splits_as_classes(root, classes)
     found = _images(root, splits, classes, left_out)
     for split in [split for split, images in found.items() if not images]:
         if split in ("all", "train") or len(found) == 1:
@@ -67,10 +69,37 @@ def scan(folder: str | os.PathLike[str], class_map: Mapping[str, int] | None = N
     return Scan(listings(root, found, class_map, left_out), beside.listed())
 
 
+def scan_unlabelled(folder: str | os.PathLike[str]) -> Listing:
+    """The images of a folder to test on, such as an out-of-distribution set.
+
+    All images of the ``test`` split; of ``val`` if that is not there; of the folder if neither is.
+    Their labels are -1.
+
+    :raises ValueError: if there are none, a folder cannot be listed, or it cannot be told whether
+        its subfolders are splits
+    """
+    root = expanded(folder)
+    if not os.path.isdir(root):
+        raise ValueError(f"there is no folder {root}")
+    left_out = LeavingOut()
+    splits = _split_folders(root, LeavingOut())
+    top = os.path.join(root, splits.get("test", splits.get("val", "")))
+    walked = walk(
+        [(None, top)],
+        set(),
+        _refuse_unlisted,
+        lambda _, reason, path: left_out.add(reason, _relative(path, root)),
+    )
+    names = sorted((_relative(path, root) for _, path in walked), key=lambda name: name.split("/"))
+    if not names:
+        raise ValueError(f"{top} has no images{left_out}")
+    return Listing(root, tuple(names), np.full(len(names), -1), (), left_out=left_out.listed())
+
+
 def _split_folders(root: str, beside: LeavingOut) -> dict[str, str]:
     """The folder of each split; none if the folders are classes."""
     folders, files = _list(root)
-    named = [name for name in folders if name.lower() in SPLIT_OF]
+    named = _named_splits(root)
     flat = [name for name in named if not _images_below(root, name)]
     others = []
     for name in folders if named else ():
@@ -179,15 +208,33 @@ def _images_below(root: str, name: str) -> bool:
     return next(walk(below, above, _refuse_unlisted, lambda *_: None), None) is not None
 
 
-def _refuse_splits_below(root: str, folders: list[str]) -> None:
-    inside = [
-        [f for f in _list(os.path.join(root, g))[0] if f.lower() in SPLIT_OF] for g in folders
-    ]
-    if folders and all(inside):
-        raise ValueError(
-            f"{_few(folders)} in {root} would be classes, and have {_few(inside[0])} in them; give "
-            "the folder that holds the splits, and in each a folder for every class"
-        )
+def _refuse_splits_as_classes(root: str, classes: Mapping[str, Mapping[str, str]]) -> None:
+    """Where splits are called or lie otherwise, they would be taken for classes."""
+    for split, folders in classes.items():
+        paths = list(folders.values())
+        called = [splits for path in paths if (splits := _splits_in(os.path.basename(path)))]
+        if split != "all":
+            why = "the name of a split" if len(paths) == len(called) == 1 else ""
+        elif paths and all(_named_splits(os.path.join(root, path)) for path in paths):
+            why = f"{_few(_named_splits(os.path.join(root, paths[0])))} in them"
+        elif len(set().union(*called)) > 1 and 2 * len(called) > len(paths):
+            why = "the names of splits"
+        else:
+            why = ""
+        if why:
+            raise ValueError(
+                f"{_few(paths)} in {root} would be classes, and have {why}; call the folders of "
+                "splits train/, val/ and test/, and keep in each a folder for every class"
+            )
+
+
+def _named_splits(folder: str) -> list[str]:
+    return [name for name in _list(folder)[0] if name.lower() in SPLIT_OF]
+
+
+def _splits_in(name: str) -> set[str]:
+    """The splits that a name speaks of: of ``seg_train`` and ``training_set``, that is train."""
+    return {SPLIT_OF[word] for word in re.split("[^a-z]+", name.lower()) if word in SPLIT_OF}
 
 
 def _refuse_twice(root: str, path: str, first: dict[object, str]) -> None:

@@ -52,7 +52,7 @@ class Listing:
 
     root: str  #: what the names are relative to
     names: tuple[str, ...]  #: of the files, with slashes on every system
-    labels: np.ndarray  #: the class of each image: a position in ``class_names``
+    labels: np.ndarray  #: the class of each image: a position in ``class_names``; -1 if unknown
     class_names: tuple[str, ...]  #: those of all splits, whether this one has images of each or not
     groups: tuple[str, ...] | None = None  #: of each image: what must not straddle splits
     left_out: tuple[LeftOut, ...] = field(default=(), repr=False)
@@ -67,7 +67,7 @@ class Listing:
 
     def counts(self) -> np.ndarray:
         """How many images each class has."""
-        return np.bincount(self.labels, minlength=len(self.class_names))
+        return np.bincount(self.labels[self.labels >= 0], minlength=len(self.class_names))
 
     def take(self, positions: Sequence[int] | np.ndarray) -> "Listing":
         """The part with these positions."""
@@ -93,8 +93,9 @@ class Listing:
         """In one line: images, classes, the smallest class, groups, and what was left out."""
         counts = self.counts()
         present = np.flatnonzero(counts)
-        text = f"{_number(len(self), 'image')}, {_number(len(present), 'class')}"
+        text = _number(len(self), "image")
         if len(present):
+            text += f", {_number(len(present), 'class')}"
             smallest = present[counts[present].argmin()]
             text += f", smallest {self.class_names[smallest]!r} with {counts[smallest]}"
         if self.groups is not None:

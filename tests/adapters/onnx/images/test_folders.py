@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from isomax_adapters.onnx.images import scan
+from isomax_adapters.onnx.images import scan, scan_unlabelled
 
 from .trees import labelled, make_tree
 
-NAMES = st.sampled_from(["a", "A", "b", "B b", "1", "01", "001", "10", "2", "é", "digits", "test1"])
+NAMES = st.sampled_from(["a", "A", "b", "B b", "1", "01", "001", "10", "2", "é", "digits", "tests"])
 FILES = st.sampled_from(
     [
         "1.png",
@@ -152,6 +152,29 @@ def test_a_class_called_train_is_a_class(tmp_path):
     assert scanned.train.class_names == ("car", "plane", "train")
 
 
+def test_classes_may_speak_of_splits(tmp_path):
+    names = ("train station/1.png", "test tube/1.png", *(f"{at}/1.png" for at in range(3)))
+    assert len(scan(make_tree(tmp_path, *names)).train.class_names) == 5
+
+
+def test_unlabelled_images_are_those_of_the_test_split_or_all(tmp_path):
+    make_tree(tmp_path, "a/train/x/1.png", "a/val/y/2.png", "b/1.png", "b/c/2.PNG", "b/c/k.txt")
+    make_tree(tmp_path, "c/test/1.png", "c/val/x/2.png", "d/train/x/1.png", "e/k.txt")
+    found = {name: scan_unlabelled(tmp_path / name) for name in "abcd"}
+    assert {name: listing.names for name, listing in found.items()} == {
+        "a": ("val/y/2.png",),
+        "b": ("1.png", "c/2.PNG"),
+        "c": ("test/1.png",),
+        "d": ("train/x/1.png",),
+    }
+    assert str(found["b"]) == "2 images; left out: file ending in .txt: 1 (c/k.txt)"
+    assert found["b"].labels.tolist() == [-1, -1]
+    with pytest.raises(ValueError, match="e/ has no images; left out"):
+        scan_unlabelled(tmp_path / "e")
+    with pytest.raises(ValueError, match="there is no folder"):
+        scan_unlabelled(tmp_path / "f")
+
+
 def test_what_is_beside_splits_is_left_out_by_name(tmp_path):
     make_tree(
         tmp_path,
@@ -214,6 +237,13 @@ def test_links_to_folders_above_are_met_once(tmp_path):
         (["test/1.png"], [], "test has no images in class folders"),
         (["train/a/1.avif", "test/a/1.png"], [], r"train has no images .* \.avif: 1"),
         (["train/x/1.png", "car/1.png"], [], "has train/ beside car/: splits, or classes"),
+        (["train_set/a/1.png", "test_set/a/1.png"], [], "would be classes, and have the names of"),
+        (["seg_train/a/1.png", "seg_test/a/1.png", "seg_pred/1.png"], [], "the names of splits"),
+        (
+            ["train/train/a/1.png", "test/test/a/1.png"],
+            [],
+            "train/train/ in .* the name of a split",
+        ),
         (["val/a/1.png", "test/a/1.png", "c/1.png"], [], "has test/, val/ beside c/: splits"),
         (
             ["train/a/1.png", "val/a/1.png", "valid/a/1.png"],
