@@ -35,10 +35,12 @@ class PixelCheck:
         said = []
         if self.grey_levels is not None and self.grey_levels <= FEWEST_LEVELS:
             assert self.extremes is not None
+            low, high = self.extremes
+            bits = high.bit_length()
             said.append(
-                f"grey values of more than 8 bits lie between {self.extremes[0]} and "
-                f"{self.extremes[1]}, so that {self.grey_levels} of 256 levels are left of them; "
-                f"give the grey range {self.extremes[0]},{self.extremes[1]}"
+                f"grey values of more than 8 bits lie between {low} and {high}, so that "
+                f"{self.grey_levels} of 256 levels are left of them; give the grey range "
+                f"{low},{high}" + f", or 0,{2**bits - 1} if they have {bits} bits" * (low >= 0)
             )
         if self.colour_levels is not None and self.colour_levels <= FEWEST_LEVELS:
             said.append(

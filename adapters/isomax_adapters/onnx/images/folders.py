@@ -15,7 +15,15 @@ from isomax_adapters.onnx.images.files import (
     reason_against_folder,
     walk,
 )
-from isomax_adapters.onnx.images.listing import Entry, LeavingOut, Listing, Scan, in_order, listings
+from isomax_adapters.onnx.images.listing import (
+    Entry,
+    LeavingOut,
+    Listing,
+    Scan,
+    in_order,
+    listings,
+    printable,
+)
 
 SPLITS = {
     "train": ("train", "training"),
@@ -273,5 +281,5 @@ def _relative(path: str, root: str) -> str:
 
 
 def _few(names: list[str]) -> str:
-    shown = ", ".join(f"{name}/" for name in names[:3])
+    shown = ", ".join(f"{printable(name)}/" for name in names[:3])
     return shown + f" and {len(names) - 3} more" * (len(names) > 3)

@@ -21,7 +21,7 @@ class LeftOut:
 
     def __str__(self) -> str:
         more = ", ..." if self.count > len(self.examples) else ""
-        return f"{self.reason}: {self.count:,} ({', '.join(self.examples)}{more})"
+        return f"{self.reason}: {self.count:,} ({', '.join(map(printable, self.examples))}{more})"
 
 
 class LeavingOut:
@@ -206,6 +206,13 @@ def _natural(name: str) -> tuple[list[tuple[int, bytes]], bytes]:
         (len(p.lstrip(b"0")), p.lstrip(b"0")) if at % 2 else (0, p) for at, p in enumerate(parts)
     ]
     return key, encoded
+
+
+def printable(name: str) -> str:
+    """A name in one line, and in characters that a terminal takes."""
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in name
+    )
 
 
 def _number(count: int, noun: str) -> str:

@@ -36,7 +36,7 @@ def test_sixteen_bits_of_which_few_are_used_are_noticed_and_the_range_is_named(s
     assert check.grey_levels == 15
     (warning,) = check.warnings()
     assert "between 50 and 4000" in warning
-    assert "give the grey range 50,4000" in warning
+    assert "give the grey range 50,4000, or 0,4095 if they have 12 bits" in warning
     assert check_pixels(saved(ramp), grey_range=check.extremes).warnings() == []
     assert check_pixels(saved(ramp * 16)).warnings() == []
     # fourteen bits, as cameras and detectors have them

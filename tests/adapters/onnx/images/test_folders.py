@@ -316,6 +316,13 @@ def test_one_line_says_what_was_read(tmp_path):
     )
 
 
+def test_names_that_are_no_text_or_of_several_lines_can_be_printed(tmp_path):
+    make_tree(tmp_path, "a/1.png", "a/x\ny", "a/" + os.fsdecode(b"\xe9"), "b [old]/1.png")
+    text = str(scan(tmp_path))
+    assert text.encode().decode().count("\n") == 0
+    assert r"(a/x\ny, a/\udce9)" in text
+
+
 def test_groups_are_the_beginnings_of_file_names(tmp_path):
     make_tree(tmp_path, "a/p1_1.png", "b/x/p1_2.png", "b/p2_1.png", "b/p.png")
     listing = scan(tmp_path).train.grouped_by_prefix(2)
