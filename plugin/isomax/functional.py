@@ -148,7 +148,7 @@ def isomax_loss(
     logits: Tensor,
     target: Tensor,
     entropic_scale: float = ENTROPIC_SCALE,
-    reduction: str = "mean",
+    reduction: str | None = "mean",
 ) -> Tensor:
     r"""The loss of IsoMax, IsoMax+ and DisMax: cross-entropy of the logits times
     :math:`E_s`.
@@ -158,8 +158,9 @@ def isomax_loss(
     The log-softmax is computed in one step: the softmax-then-log form of the reference code
     overflows (logits (0, -50, -60) and :math:`E_s = 10` give it an infinite loss).
 
-    Outliers (labels < 0) contribute nothing: ``mean`` averages over the other samples, ``none``
-    gives them zero, and a batch of only outliers has loss zero.
+    Outliers contribute nothing: ``mean`` averages over the other samples, ``none`` gives them zero,
+    and a batch of only outliers has loss zero. A sample is an outlier if its label is below 0, or
+    one of its class probabilities.
 
     :param logits: :math:`B \times C`, or :math:`B \times C \times H \times W`, without the scale
     :param target: labels :math:`B` (:math:`B \times H \times W`), or class probabilities of the
@@ -174,49 +175,61 @@ def isomax_loss(
     >>> isomax_loss(torch.tensor([[0.0, -50.0, -60.0]]), torch.tensor([1]))
     tensor(500.)
     """
-    if reduction not in REDUCTIONS:
-        raise ValueError(f"reduction is {reduction!r}; choose one of {', '.join(REDUCTIONS)}")
+    reduction = checked_reduction(reduction)
     _check_target(logits, target)
-    scaled = entropic_scale * logits
-    if target.is_floating_point():
-        return F.cross_entropy(scaled, target, reduction=reduction)
-    losses = F.cross_entropy(
-        scaled, target.masked_fill(target < 0, -1), reduction="none", ignore_index=-1
-    )
+    losses, known, _ = _cross_entropies(entropic_scale * logits, target)
     if reduction == "none":
         return losses
-    if reduction == "sum":
-        return losses.sum()
-    return losses.sum() / (target >= 0).sum().clamp(min=1)
+    return losses.sum() if reduction == "sum" else _mean_of(losses, known)
 
 
 def fractional_probability_loss(
-    logits: Tensor, target: Tensor, entropic_scale: float = ENTROPIC_SCALE
+    logits: Tensor,
+    target: Tensor,
+    entropic_scale: float = ENTROPIC_SCALE,
+    reduction: str | None = "mean",
 ) -> Tensor:
     r"""DisMax's loss on a batch made by :func:`mosaic`.
 
-    .. math:: \mathcal{L} = \frac{1}{B} \sum_i \mathrm{KL}\bigl(t_i \,\Vert\,
-        \mathrm{softmax}(E_s z_i)\bigr)
+    .. math:: \ell_i = \mathrm{KL}\bigl(t_i \,\Vert\, \mathrm{softmax}(E_s z_i)\bigr), \quad
+        \mathcal{L} = \frac{1}{2} \Bigl( \frac{1}{|P|} \sum_{i \in P} \ell_i +
+        \frac{1}{|M|} \sum_{i \in M} \ell_i \Bigr)
 
-    On a plain image the target :math:`t_i` is one-hot and the term is :func:`isomax_loss`, so
-    with half of the batch mosaics this is the paper's mean of the two losses.
+    with :math:`P` the plain images, which are the first :math:`\lfloor B / 2 \rfloor`, and
+    :math:`M` the mosaics. On a plain image the target :math:`t_i` is one-hot and the term is
+    :func:`isomax_loss`. (A batch of one image is one mosaic, and its term the loss.)
+
+    Labels are one-hot targets of a batch without mosaics: the loss is then :func:`isomax_loss`.
+    Outliers contribute nothing, as there; :math:`B` does not count them.
 
     :param logits: :math:`B \times C`, without the scale
-    :param target: class probabilities :math:`B \times C`, from :func:`mosaic`
+    :param target: class probabilities :math:`B \times C`, from :func:`mosaic`; or labels :math:`B`
     :param entropic_scale: :math:`E_s`
-    :return: a scalar; zero where the scaled posteriors equal the targets
-    :raises ValueError: if the shapes differ
+    :param reduction: ``mean``, the formula; ``sum`` or ``none`` of the :math:`\ell_i`
+    :return: a scalar, or with ``none`` one value per sample; zero where the scaled posteriors equal
+        the targets
+    :raises ValueError: as :func:`isomax_loss`
 
-    Source: DisMax, fractional probability regularisation (FPR).
+    Source: DisMax, fractional probability regularisation (FPR); the halves are those of the
+    authors' code.
 
     >>> logits = torch.tensor([[0.25, 0.75]]).log() / 10
     >>> fractional_probability_loss(logits, torch.tensor([[0.25, 0.75]])).abs() < 1e-6
     tensor(True)
     """
+    reduction = checked_reduction(reduction)
     if not target.is_floating_point():
-        raise ValueError("target holds labels; pass the class probabilities that mosaic() returns")
-    cross_entropy = isomax_loss(logits, target, entropic_scale)
-    return cross_entropy + torch.xlogy(target, target).sum(dim=1).mean()
+        return isomax_loss(logits, target, entropic_scale, reduction)
+    _check_target(logits, target)
+    cross_entropies, known, target = _cross_entropies(entropic_scale * logits, target)
+    losses = cross_entropies + torch.xlogy(target, target).sum(dim=1)
+    if reduction == "none":
+        return losses
+    if reduction == "sum":
+        return losses.sum()
+    plain = known & (known.cumsum(dim=0) <= known.sum() // 2)
+    halves = _mean_of(losses, plain) + _mean_of(losses, known & ~plain)
+    return halves / (1 + plain.any())
 
 
 def mosaic(
@@ -228,13 +241,17 @@ def mosaic(
     0.25 to the class of each quadrant (summed where classes repeat). Feed the result to
     :func:`fractional_probability_loss`.
 
+    Outliers (labels < 0) go last, as they are, and their targets are -1 for every class: that loss
+    discards them.
+
     :param images: :math:`B \times 3 \times H \times W`
     :param labels: :math:`B`
     :param num_classes: :math:`C`
     :param generator: source of randomness, on the CPU
     :return: images of the same shape, and class probabilities :math:`B \times C`; the first
-        :math:`\lceil B / 2 \rceil` are plain images with one-hot targets
-    :raises ValueError: if a label is not in :math:`[0, C)`
+        :math:`\lfloor B / 2 \rfloor` (:math:`B` without outliers) are plain images with one-hot
+        targets
+    :raises ValueError: if a label is not below C
 
     Source: DisMax, fractional probability regularisation (FPR).
 
@@ -242,14 +259,21 @@ def mosaic(
     >>> images.shape, target.sum(dim=1)
     (torch.Size([4, 3, 8, 8]), tensor([1., 1., 1., 1.]))
     """
-    if labels.min() < 0 or labels.max() >= num_classes:
-        bad = labels[(labels < 0) | (labels >= num_classes)][0]
-        raise ValueError(f"label {int(bad)} is not in [0, {num_classes}); drop outliers first")
-    shuffled = torch.randperm(len(images), generator=generator).to(images.device)
-    images, target = images[shuffled], F.one_hot(labels[shuffled], num_classes).float()
-    plain = len(images) - len(images) // 2
-    sources, source_target = images[plain:].clone(), target[plain:].clone()
-    target[plain:] = 0
+    if (labels >= num_classes).any():
+        raise ValueError(
+            f"label {int(labels.max())} with {num_classes} classes; labels go from 0 to "
+            f"{num_classes - 1}, outliers are < 0"
+        )
+    shuffled = torch.randperm(len(images), generator=generator).to(labels.device)
+    outliers = labels[shuffled] < 0
+    shuffled = torch.cat([shuffled[~outliers], shuffled[outliers]])
+    known = len(images) - int(outliers.sum())
+    plain = known // 2
+    images = images[shuffled.to(images.device)]
+    target = F.one_hot(labels[shuffled].clamp(min=0), num_classes).float()
+    sources, source_target = images[plain:known].clone(), target[plain:known].clone()
+    target[plain:known] = 0
+    target[known:] = -1
     height, width = images.shape[-2] // 2, images.shape[-1] // 2
     quadrants = [
         (rows, columns)
@@ -258,8 +282,8 @@ def mosaic(
     ]
     # the batch is shuffled already, so shifting it pairs four different images at random
     for shift, (rows, columns) in enumerate(quadrants):
-        images[plain:, :, rows, columns] = sources.roll(shift, dims=0)[:, :, rows, columns]
-        target[plain:] += source_target.roll(shift, dims=0) / 4
+        images[plain:known, :, rows, columns] = sources.roll(shift, dims=0)[:, :, rows, columns]
+        target[plain:known] += source_target.roll(shift, dims=0) / 4
     return images, target
 
 
@@ -421,6 +445,33 @@ def _as_map(rows: Tensor, features: Tensor) -> Tensor:
     return rows.unflatten(0, (batch, height, width)).movedim(-1, 1)
 
 
+def checked_reduction(reduction: str | None) -> str:
+    """The name of a reduction; ``None`` is ``none``, as in pytorch-ood.
+
+    :raises ValueError: if it is unknown
+    """
+    reduction = reduction or "none"
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction is {reduction!r}; choose one of {', '.join(REDUCTIONS)}")
+    return reduction
+
+
+def _cross_entropies(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """One value per sample, zero for outliers; which are none; the target without them."""
+    if target.is_floating_point():
+        known = (target >= 0).all(dim=1)
+        target = target.masked_fill(~known.unsqueeze(1), 0)
+        return F.cross_entropy(logits, target, reduction="none"), known, target
+    known = target >= 0
+    target = target.masked_fill(~known, -1)
+    return F.cross_entropy(logits, target, reduction="none", ignore_index=-1), known, target
+
+
+def _mean_of(losses: Tensor, chosen: Tensor) -> Tensor:
+    """Mean over the chosen samples; zero if there are none."""
+    return losses.where(chosen, 0).sum() / chosen.sum().clamp(min=1)
+
+
 def _check_target(logits: Tensor, target: Tensor) -> None:
     if logits.dim() not in (2, 4):
         raise ValueError(
@@ -432,6 +483,7 @@ def _check_target(logits: Tensor, target: Tensor) -> None:
                 f"class probabilities have shape {tuple(target.shape)}, logits "
                 f"{tuple(logits.shape)}; they must be equal (for labels pass integers)"
             )
+        _warn_of_outliers(target)
         return
     expected = (logits.shape[0], *logits.shape[2:])
     if tuple(target.shape) != expected:
@@ -443,10 +495,14 @@ def _check_target(logits: Tensor, target: Tensor) -> None:
             f"label {largest} with {logits.shape[1]} classes; labels go from 0 to "
             f"{logits.shape[1] - 1}, outliers are < 0"
         )
-    if bool((target < 0).any()):
+    _warn_of_outliers(target)
+
+
+def _warn_of_outliers(target: Tensor) -> None:
+    if _values_are_free_to_read(target) and bool((target < 0).any()):
         warnings.warn(
             "Discarding samples with targets < 0 (OOD), which this loss does not use.",
-            stacklevel=4,
+            stacklevel=5,
         )
 
 

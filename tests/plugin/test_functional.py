@@ -386,17 +386,56 @@ def test_classes_that_repeat_in_a_mosaic_add_up():
     torch.testing.assert_close(target, torch.tensor([[1.0, 0.0]]).expand(8, 2))
 
 
-def test_fractional_probability_loss_is_the_mean_of_the_papers_two_terms():
+@pytest.mark.parametrize("size", [8, 7, 2])
+def test_fractional_probability_loss_is_the_mean_of_the_papers_two_terms(size):
     torch.manual_seed(0)
-    labels = torch.randint(5, (8,))
-    _, target = fn.mosaic(torch.rand(8, 3, 4, 4), labels, num_classes=5)
-    logits = -torch.rand(8, 5)
-    plain = fn.isomax_loss(logits[:4], target[:4].argmax(dim=1))
-    log_posteriors = (10 * logits[4:]).log_softmax(dim=1)
-    divergence = torch.nn.functional.kl_div(log_posteriors, target[4:], reduction="batchmean")
+    labels = torch.randint(5, (size,))
+    _, target = fn.mosaic(torch.rand(size, 3, 4, 4), labels, num_classes=5)
+    half = size // 2  # as the authors' code rounds it
+    assert (target[:half].max(dim=1).values == 1).all()
+    logits = -torch.rand(size, 5)
+    plain = fn.isomax_loss(logits[:half], target[:half].argmax(dim=1))
+    log_posteriors = (10 * logits[half:]).log_softmax(dim=1)
+    divergence = torch.nn.functional.kl_div(log_posteriors, target[half:], reduction="batchmean")
     torch.testing.assert_close(
         fn.fractional_probability_loss(logits, target), (plain + divergence) / 2
     )
+
+
+def test_a_batch_of_one_is_one_mosaic_and_of_labels_the_plain_loss():
+    image, target = fn.mosaic(torch.rand(1, 3, 4, 4), torch.tensor([2]), num_classes=5)
+    assert image.shape == (1, 3, 4, 4)
+    logits = -torch.rand(3, 5)
+    torch.testing.assert_close(
+        fn.fractional_probability_loss(logits[:1], target),
+        fn.isomax_loss(logits[:1], torch.tensor([2])),
+    )
+    labels = torch.tensor([4, 0, 1])
+    for reduction in (*fn.REDUCTIONS, None):
+        torch.testing.assert_close(
+            fn.fractional_probability_loss(logits, labels, reduction=reduction),
+            fn.isomax_loss(logits, labels, reduction=reduction),
+        )
+
+
+@given(seeds, st.integers(0, 9), st.integers(0, 4))
+def test_mosaics_leave_outliers_alone_and_the_loss_discards_them(generator, known, outliers):
+    labels = torch.cat([torch.arange(known) % 3, torch.full((outliers,), -1)])
+    order = torch.randperm(len(labels), generator=generator)
+    images = torch.arange(len(labels)).float()[:, None, None, None].expand(-1, 1, 2, 2)[order]
+    mixed, target = fn.mosaic(images, labels[order], num_classes=3, generator=generator)
+    assert mixed.shape == images.shape
+    assert (target[known:] == -1).all()
+    assert set(mixed[known:, 0, 0, 0].tolist()) == set(range(known, known + outliers))
+    logits = -torch.rand(len(labels), 3, generator=generator)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        loss = fn.fractional_probability_loss(logits, target)
+        each = fn.fractional_probability_loss(logits, target, reduction="none")
+    if known:
+        expected = fn.fractional_probability_loss(logits[:known], target[:known])
+        torch.testing.assert_close(loss, expected)
+    assert (each[known:] == 0).all()
 
 
 # -- Bad input ---------------------------------------------------------------------------------
@@ -422,12 +461,16 @@ def test_fractional_probability_loss_is_the_mean_of_the_papers_two_terms():
             "mean, sum, none",
         ),
         (
-            lambda: fn.mosaic(torch.rand(2, 3, 4, 4), torch.tensor([0, -1]), num_classes=2),
-            "label -1",
+            lambda: fn.mosaic(torch.rand(2, 3, 4, 4), torch.tensor([2, -1]), num_classes=2),
+            "label 2 with 2 classes",
         ),
         (
-            lambda: fn.fractional_probability_loss(torch.rand(2, 3), torch.tensor([0, 1])),
-            "class probabilities",
+            lambda: fn.fractional_probability_loss(torch.rand(2, 3), torch.tensor([0, 3])),
+            "label 3 with 3 classes",
+        ),
+        (
+            lambda: fn.fractional_probability_loss(torch.rand(2, 3), torch.rand(2, 2)),
+            r"\(2, 2\)",
         ),
     ],
 )
