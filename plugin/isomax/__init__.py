@@ -8,14 +8,17 @@ from isomax.calibration import RejectionThreshold, fit_temperature
 from isomax.detectors import EntropicScore, MaxMeanLogitEntropyScore, MinimumDistanceScore
 from isomax.heads import DisMaxHead, IsoMaxHead, IsoMaxPlusHead
 from isomax.losses import FractionalProbabilityLoss, IsoMaxLoss
+from isomax.mahalanobis import RMDPP, MahalanobisPP
 
 __all__ = [
+    "RMDPP",
     "DisMaxHead",
     "EntropicScore",
     "FractionalProbabilityLoss",
     "IsoMaxHead",
     "IsoMaxLoss",
     "IsoMaxPlusHead",
+    "MahalanobisPP",
     "MaxMeanLogitEntropyScore",
     "MinimumDistanceScore",
     "RejectionThreshold",

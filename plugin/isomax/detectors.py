@@ -31,6 +31,14 @@ class EntropicScore(_Score):
     .. math:: \mathrm{ES}(x) = -\sum_k \pi_k \log \pi_k, \quad \pi = \mathrm{softmax}(f(x))
 
     Needs no fitting, no outliers and no backward pass. Put the model in evaluation mode first.
+
+    .. code-block:: python
+
+        import torch
+        from isomax import EntropicScore, IsoMaxHead
+
+        detector = EntropicScore(IsoMaxHead(in_features=64, num_classes=10).eval())
+        scores = detector(torch.randn(8, 64))
     """
 
     info = DetectorInfo(paper=ISOMAX, tasks=_TASKS, ai_coded=True)
@@ -49,6 +57,14 @@ class MinimumDistanceScore(_Score):
     .. math:: \mathrm{MDS}(x) = \min_k d_k(x) = -\max_k f_k(x)
 
     Needs no fitting, no outliers and no backward pass. Put the model in evaluation mode first.
+
+    .. code-block:: python
+
+        import torch
+        from isomax import IsoMaxPlusHead, MinimumDistanceScore
+
+        detector = MinimumDistanceScore(IsoMaxPlusHead(in_features=64, num_classes=10).eval())
+        scores = detector(torch.randn(8, 64))
     """
 
     info = DetectorInfo(paper=ISOMAX_PLUS, tasks=_TASKS, ai_coded=True)
@@ -68,6 +84,14 @@ class MaxMeanLogitEntropyScore(_Score):
         + \mathrm{ES}(x)
 
     Needs no fitting, no outliers and no backward pass. Put the model in evaluation mode first.
+
+    .. code-block:: python
+
+        import torch
+        from isomax import DisMaxHead, MaxMeanLogitEntropyScore
+
+        detector = MaxMeanLogitEntropyScore(DisMaxHead(in_features=64, num_classes=10).eval())
+        scores = detector(torch.randn(8, 64))
     """
 
     info = DetectorInfo(paper=DISMAX, tasks=_TASKS, ai_coded=True)

@@ -25,3 +25,10 @@ DISMAX = Paper(
     url="https://arxiv.org/abs/2205.05874",
     code="https://github.com/dlmacedo/distinction-maximization-loss",
 )
+MAHALANOBIS_PP = Paper(
+    title="Mahalanobis++: Improving OOD Detection via Feature Normalization",
+    venue="ICML",
+    year=2025,
+    url="https://arxiv.org/abs/2505.18032",
+    code="https://github.com/mueller-mp/maha-norm",
+)

@@ -2,6 +2,8 @@
 
 import inspect
 import math
+import textwrap
+import warnings
 
 import pytest
 import torch
@@ -12,18 +14,21 @@ from pytorch_ood.utils import apply_reduction
 from torch import nn
 
 from isomax import (
+    RMDPP,
     DisMaxHead,
     EntropicScore,
     FractionalProbabilityLoss,
     IsoMaxHead,
     IsoMaxLoss,
     IsoMaxPlusHead,
+    MahalanobisPP,
     MaxMeanLogitEntropyScore,
     MinimumDistanceScore,
 )
 
 DETECTORS = [EntropicScore, MinimumDistanceScore, MaxMeanLogitEntropyScore]
 LOSSES = [IsoMaxLoss, FractionalProbabilityLoss]
+COMPONENTS = [*DETECTORS, MahalanobisPP, RMDPP, *LOSSES]
 every_detector = pytest.mark.parametrize("detector_class", DETECTORS)
 
 
@@ -49,7 +54,7 @@ def trained_model(head_class):
     return model.eval(), points
 
 
-@pytest.mark.parametrize("component", [*DETECTORS, *LOSSES])
+@pytest.mark.parametrize("component", COMPONENTS)
 def test_info_is_the_components_own(component):
     assert "info" in vars(component)
     assert isinstance(component.info, LossInfo if component in LOSSES else DetectorInfo)
@@ -114,6 +119,88 @@ def test_scores_agree_with_pytorch_oods_where_they_mean_the_same():
     )
 
 
+def code_blocks(component):
+    """The examples in a docstring: what is indented below ``code-block``."""
+    for block in inspect.getdoc(component).split(".. code-block:: python\n")[1:]:
+        lines = block.splitlines()
+        ends = [i for i, line in enumerate(lines) if line and not line.startswith(" ")]
+        yield textwrap.dedent("\n".join(lines[: ends[0] if ends else None]))
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_examples_run_in_an_empty_namespace(component):
+    examples = list(code_blocks(component))
+    assert examples
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for example in examples:
+            exec(compile(example, f"<{component.__name__}>", "exec"), {})
+
+
+def batch_of(kind):
+    """Logits and targets of three classes, labels or class probabilities; none is an outlier."""
+    logits = -torch.rand(8, 3)
+    labels = torch.arange(8) % 3
+    return logits, labels if kind == "labels" else torch.rand(8, 3).softmax(dim=1)
+
+
+every_loss = pytest.mark.parametrize("loss_class", LOSSES)
+every_kind = pytest.mark.parametrize("kind", ["labels", "probabilities"])
+
+
+@every_loss
+@every_kind
+def test_outliers_do_not_change_the_loss(loss_class, kind):
+    """What ``supervised=False`` in the info says."""
+    assert not loss_class.info.supervised
+    logits, target = batch_of(kind)
+    outlier = torch.arange(8) % 3 == 0
+    mixed = target.masked_fill(outlier if kind == "labels" else outlier[:, None], -1)
+    criterion = loss_class()
+    with pytest.warns(UserWarning, match="Discarding"):
+        loss = criterion(logits, mixed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        torch.testing.assert_close(loss, criterion(logits[~outlier], target[~outlier]))
+
+
+@every_loss
+@every_kind
+def test_a_batch_of_only_outliers_has_loss_and_gradient_zero(loss_class, kind):
+    logits, target = batch_of(kind)
+    logits.requires_grad_()
+    with pytest.warns(UserWarning, match="Discarding"):
+        loss = loss_class()(logits, torch.full_like(target, -1))
+    assert loss.shape == ()
+    assert loss == 0
+    loss.backward()
+    assert (logits.grad == 0).all()
+
+
+@every_loss
+@every_kind
+@pytest.mark.parametrize("outliers", [0, 3, 8])
+@pytest.mark.filterwarnings("ignore:Discarding")
+def test_every_reduction_is_finite_and_set_like_pytorch_oods(loss_class, kind, outliers):
+    logits, target = batch_of(kind)
+    target[:outliers] = -1
+    criterion = loss_class(reduction=None)
+    each = criterion(logits, target)
+    assert each.shape == (8,)
+    assert each.isfinite().all()
+    assert (each[:outliers] == 0).all()
+    for reduction in ("mean", "sum", "none"):
+        criterion.reduction = reduction
+        value = criterion(logits, target)
+        assert value.isfinite().all()
+        if reduction == "sum":
+            torch.testing.assert_close(value, each.sum())
+        if reduction == "mean" and outliers < 8:
+            # an even number of samples: both halves of a batch of mosaics weigh the same
+            expected = each[outliers:].mean() if (8 - outliers) % 2 == 0 else value
+            torch.testing.assert_close(value, expected)
+
+
 @pytest.mark.parametrize("shape", [(8,), (2, 4, 4)])
 @pytest.mark.parametrize("outliers", [True, False])
 @pytest.mark.filterwarnings("ignore:Discarding")
@@ -142,11 +229,12 @@ def test_loss_has_no_parameters_to_move():
     )
 
 
-def test_bad_settings_are_refused():
+@every_loss
+def test_bad_settings_are_refused(loss_class):
     with pytest.raises(ValueError, match="entropic_scale is 0"):
-        IsoMaxLoss(entropic_scale=0)
+        loss_class(entropic_scale=0)
     with pytest.raises(ValueError, match="mean, sum, none"):
-        IsoMaxLoss(reduction="median")
+        loss_class(reduction="median")
 
 
 def test_fractional_probability_loss_is_zero_at_its_target():

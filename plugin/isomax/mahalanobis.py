@@ -1,0 +1,230 @@
+r"""Mahalanobis++ and RMD++: Mahalanobis distances of normalised features.
+
+Fitted in float64 in two passes over the features, a chunk at a time, so that a memory-mapped tensor
+of any length will do.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+
+import torch
+from pytorch_ood.api import (
+    DetectorInfo,
+    FeaturesDetector,
+    ModelNotSetException,
+    RequiresFittingException,
+    Task,
+)
+from torch import Tensor
+from torch.nn import functional as F
+
+from isomax.papers import MAHALANOBIS_PP
+
+CHUNK = 2**24  # values looked at at a time
+RIDGE = 1e-6  # of the mean variance
+
+
+class MahalanobisPP(FeaturesDetector):
+    r"""Mahalanobis++: the Mahalanobis distance of the normalised features to the nearest class.
+
+    .. math:: \min_k \, (\hat z - \mu_k)^\top \Sigma^{-1} (\hat z - \mu_k), \quad
+        \hat z = \frac{z}{\lVert z \rVert_2}
+
+    with :math:`\mu_k` the mean of class :math:`k` and :math:`\Sigma` the covariance shared by the
+    classes, both of the :math:`N` normalised training features:
+
+    .. math:: \Sigma = \frac{1}{N} \sum_i (\hat z_i - \mu_{y_i}) (\hat z_i - \mu_{y_i})^\top
+
+    *Singular covariance.* With :math:`N - C < D`, or a feature that is always zero,
+    :math:`\Sigma` has directions without variance. The authors' pseudo-inverse leaves these out, so
+    that nothing found there counts. Here, :math:`\epsilon I` is added wherever the smallest
+    eigenvalue is below :math:`\epsilon = 10^{-6} \, \mathrm{tr}(\Sigma) / D`: what leaves the space
+    of the training features is then far away. A covariance that can be inverted is left as it is.
+
+    .. code-block:: python
+
+        import torch
+        from isomax import MahalanobisPP
+
+        features, labels = torch.randn(200, 16), torch.arange(200) % 4
+        detector = MahalanobisPP(None).fit_features(features, labels)
+        scores = detector.predict_features(torch.randn(8, 16))
+
+    Source: "Mahalanobis++: Improving OOD Detection via Feature Normalization",
+    https://arxiv.org/abs/2505.18032.
+    """
+
+    info = DetectorInfo(paper=MAHALANOBIS_PP, tasks={Task.CLASSIFICATION}, ai_coded=True)
+
+    requires_fit = True
+
+    center: Tensor  #: mean :math:`\mu_0` of the features, :math:`D`; there once fitted
+    mu: Tensor  #: class means :math:`\mu_k`, :math:`C \times D`
+    whitening: Tensor  #: :math:`D \times D`, with :math:`W W^\top = \Sigma^{-1}`
+
+    def __init__(self, encoder: Callable[[Tensor], Tensor] | None) -> None:
+        r"""
+        :param encoder: gives pooled features, :math:`B \times D`; may be ``None`` when using
+            ``fit_features(...)`` and ``predict_features(...)``
+        """
+        super().__init__()
+        self.encoder = encoder
+
+    def fit(self, data_loader: Iterable[tuple[Tensor, Tensor]]) -> "MahalanobisPP":
+        """Fit on the features that the encoder gives for images; labels below 0 are left out.
+
+        :raises ModelNotSetException: if there is no encoder
+        :raises ValueError: as :meth:`fit_features`
+        """
+        if self.encoder is None:
+            raise ModelNotSetException
+        features, labels = [], []
+        with torch.no_grad():
+            for x, y in data_loader:
+                features.append(self.encoder(x if self.device is None else x.to(self.device)).cpu())
+                labels.append(y.cpu())
+        return self.fit_features(torch.cat(features), torch.cat(labels))
+
+    def fit_features(self, z: Tensor, y: Tensor) -> "MahalanobisPP":
+        r"""
+        :param z: pooled features, :math:`N \times D`; one that is memory-mapped is read twice, and
+            never whole
+        :param y: labels, :math:`N`; those below 0 are left out
+        :return: the fitted detector
+        :raises ValueError: if no label is at least 0
+        """
+        y = y.cpu()
+        classes, counts = y[y >= 0].unique(return_counts=True)
+        if not len(classes):
+            raise ValueError("no label is at least 0; fit on in-distribution samples")
+        device = self.device or z.device
+        sums = torch.zeros(len(classes), z.shape[1], dtype=_dtype(device), device=device)
+        for rows, labels in _chunks(z, y, classes, sums):
+            sums.index_add_(0, labels, rows)
+        if not sums.isfinite().all():
+            raise ValueError("some features are NaN or infinite; look at the model that gave them")
+        counts = counts.to(sums)
+        self.mu = sums / counts[:, None]
+        self.center = sums.sum(dim=0) / counts.sum()
+        scatter = torch.zeros(z.shape[1], z.shape[1], dtype=sums.dtype, device=device)
+        for rows, labels in _chunks(z, y, classes, sums):
+            rows -= self.mu[labels]
+            scatter.addmm_(rows.T, rows)
+        self._invert(scatter / counts.sum(), counts / counts.sum())
+        return self
+
+    def _invert(self, within: Tensor, shares: Tensor) -> None:
+        """
+        :param within: the covariance
+        :param shares: of the classes among the samples
+        """
+        self.whitening = _whitening(within, _ridge(within))
+
+    @torch.no_grad()
+    def predict_features(self, z: Tensor) -> Tensor:
+        r"""
+        :param z: pooled features, :math:`B \times D`
+        :return: scores, :math:`B`, in float64
+        :raises RequiresFittingException: if the detector is not fitted
+        """
+        if not hasattr(self, "center"):
+            raise RequiresFittingException
+        rows = z.split(max(1, CHUNK // z.shape[1]))
+        return torch.cat([self._score(_direction(part, self.center)) for part in rows])
+
+    def _score(self, z: Tensor) -> Tensor:
+        """Of normalised features."""
+        # the center is taken off first: what is left is small where the whitening is large
+        whitened = (z - self.center) @ self.whitening
+        means = (self.mu - self.center) @ self.whitening
+        return torch.cdist(whitened, means).amin(dim=1).square()
+
+    @torch.no_grad()
+    def predict(self, x: Tensor) -> Tensor:
+        """
+        :param x: images, given to the encoder
+        :return: scores, :math:`B`
+        :raises ModelNotSetException: if there is no encoder
+        :raises RequiresFittingException: if the detector is not fitted
+        """
+        if self.encoder is None:
+            raise ModelNotSetException
+        return self.predict_features(self.encoder(x if self.device is None else x.to(self.device)))
+
+
+class RMDPP(MahalanobisPP):
+    r"""RMD++: the relative Mahalanobis distance of the normalised features.
+
+    .. math:: \min_k \, (\hat z - \mu_k)^\top \Sigma^{-1} (\hat z - \mu_k)
+        - (\hat z - \mu_0)^\top \Sigma_0^{-1} (\hat z - \mu_0), \quad
+        \hat z = \frac{z}{\lVert z \rVert_2}
+
+    with the class means and the covariance :math:`\Sigma` of :class:`MahalanobisPP`, and the mean
+    :math:`\mu_0` and the covariance :math:`\Sigma_0` of all normalised training features.
+
+    *Singular covariance.* Both get the same :math:`\epsilon I`, under the condition of
+    :class:`MahalanobisPP`. It has to be the same: :math:`\Sigma_0 \succeq \Sigma` (it has the
+    variance between the classes on top), so that :math:`\Sigma_0` makes no deviation longer than
+    :math:`\Sigma` does. Estimators that regularise each covariance on its own, such as Ledoit and
+    Wolf's, break that: where they raise the small variances of :math:`\Sigma` further than those
+    of :math:`\Sigma_0`, outliers, which are far away just there, get the lowest scores of all. So
+    do the authors' pseudo-inverses where there are fewer samples than features. What leaves the
+    space of the training features is as far from everything as from its class, and does not count.
+
+    .. code-block:: python
+
+        import torch
+        from isomax import RMDPP
+
+        features, labels = torch.randn(200, 16), torch.arange(200) % 4
+        detector = RMDPP(None).fit_features(features, labels)
+        scores = detector.predict_features(torch.randn(8, 16))
+
+    Source: "Mahalanobis++: Improving OOD Detection via Feature Normalization",
+    https://arxiv.org/abs/2505.18032; the relative distance is that of
+    https://arxiv.org/abs/2106.09022.
+    """
+
+    info = DetectorInfo(paper=MAHALANOBIS_PP, tasks={Task.CLASSIFICATION}, ai_coded=True)
+
+    background_whitening: Tensor  #: :math:`D \times D`, with :math:`W W^\top = \Sigma_0^{-1}`
+
+    def _invert(self, within: Tensor, shares: Tensor) -> None:
+        super()._invert(within, shares)
+        means = self.mu - self.center
+        background = within + means.T @ (shares[:, None] * means)
+        self.background_whitening = _whitening(background, _ridge(within))
+
+    def _score(self, z: Tensor) -> Tensor:
+        background = (z - self.center) @ self.background_whitening
+        return super()._score(z) - background.square().sum(dim=1)
+
+
+def _chunks(z: Tensor, y: Tensor, classes: Tensor, like: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Normalised features and the places of their labels among the classes, without outliers."""
+    step = max(1, CHUNK // z.shape[1])
+    for start in range(0, len(z), step):
+        labels = y[start : start + step]
+        known = labels >= 0
+        rows = _direction(z[start : start + step], like)[known.to(like.device)]
+        yield rows, torch.searchsorted(classes, labels[known]).to(like.device)
+
+
+def _direction(z: Tensor, like: Tensor) -> Tensor:
+    return F.normalize(z.detach().to(like), dim=1)
+
+
+def _ridge(within: Tensor) -> float:
+    values = torch.linalg.eigvalsh(within.double().cpu())
+    if not values[-1] > 0:
+        raise ValueError("the features do not vary within any class; fit on more samples of each")
+    floor = RIDGE * values.mean()
+    return float(floor) if values[0] < floor else 0.0
+
+
+def _whitening(covariance: Tensor, ridge: float) -> Tensor:
+    values, vectors = torch.linalg.eigh(covariance.double().cpu())
+    return (vectors / (values + ridge).sqrt()).to(covariance)
+
+
+def _dtype(device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "mps" else torch.float64  # which has no float64
