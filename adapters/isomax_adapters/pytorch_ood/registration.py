@@ -11,13 +11,19 @@ _PLACES = {
         isomax.EntropicScore,
         isomax.MinimumDistanceScore,
         isomax.MaxMeanLogitEntropyScore,
+        isomax.MahalanobisPP,
+        isomax.RMDPP,
     ),
 }
+_HOMES = {component: component.__module__ for places in _PLACES.values() for component in places}
 
 
 def register() -> None:
     """Make ``pytorch_ood.loss.IsoMaxLoss``, ``pytorch_ood.detector.EntropicScore`` and the others
-    appear as pytorch-ood's own. Calling it again changes nothing; :func:`unregister` takes it back.
+    appear as pytorch-ood's own, also to code that goes through its components by their module.
+    Calling it again changes nothing; :func:`unregister` takes it back.
+
+    What is pickled in between names pytorch-ood's module: register before reading it back.
 
     :raises RuntimeError: if pytorch-ood has another component of one of these names
     """
@@ -32,6 +38,7 @@ def register() -> None:
     for module, components in _PLACES.items():
         for component in components:
             setattr(module, component.__name__, component)
+            component.__module__ = module.__name__
             listed = getattr(module, "__all__", None)
             if listed is not None and component.__name__ not in listed:
                 listed.append(component.__name__)
@@ -43,6 +50,7 @@ def unregister() -> None:
         for component in components:
             if vars(module).get(component.__name__) is component:
                 delattr(module, component.__name__)
+                component.__module__ = _HOMES[component]
                 listed = getattr(module, "__all__", [])
                 if component.__name__ in listed:
                     listed.remove(component.__name__)
