@@ -268,6 +268,9 @@ class Calibration:
     threshold: float  #: samples with a larger score are rejected
     samples: int  #: number of held-out ID samples behind it
     curve: list[tuple[float, float]]  #: (alpha, threshold) for other rates, see threshold_curve
+    #: ``established`` if the held-out samples are exchangeable with fresh ones; ``not established``
+    #: if they are known not to be; ``unknown`` if nobody can know
+    guarantee: str = "established"
 
     @classmethod
     def fit(
@@ -316,6 +319,7 @@ class Calibration:
             threshold=float(content["threshold"]),
             samples=int(content["samples"]),
             curve=[(float(rate), float(value)) for rate, value in content["curve"]],
+            guarantee=str(content.get("guarantee", "established")),
         )
 
 

@@ -80,7 +80,8 @@ FILES: dict[str, dict[str, str]] = {
     "runs/MODEL-seedN/splits.csv": {
         "set": "the data set",
         "split": "`train` (the model, or only its detectors, were fitted on it), `validation` "
-        "(held out: threshold, temperature, hyperparameters), `test`, `ood`, `tuning`",
+        "(held out: chooses epochs and hyperparameters), `calibration` (held out: sets temperature "
+        "and threshold), `test`, `ood`, `tuning`",
         **_IMAGE,
     },
     "runs/MODEL-seedN/scores/SET.csv": {

@@ -17,17 +17,15 @@ from isomax_evaluation.comparison.naming import split_name
 from isomax_evaluation.comparison.plan import Plan, claim, grown
 from isomax_evaluation.comparison.report import write_report
 from isomax_evaluation.comparison.runs import (
-    VALIDATION_SHARE,
     Run,
-    limited,
+    divide,
     ready_model,
     runs_of,
-    split_of,
     write_splits,
 )
 from isomax_evaluation.comparison.sets import Sets, open_sets, prepared
 from isomax_evaluation.comparison.tables import first_runs, intervals, left_out, together, tuned
-from isomax_evaluation.data import stratified_split
+from isomax_evaluation.data import limit_per_class
 from isomax_evaluation.data.digests import describe
 from isomax_evaluation.detection.models import Model
 from isomax_evaluation.detection.testing import Bench, Tested, test_model
@@ -43,7 +41,6 @@ from isomax_evaluation.training.jobs import (
     fetch_weights,
 )
 from isomax_evaluation.training.recipes import RECIPES, Recipe
-from isomax_evaluation.training.train import check_validation
 
 DETECTORS = (
     "MaxSoftmax",
@@ -97,6 +94,8 @@ def compare(
     tune: str | None = None,
     models: Mapping[str, Any] | Sequence[str] = (),
     fit_images: int | None = None,
+    group_by: str | None = None,
+    class_map: str | None = None,
     started: Callable[[], object] | None = None,
 ) -> Comparison:
     """Score ID and OOD test images with every detector on every model: models that are given, and a
@@ -138,6 +137,8 @@ def compare(
         :class:`~isomax_adapters.pytorch_ood.Parts` of any network), or a list of these, which are
         its seeds. Nothing is trained for them
     :param fit_images: fit detectors on at most so many training images of each class
+    :param group_by: which images belong together, see :func:`isomax_evaluation.data.open_splits`
+    :param class_map: timm's file of class names
     :param started: called when all that was given has turned out to be of use, before any work
     :raises InputError: if anything given cannot be used, before any work
     """
@@ -158,12 +159,11 @@ def compare(
     output = Path(output)
     plan = grown(plan, output)
     with accelerator_for(plan.job.recipe) as accelerator, progress_bar() as progress:
-        sets = open_sets(id, plan.ood, benchmark, tune, root)
+        sets = open_sets(id, plan.ood, benchmark, tune, root, group_by, class_map)
         opened = _open_models(plan, sets, accelerator.device)
         sets = prepared(sets, images_per_class, test_images, skip_bad_images, workers, progress)
         if plan.losses:
-            _, held_out = stratified_split(sets.train, VALIDATION_SHARE, 0)
-            check_validation(plan.job, held_out)
+            divide(runs_of(output, plan, [])[0], sets, plan.job.alpha, False)  # or refuse
             fetch_weights(plan.job, output)
         claim(output, plan, sets, opened, tune, fit_images)
         images = [("train", sets.train), ("test", sets.test)]
@@ -175,16 +175,16 @@ def compare(
         tested = Tested(sets.known, sets.unknown, sets.test, sets.tuning)
         overall = progress.add_task("models", total=len(runs))
         for run in runs:
-            split = split_of(run, sets.train, tune is not None)
-            ready = ready_model(run, sets, split, tested, accelerator, progress)
-            split = limited(split, fit_images)
-            write_splits(run, split, tested)
+            divided = divide(run, sets, plan.job.alpha, tune is not None)
+            ready = ready_model(run, sets, divided, tested, accelerator, progress)
+            training = limit_per_class(divided.training, fit_images)
+            write_splits(run, replace(divided, training=training), tested)
             bench = Bench(
                 ready,
                 run.folder,
                 output / "outputs",
-                split.training,
-                split.validation,
+                training,
+                divided.selection,
                 tested,
                 workers,
                 progress,

@@ -37,12 +37,6 @@ def unique_names(sources: Sequence[str], taken: Sequence[str] = ()) -> list[str]
     return names
 
 
-def identity(source: str) -> str:
-    """What all ways to name one folder or data set have in common."""
-    path = Path(source).expanduser()
-    return str(path.resolve()) if path.exists() else source.rpartition("/")[2].lower()
-
-
 def no_doubles(what: str, names: Sequence[str]) -> None:
     """
     :raises InputError: if a name occurs twice

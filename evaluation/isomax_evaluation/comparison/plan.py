@@ -8,12 +8,12 @@ from typing import Any
 
 from isomax_adapters.pytorch_ood import NAMES
 from isomax_evaluation.comparison.given import Given
-from isomax_evaluation.comparison.naming import identity, no_doubles, split_name
+from isomax_evaluation.comparison.naming import no_doubles, split_name
 from isomax_evaluation.comparison.sets import Sets
 from isomax_evaluation.data.digests import digest
 from isomax_evaluation.detection.models import Model
 from isomax_evaluation.output.errors import InputError
-from isomax_evaluation.output.folders import claim_folder, read_settings
+from isomax_evaluation.output.folders import claim_folder, identity, read_settings, same_source
 from isomax_evaluation.training.jobs import Job, check_job
 from isomax_evaluation.training.recipes import Recipe
 
@@ -124,17 +124,27 @@ def claim(
         ],
     }
     found = read_settings(output)
-    if found is not None:
+    if found is not None and "digests" not in found and sets.drawn:
+        raise InputError(
+            f"{output} was made by version 0.1, which drew the test images of {sets.given} in "
+            "another way; choose another output folder"
+        )
+    if found is not None and _begun(output):
         settings = _continued(output, found, json.loads(json.dumps(settings)))
-    claim_folder(output, settings, GROWING)
+    claim_folder(output, settings, GROWING, _begun)
+
+
+def _begun(output: Path) -> bool:
+    """Whether anything was trained or scored there."""
+    files = ("checkpoint.pt", "model/*", "scores/*")
+    return any(next(output.glob(f"runs/*/{file}"), None) for file in files)
 
 
 def _continued(output: Path, found: Mapping[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     """The settings of all that the folder then holds."""
-    for key in ("id", "tune"):  # two ways to name one folder
-        if isinstance(found.get(key), str) and isinstance(given.get(key), str):
-            same = identity(found[key]) == identity(given[key])
-            given[key] = found[key] if same else given[key]
+    for key in ("id", "tune"):
+        if key in given:
+            given[key] = same_source(found.get(key), given[key])
     changed = _changed(found, given) if found.get("id") == given["id"] else []
     for name, before, now in changed:
         raise InputError(

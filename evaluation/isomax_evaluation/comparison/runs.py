@@ -9,6 +9,7 @@ import pandas as pd
 from accelerate import Accelerator
 from rich.progress import Progress
 
+from isomax.calibration import RejectionThreshold
 from isomax_adapters.pytorch_ood import Parts
 from isomax_adapters.timm import load_calibration, load_model
 from isomax_adapters.timm.sources import model_folder_of
@@ -16,7 +17,7 @@ from isomax_evaluation import data
 from isomax_evaluation.comparison.given import Given
 from isomax_evaluation.comparison.plan import Plan
 from isomax_evaluation.comparison.sets import Sets
-from isomax_evaluation.data import Images
+from isomax_evaluation.data import Divided
 from isomax_evaluation.data.digests import describe
 from isomax_evaluation.detection.models import Model
 from isomax_evaluation.detection.testing import Tested
@@ -54,15 +55,6 @@ class Run:
         return self.opened.parts if self.opened else Parts(load_model(self.folder / "model"))
 
 
-@dataclass(frozen=True)
-class Split:
-    """The ID training images of one run: those that its detectors are fitted on, and those held
-    out, which train nothing."""
-
-    training: Images
-    validation: Images | None
-
-
 def runs_of(output: Path, plan: Plan, opened: Sequence[Model]) -> list[Run]:
     """All models of a comparison, seed by seed."""
     trained = [
@@ -72,22 +64,24 @@ def runs_of(output: Path, plan: Plan, opened: Sequence[Model]) -> list[Run]:
     ]
     existing = [
         Run(one.name, one.seed, run_folder(output, one.name, one.seed), given=one, opened=model)
-        for one, model in zip(plan.given, opened, strict=True)
+        for one, model in zip(plan.given, opened, strict=False)
     ]
     return trained + sorted(existing, key=lambda run: run.seed)
 
 
-def split_of(run: Run, id_train: Images, tuned: bool) -> Split:
-    """Held out is what trained models are validated on, and what a tuning takes of given ones."""
+def divide(run: Run, sets: Sets, alpha: float, tuned: bool) -> Divided:
+    """The ID training images of a run: those that its detectors are fitted on, and those held out
+    for what must not see them. Of given models nothing is held out but for a tuning."""
     if run.job is None and not tuned:
-        return Split(id_train, None)
-    return Split(*data.stratified_split(id_train, VALIDATION_SHARE, run.seed))
+        return Divided(sets.train, None, sets.train.take([]), False, ())
+    needed = RejectionThreshold(alpha).samples_needed if run.job else 1
+    return data.divide(sets.train, sets.held_out, needed, VALIDATION_SHARE, run.seed)
 
 
 def ready_model(
     run: Run,
     sets: Sets,
-    split: Split,
+    divided: Divided,
     tested: Tested,
     accelerator: Accelerator,
     progress: Progress,
@@ -95,13 +89,10 @@ def ready_model(
     """The model of a run: trained, if it has not been yet."""
     if run.job is None:
         assert run.opened is not None
-        _claim_given(run, sets.given, split, tested)
+        _claim_given(run, sets.given, divided, tested)
         return run.opened
-    assert split.validation is not None
-    claim_run(run.job, sets.given, split.training, split.validation, run.folder)
-    folder = train_model(
-        run.job, split.training, split.validation, sets.test, run.folder, accelerator, progress
-    )
+    claim_run(run.job, sets.given, divided, sets.drawn, run.folder)
+    folder = train_model(run.job, divided, sets.test, run.folder, accelerator, progress)
     network: Any = load_model(folder).to(accelerator.device)
     return Model(
         run.name,
@@ -113,7 +104,7 @@ def ready_model(
     )
 
 
-def _claim_given(run: Run, name: str, split: Split, tested: Tested) -> None:
+def _claim_given(run: Run, name: str, divided: Divided, tested: Tested) -> None:
     assert run.given is not None
     assert run.opened is not None
     settings = {
@@ -122,23 +113,21 @@ def _claim_given(run: Run, name: str, split: Split, tested: Tested) -> None:
         "seed": run.seed,
         "model": run.given.described,
         "weights": run.opened.weights,
-        "images": {
-            "train": len(split.training),
-            "validation": 0 if split.validation is None else len(split.validation),
-        },
+        "images": {"train": len(divided.training), "validation": divided.held_out},
         "class_names": list(run.opened.class_names),
     }
     claim_folder(run.folder, settings)
     if not (run.folder / "provenance.json").is_file():
-        sets = [("train", split.training), ("test", tested.all_known)]
+        sets = [("train", divided.training), ("test", tested.all_known)]
         write_provenance(run.folder, [describe(kind, images) for kind, images in sets])
 
 
-def write_splits(run: Run, split: Split, tested: Tested) -> None:
+def write_splits(run: Run, divided: Divided, tested: Tested) -> None:
     """``splits.csv``: which images trained, were held out, and tested."""
     sets = [
-        ("train", split.training),
-        ("validation", split.validation),
+        ("train", divided.training),
+        ("validation", divided.selection),
+        ("calibration", divided.calibration),
         ("test", tested.all_known),
         *(("ood", images) for images in tested.unknown),
         ("tuning", tested.tuning),
@@ -153,11 +142,6 @@ def write_splits(run: Run, split: Split, tested: Tested) -> None:
             }
         )
         for kind, images in sets
-        if images is not None
+        if images is not None and len(images)
     ]
     write_table(run.folder / "splits.csv", pd.concat(tables, ignore_index=True))
-
-
-def limited(split: Split, fit_images: int | None) -> Split:
-    """With at most so many images of each class to fit detectors on."""
-    return Split(data.limit_per_class(split.training, fit_images), split.validation)

@@ -10,11 +10,12 @@ from pytorch_ood.benchmark import Benchmark
 from rich.progress import Progress
 
 from isomax_evaluation import data
-from isomax_evaluation.comparison.naming import identity, no_doubles, unique_names
-from isomax_evaluation.data import Images
+from isomax_evaluation.comparison.naming import no_doubles, unique_names
+from isomax_evaluation.data import Images, Splits
 from isomax_evaluation.data.benchmarks import open_benchmark
 from isomax_evaluation.data.torch_datasets import open_torch
 from isomax_evaluation.output.errors import InputError
+from isomax_evaluation.output.folders import identity
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,9 @@ class Sets:
     known: Images  #: those of it that are scored
     unknown: list[Images]
     tuning: Images | None
+    held_out: Images | None = None  #: the user's own validation set
+    drawn: bool = False  #: whether the test images were drawn from the training images
+    found: tuple[str, ...] = ()  #: what was read of the ID data, a line for each split
 
     @property
     def tensors(self) -> bool:
@@ -41,6 +45,8 @@ def open_sets(
     benchmark: Benchmark | str | None,
     tune: str | None,
     root: str | None,
+    group_by: str | None = None,
+    class_map: str | None = None,
 ) -> Sets:
     """The images as they were given.
 
@@ -49,9 +55,11 @@ def open_sets(
     """
     if benchmark is not None:
         train, test, unknown = open_benchmark(benchmark, root)
+        splits = Splits(train, test)
         given, given_ood = train.name, [(images.name, images.name) for images in unknown]
     else:
-        train, test = _open_id(id, root)
+        splits = _open_id(id, root, group_by, class_map)
+        train, test = splits.train, splits.test
         given = id if isinstance(id, str) else train.name
         names = [name for name, _ in ood]
         texts = [source for name, source in ood if name is None]
@@ -68,7 +76,10 @@ def open_sets(
                 f"{tune} is tested on; choose another dataset to tune on, or the table flatters"
             )
         tuning = data.open_images(tune, "train", root)
-    return Sets(given, given_ood, train, test, test, unknown, tuning)
+    return Sets(
+        given, given_ood, train, test, test, unknown, tuning, splits.held_out, splits.drawn,
+        splits.found,
+    )  # fmt: skip
 
 
 def prepared(
@@ -83,6 +94,8 @@ def prepared(
 
     :raises InputError: if some do not decode and ``skip`` is false, or a limit leaves none
     """
+    for line in sets.found:
+        progress.console.print(f"{sets.train.name}, {line}", markup=False, highlight=False)
     for images in sets.unknown:
         if shared := sorted(set(images.class_names) & set(sets.train.class_names)):
             progress.console.print(
@@ -94,6 +107,14 @@ def prepared(
     train, test, *unknown = (
         data.readable(images, skip, workers, progress) for images in (train, sets.test, *unknown)
     )
+    data.check_counts(train, test)
+    held_out = sets.held_out
+    if held_out is not None:
+        held_out = data.readable(held_out, skip, workers, progress)
+    data.check_apart(train, test, *([] if held_out is None else [held_out]))
+    for images in unknown:
+        if not len(images):
+            raise InputError(f"{images.name} has no image that can be read")
     tuning = sets.tuning
     if tuning is not None:
         some = data.at_most(tuning, test_images or 1000)
@@ -105,12 +126,13 @@ def prepared(
         known=data.at_most(test, test_images),
         unknown=[images.as_ood() for images in unknown],
         tuning=tuning,
+        held_out=held_out,
     )
 
 
-def _open_id(id: Any, root: str | None) -> tuple[Images, Images]:
+def _open_id(id: Any, root: str | None, group_by: str | None, class_map: str | None) -> Splits:
     if isinstance(id, (str, Path)):
-        return data.open_splits(str(id), root)
+        return data.open_splits(str(id), root, group_by, class_map)
     if isinstance(id, Mapping):
         if len(id) != 1:
             raise InputError(f"id has {len(id)} names; expected one, with a training and test set")
@@ -127,7 +149,7 @@ def _open_id(id: Any, root: str | None) -> tuple[Images, Images]:
         raise InputError(f"{name} has one class; a classifier needs at least two")
     # a data set without names is known by its largest label only
     names = max(train.class_names, test.class_names, key=len)
-    return replace(train, class_names=names), replace(test, class_names=names)
+    return Splits(replace(train, class_names=names), replace(test, class_names=names))
 
 
 def _open(source: Any, name: str, root: str | None) -> Images:

@@ -1,6 +1,7 @@
-"""Images by name, folder or list; what a dataset is."""
+"""Images by name, folder, table or list; what a data set is."""
 
-from isomax_evaluation.data.datasets import open_images, open_splits
+from isomax_evaluation.data.datasets import Splits, open_images, open_splits
+from isomax_evaluation.data.holding_out import Divided, divide
 from isomax_evaluation.data.images import (
     OOD_LABEL,
     Images,
@@ -9,13 +10,18 @@ from isomax_evaluation.data.images import (
     limit_per_class,
     stratified_split,
 )
-from isomax_evaluation.data.reading import readable
+from isomax_evaluation.data.reading import check_apart, check_counts, readable
 
 __all__ = [
     "OOD_LABEL",
+    "Divided",
     "Images",
+    "Splits",
     "Transformed",
     "at_most",
+    "check_apart",
+    "check_counts",
+    "divide",
     "limit_per_class",
     "open_images",
     "open_splits",

@@ -1,13 +1,18 @@
-"""A dataset by name or folder, as images with labels and class names.
+"""Data sets by name or folder.
 
-Names: ``digits`` (1,797 handwritten digits that ship with scikit-learn), ``gaussian-noise`` and
-``uniform-noise`` (pytorch-ood's), a folder with one subfolder per class (with ``train`` and
-``test`` or ``val`` above them, or without), pytorch-ood's OOD datasets (``Textures``),
-torchvision's (``CIFAR10``, ``SVHN``), and every name that ``timm.data.create_dataset`` knows
-(``torch/cifar10``, ``hfds/...``).
+- a folder, which wins over a name: one subfolder per class, below ``train``, ``val`` and ``test``
+  (in any case; ``valid``, ``validation``, ``testing`` and the like will do) or not; images lie
+  anywhere below their class
+- a table, ``labels.csv``, with path and label of each image; columns split and group are optional
+- ``digits`` (1,797 handwritten digits that ship with scikit-learn), ``gaussian-noise`` and
+  ``uniform-noise`` (pytorch-ood's)
+- pytorch-ood's OOD data sets (``Textures``), torchvision's (``CIFAR10``, ``SVHN``), and every name
+  that ``timm.data.create_dataset`` knows (``torch/cifar10``, ``hfds/...``)
 """
 
 import inspect
+import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,31 +23,69 @@ import torchvision.datasets
 from PIL import Image
 from pytorch_ood.dataset.img import GaussianNoise, UniformNoise
 
-from isomax_adapters.onnx.images import IMAGE_FORMATS, as_rgb
+from isomax_adapters.onnx.images import (
+    Listing,
+    Scan,
+    existing_folder,
+    hold_out,
+    load_class_map,
+    open_image,
+    read_labels,
+    scan,
+    scan_unlabelled,
+)
 from isomax_evaluation.data.images import OOD_LABEL, Images, stratified_split
 from isomax_evaluation.data.torch_datasets import from_dataset, labels_of
 from isomax_evaluation.output.errors import InputError, one_line
 
 DIGITS_KNOWN, DIGITS_HELD_OUT = tuple("0123456"), tuple("789")
 NOISE = {"gaussian-noise": GaussianNoise, "uniform-noise": UniformNoise}
-SPLIT_FOLDERS = {"train": ("train", "training"), "test": ("test", "val", "validation", "eval")}
+TABLES = (".csv", ".tsv", ".txt")
+TEST_SHARE = 0.2  # of a data set that is not split
 
 
-def open_splits(name: str, root: str | None = None) -> tuple[Images, Images]:
+@dataclass(frozen=True)
+class Splits:
+    """The parts of an in-distribution data set."""
+
+    train: Images
+    test: Images
+    #: the validation set that there is beside a test set; none of it is trained on
+    held_out: Images | None = None
+    #: whether the test images were drawn here, from a set without any
+    drawn: bool = False
+    #: what was read and what was left out, a line for each split; empty of named sets
+    found: tuple[str, ...] = ()
+
+
+def open_splits(
+    name: str, root: str | None = None, group_by: str | None = None, class_map: str | None = None
+) -> Splits:
     """Training and test images of an in-distribution dataset.
 
-    A dataset without a split of its own is split four to one, by class, always the same way.
+    Of ``val`` and ``test``, one alone is the test set; with both, ``val`` is held out. A set
+    without either is split four to one by class, and by group, always the same way.
 
     :param name: as this module's docstring says; ``digits`` means its known classes
     :param root: folder that named datasets are read from
+    :param group_by: which images belong together (of one patient, camera, day), so that no split
+        parts them: a column of the table, or how many characters of the file names are the same
+    :param class_map: timm's file of class names, in their order
     :raises InputError: if there is no such dataset, or it has fewer than two classes
     """
-    if name == "digits":
-        return stratified_split(_digits(DIGITS_KNOWN), 0.2, seed=0)
-    if Path(name).is_dir() and not _split_folder(Path(name), "train"):
-        train, test = stratified_split(_folder(Path(name), Path(name).resolve().name), 0.2, seed=0)
+    is_table = name.lower().endswith(TABLES) and Path(name).expanduser().is_file()
+    if is_table or existing_folder(name):
+        splits = _open_files(name, is_table, group_by, class_map)
+    elif group_by or class_map:
+        raise InputError(
+            f"{name} is no folder or table of images; groups and a class map are for those"
+        )
+    elif name == "digits":
+        train, test = stratified_split(_digits(DIGITS_KNOWN), TEST_SHARE, seed=0)
+        splits = Splits(train, test)
     else:
-        train, test = open_images(name, "train", root), open_images(name, "test", root)
+        splits = Splits(open_images(name, "train", root), open_images(name, "test", root))
+    train, test = splits.train, splits.test
     if len(train.class_names) < 2:
         folders = ", ".join(filter(None, train.class_names)) or "no subfolder"
         raise InputError(
@@ -55,11 +98,11 @@ def open_splits(name: str, root: str | None = None) -> tuple[Images, Images]:
             f"the classes of {name} differ between training and test: {', '.join(missing[:10])} "
             "occur in only one of them"
         )
-    return train, test
+    return splits
 
 
 def open_images(name: str, split: str = "test", root: str | None = None) -> Images:
-    """The images of one split.
+    """The images of one split, to test on: their labels say nothing.
 
     :param name: as this module's docstring says; ``digits-held-out`` are the classes that
         ``digits`` leaves out
@@ -67,15 +110,16 @@ def open_images(name: str, split: str = "test", root: str | None = None) -> Imag
     :param root: folder that named datasets are read from
     :raises InputError: if there is no such dataset
     """
+    folder = existing_folder(name)
+    if folder is not None:
+        return _unlabelled(folder, split)
     if name == "digits":
-        return open_splits(name)[split == "test"]
+        parts = open_splits(name)
+        return parts.train if split == "train" else parts.test
     if name == "digits-held-out":
         return _digits(DIGITS_HELD_OUT, name)
     if name in NOISE:
         return _noise(name)
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return _folder(_split_folder(path, split) or path, path.resolve().name)
     if name in pytorch_ood.dataset.img.__all__:
         return _from_pytorch_ood(name, root)
     if name in torchvision.datasets.__all__:
@@ -87,6 +131,92 @@ def open_images(name: str, split: str = "test", root: str | None = None) -> Imag
         "'digits', 'gaussian-noise', 'uniform-noise', one of pytorch-ood's, such as Textures, one "
         "of torchvision's, such as CIFAR10, or a name that timm knows, such as torch/cifar10"
     )
+
+
+def _open_files(name: str, is_table: bool, group_by: str | None, class_map: str | None) -> Splits:
+    try:
+        classes = None if class_map is None else load_class_map(class_map)
+        prefix = int(group_by) if group_by is not None and group_by.isdecimal() else None
+        if is_table:
+            found = read_labels(name, classes, group_by if prefix is None else None)
+        elif group_by is not None and prefix is None:
+            raise ValueError(
+                f"images in folders have no column {group_by!r} to group by; give the number of "
+                "characters that file names of one group begin with, or a table of labels"
+            )
+        else:
+            found = scan(name, classes)
+        if prefix is not None:
+            splits = {key: part.grouped_by_prefix(prefix) for key, part in found.splits.items()}
+            found = Scan(splits, found.left_out)
+        return _splits_of(found, Path(name).expanduser().resolve().name)
+    except (ValueError, OSError) as error:
+        raise InputError(str(error)) from error
+
+
+def _splits_of(found: Scan, name: str) -> Splits:
+    lines = tuple(str(found).splitlines())
+    train, test, held_out = found.train, found.test, found.held_out
+    if train is None or (test is not None and train is test):
+        only = next(iter(found.splits))
+        raise ValueError(
+            f"{name} has {only}/ and no train/; put the images to train on into train/, or all "
+            "classes straight into the folder"
+        )
+    if test is None:
+        chosen = hold_out(train.names, train.labels, TEST_SHARE, train.groups)
+        rest = np.setdiff1d(np.arange(len(train)), chosen)
+        train, test = train.take(rest), train.take(chosen)
+        lines += (
+            f"test: {len(test):,} of these, drawn by class" + " and group" * bool(test.groups),
+        )
+    return Splits(
+        _images_of(train, name),
+        _images_of(test, name),
+        None if held_out is None else _images_of(held_out, name),
+        drawn=found.test is None,
+        found=lines,
+    )
+
+
+def _images_of(listing: Listing, name: str) -> Images:
+    groups = None if listing.groups is None else np.array(listing.groups)
+    paths = listing.paths
+    return Images(
+        name, _Files(paths), listing.labels, listing.class_names, np.arange(len(listing)), paths,
+        groups=groups,
+    )  # fmt: skip
+
+
+def _unlabelled(folder: str, split: str) -> Images:
+    try:
+        top = folder
+        if split == "train":  # to choose hyperparameters on: not the images that others test on
+            inside = [name for name in os.listdir(folder) if name.lower() in ("train", "training")]
+            top = os.path.join(folder, inside[0]) if len(inside) == 1 else folder
+        listing = scan_unlabelled(top)
+    except (ValueError, OSError) as error:
+        raise InputError(str(error)) from error
+    # the folders that images lie in are most often classes
+    inside = [name.rpartition("/")[0].rpartition("/")[2] for name in listing.names]
+    names = tuple(sorted(set(inside)))
+    labels = np.array([names.index(one) for one in inside])
+    paths = listing.paths
+    return Images(
+        Path(folder).resolve().name, _Files(paths), labels, names, np.arange(len(paths)), paths
+    )
+
+
+class _Files:
+    """Image files; unlike timm's own dataset it never puts another image in a bad one's place."""
+
+    def __init__(self, paths: list[str]) -> None:
+        self.paths = paths
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, None]:
+        with open_image(self.paths[index]) as image:
+            image.load()
+            return image, None
 
 
 def _digits(classes: tuple[str, ...], name: str = "digits") -> Images:
@@ -107,41 +237,6 @@ def _noise(name: str, count: int = 500) -> Images:
     # drawn once: pytorch-ood's noise sets give other images at every access
     made = [(noise[index][0], None) for index in range(count)]
     return Images(name, made, np.full(count, OOD_LABEL), (), np.arange(count))
-
-
-def _split_folder(folder: Path, split: str) -> Path | None:
-    for name in SPLIT_FOLDERS[split]:
-        if (folder / name).is_dir():
-            return folder / name
-    return None
-
-
-def _folder(folder: Path, name: str) -> Images:
-    try:
-        source = timm.data.create_dataset("", root=str(folder), search_split=False)
-    except RuntimeError as error:
-        raise InputError(f"{folder} has no images in its subfolders") from error
-    classes = source.reader.class_to_idx
-    samples = source.reader.samples
-    return Images(
-        name,
-        _Files([path for path, _ in samples]),
-        np.array([label for _, label in samples]),
-        tuple(sorted(classes, key=classes.__getitem__)),
-        np.arange(len(samples)),
-        [path for path, _ in samples],
-    )
-
-
-class _Files:
-    """Image files; unlike timm's own dataset it never puts another image in a bad one's place."""
-
-    def __init__(self, paths: list[str]) -> None:
-        self.paths = paths
-
-    def __getitem__(self, index: int) -> tuple[Image.Image, None]:
-        with Image.open(self.paths[index], formats=IMAGE_FORMATS) as image:
-            return as_rgb(image), None
 
 
 def _from_pytorch_ood(name: str, root: str | None) -> Images:

@@ -27,6 +27,8 @@ class Images:
     paths: list[str] | None = field(default=None, repr=False)  #: files of the source, if it has any
     #: of the content of each image that ``indices`` names, once it has been read
     fingerprints: np.ndarray | None = field(default=None, repr=False)
+    #: of which patient, camera or day each image is that ``indices`` names
+    groups: np.ndarray | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -39,6 +41,7 @@ class Images:
             labels=self.labels[chosen],
             indices=self.indices[chosen],
             fingerprints=None if self.fingerprints is None else self.fingerprints[chosen],
+            groups=None if self.groups is None else self.groups[chosen],
         )
 
     @property

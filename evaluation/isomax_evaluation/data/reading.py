@@ -36,6 +36,45 @@ def readable(images: Images, skip: bool, workers: int, progress: Progress) -> Im
     return images.take(np.setdiff1d(np.arange(len(images)), list(bad)))
 
 
+def check_apart(train: Images, *others: Images) -> None:
+    """No file to validate or test on is one that was trained on.
+
+    :param train: images that have been read once, as the others
+    :raises InputError: naming files of one content
+    """
+    for other in others:
+        if not train.paths or not other.paths:
+            continue  # sets with a name come as their makers split them
+        assert train.fingerprints is not None
+        assert other.fingerprints is not None
+        first = {print_: at for at, print_ in enumerate(train.fingerprints.tolist())}
+        shared = [
+            f"{train.name_of(first[print_])} and {other.name_of(at)}"
+            for at, print_ in enumerate(other.fingerprints.tolist())
+            if print_ in first
+        ]
+        if shared:
+            raise InputError(
+                f"{len(shared)} images to validate or test on are also trained on: "
+                f"{first_few(shared, 3)}; remove them from one of the two"
+            )
+
+
+def check_counts(train: Images, test: Images) -> None:
+    """Every class has images to train on, and there are some to test on.
+
+    :raises InputError: naming what is empty
+    """
+    counts = np.bincount(train.labels, minlength=len(train.class_names))
+    if empty := [name for name, n in zip(train.class_names, counts, strict=True) if n == 0]:
+        raise InputError(
+            f"{len(empty)} of {len(counts)} classes of {train.name} have no image to train on that "
+            f"can be read: {first_few(empty, 5)}; repair them, or leave those classes out"
+        )
+    if not len(test):
+        raise InputError(f"{test.name} has no image to test on that can be read")
+
+
 def read_once(
     images: Images, workers: int, progress: Callable[[int], None] = lambda done: None
 ) -> tuple[dict[int, str], np.ndarray]:

@@ -44,7 +44,8 @@ def export_and_measure(
     :return: as :func:`measure`
     :raises InputError: if data cannot be used, before anything is exported
     """
-    training, known = data.open_splits(id, root)
+    splits = data.open_splits(id, root)
+    training, known = splits.train, splits.test
     model: Any = load_model(model_folder)  # a timm model: more attributes than nn.Module has
     names = tuple(map(str, model.pretrained_cfg.get("label_names") or ()))
     if known.class_names != names:

@@ -1,7 +1,7 @@
 """Folders that belong to one run."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,16 +31,25 @@ def read_settings(folder: Path) -> dict[str, Any] | None:
     return found
 
 
-def claim_folder(folder: Path, settings: dict[str, Any], grows: Sequence[str] = ()) -> None:
+def claim_folder(
+    folder: Path,
+    settings: dict[str, Any],
+    grows: Sequence[str] = (),
+    begun: Callable[[Path], bool] = lambda folder: True,
+) -> None:
     """Make a folder that of one run, or find that it is; only then may files go into it.
 
     :param settings: everything that tells this run from another, as JSON
     :param grows: those of them that may have become more since; what a dictionary had stays
+    :param begun: whether the run that a folder holds has anything to show; one that has nothing
+        makes way
     :raises InputError: if the folder holds another run, or something else
     """
     settings = json.loads(json.dumps(settings))
     found = read_settings(folder)
-    if found is not None:
+    if found is not None and found != settings and not begun(folder):
+        write_json(folder / SETTINGS, settings)
+    elif found is not None:
         there, given = dict(found), dict(settings)
         for key in grows:
             before, now = there.pop(key, None), given.pop(key, None)
@@ -76,3 +85,15 @@ def _differences(found: Any, given: Any, where: str = "") -> list[str]:
             )
         ]
     return [] if found == given else [f"{where}: {found!r} there, {given!r} given"]
+
+
+def identity(source: str) -> str:
+    """What all ways to name one folder, file or data set have in common."""
+    path = Path(source).expanduser()
+    return str(path.resolve()) if path.exists() else source.rpartition("/")[2].lower()
+
+
+def same_source(found: Any, given: Any) -> Any:
+    """What a folder says it was made of, if that is what is given now by another way to name it."""
+    both = isinstance(found, str) and isinstance(given, str)
+    return found if both and identity(found) == identity(given) else given

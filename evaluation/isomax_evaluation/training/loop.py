@@ -40,7 +40,7 @@ def fit(
     model: nn.Module,
     images: Images,
     config: dict[str, Any],
-    val_loader: Batches,
+    selection: Batches | None,
     output: Path,
     accelerator: Accelerator,
     progress: Progress,
@@ -126,26 +126,22 @@ def fit(
         _stop_if_not_finite(losses, epoch, len(batches) - 1, output)
         train_loss = float(accelerator.reduce(torch.stack(losses).mean(), "mean"))
         seconds = time.perf_counter() - started
-        judged = ema.module if ema is not None else model
-        with accelerator.autocast():
-            logits, labels = evaluate(judged, val_loader, accelerator)
-        history.append(
-            {
-                "epoch": epoch + 1,
-                "time": time.time(),
-                "train_loss": train_loss,
-                "val_accuracy": accuracy(logits, labels),
-                "lr": optimizer.param_groups[0]["lr"],
-                "images_per_second": len(batches) * recipe.batch_size / recipe.accumulate / seconds,
-            }
-        )
-        right = f"{history[-1]['val_accuracy']:.1%}"
-        progress.update(task, description=f"{job.loss}, seed {job.seed}: {right}")
-        say(
-            progress,
-            f"{job.loss}, seed {job.seed}: epoch {epoch + 1} of {recipe.epochs}, training loss "
-            f"{train_loss:.4f}, validation accuracy {right}",
-        )
+        row = {
+            "epoch": epoch + 1,
+            "time": time.time(),
+            "train_loss": train_loss,
+            "lr": optimizer.param_groups[0]["lr"],
+            "images_per_second": len(batches) * recipe.batch_size / recipe.accumulate / seconds,
+        }
+        told = f"training loss {train_loss:.4f}"
+        if selection is not None:
+            judged = ema.module if ema is not None else model
+            with accelerator.autocast():
+                row["val_accuracy"] = accuracy(*evaluate(judged, selection, accelerator))
+            told += f", validation accuracy {row['val_accuracy']:.1%}"
+        history.append(row)
+        progress.update(task, description=f"{job.loss}, seed {job.seed}: {told}")
+        say(progress, f"{job.loss}, seed {job.seed}: epoch {epoch + 1} of {recipe.epochs}, {told}")
         if accelerator.is_main_process:
             _save_checkpoint(checkpoint, model, optimizer, ema, history, accelerator)
             write_lines(output / "metrics.jsonl", history)

@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 from rich.progress import Progress
@@ -17,13 +18,15 @@ from isomax.calibration import (
 from isomax_adapters.timm import save_model
 from isomax_adapters.timm.attaching import head_modules
 from isomax_evaluation import data
-from isomax_evaluation.data import Images
-from isomax_evaluation.data.digests import describe
+from isomax_evaluation.data import Divided, Images
+from isomax_evaluation.data.digests import describe, digest
 from isomax_evaluation.output.errors import InputError
 from isomax_evaluation.output.files import write_json
-from isomax_evaluation.output.folders import claim_folder
+from isomax_evaluation.output.folders import claim_folder, read_settings, same_source
 from isomax_evaluation.output.progress import progress_bar
 from isomax_evaluation.output.provenance import write_provenance
+from isomax_evaluation.output.tables import write_table
+from isomax_evaluation.training.classes import far_above, rates_of_classes
 from isomax_evaluation.training.jobs import (
     Job,
     accelerator_for,
@@ -52,6 +55,8 @@ def train(
     val_share: float = 0.1,
     skip_bad_images: bool = False,
     workers: int = 2,
+    group_by: str | None = None,
+    class_map: str | None = None,
     started: Callable[[], object] | None = None,
 ) -> Path:
     """Train a model and calibrate it on held-out training images; the test images are not touched
@@ -70,9 +75,12 @@ def train(
     :param alpha: false-alarm rate that the rejection threshold is calibrated for
     :param root: folder that named datasets are read from
     :param images_per_class: use at most so many training images of each class
-    :param val_share: share of the training images held out for validation and calibration
+    :param val_share: share of the training images (or groups) held out for validation and
+        calibration, if the data has no validation set beside a test set
     :param skip_bad_images: leave images that do not decode out, rather than refuse to start
     :param workers: processes that decode images
+    :param group_by: which images belong together, see :func:`isomax_evaluation.data.open_splits`
+    :param class_map: timm's file of class names
     :param started: called when all that was given has turned out to be of use, before training
     :return: the model folder
     :raises InputError: if anything given cannot be used, before training starts
@@ -82,62 +90,81 @@ def train(
     check_job(job)
     if not 0 < val_share < 1:
         raise InputError(f"the share of validation images is {val_share}; expected 0 to 1")
-    train_images, test_images = data.open_splits(dataset, root)
-    train_images = data.limit_per_class(train_images, images_per_class)
+    splits = data.open_splits(dataset, root, group_by, class_map)
     output = Path(output)
     with (
         accelerator_for(recipe) as accelerator,
         progress_bar(enabled=accelerator.is_main_process) as progress,
     ):
-        train_images = data.readable(train_images, skip_bad_images, workers, progress)
-        test_images = data.readable(test_images, skip_bad_images, workers, progress)
-        train_images, val_images = data.stratified_split(train_images, val_share, seed)
-        check_validation(job, val_images)
+        for line in splits.found:
+            progress.console.print(line, markup=False, highlight=False)
+        found = [data.limit_per_class(splits.train, images_per_class), splits.test]
+        found += [] if splits.held_out is None else [splits.held_out]
+        train_images, test_images, *held = (
+            data.readable(images, skip_bad_images, workers, progress) for images in found
+        )
+        data.check_counts(train_images, test_images)
+        data.check_apart(train_images, test_images, *held)
+        divided = data.divide(
+            train_images, held[0] if held else None, samples_needed(job), val_share, seed
+        )
+        for note in divided.notes:
+            progress.console.print(note, markup=False, highlight=False)
         fetch_weights(job, output)
         if accelerator.is_main_process:
-            claim_run(job, dataset, train_images, val_images, output)
+            claim_run(job, dataset, divided, splits.drawn, output)
             if started is not None:
                 started()
         accelerator.wait_for_everyone()
-        return train_model(
-            job, train_images, val_images, test_images, output, accelerator, progress
-        )
+        return train_model(job, divided, test_images, output, accelerator, progress)
 
 
-def claim_run(
-    job: Job, dataset: str, train_images: Images, val_images: Images, folder: Path
-) -> None:
+def samples_needed(job: Job) -> int:
+    """How many held-out images the threshold of a job takes."""
+    return RejectionThreshold(job.alpha).samples_needed
+
+
+def claim_run(job: Job, dataset: str, divided: Divided, drawn: bool, folder: Path) -> None:
     """Make the folder that of this job, or find that it is.
 
-    :raises InputError: if it holds another run
+    :param drawn: whether the test images were drawn from the training images
+    :raises InputError: if it holds another run, or one on other images
     """
+    parts = {"train": divided.training, "calibration": divided.calibration}
+    parts |= {} if divided.selection is None else {"selection": divided.selection}
     settings = {
         "data": dataset,
-        "images": {"train": len(train_images), "validation": len(val_images)},
-        "class_names": list(train_images.class_names),
+        "images": {"train": len(divided.training), "validation": divided.held_out},
+        "class_names": list(divided.training.class_names),
         **asdict(job),
+        "digests": {name: digest(images) for name, images in parts.items()},
     }
     settings.pop("workers")  # how many there are changes nothing
-    claim_folder(folder, settings)
+    found = read_settings(folder)
+    if found is not None and _begun(folder):
+        settings["data"] = same_source(found.get("data"), dataset)
+        if "digests" not in found and drawn:
+            raise InputError(
+                f"{folder} was made by version 0.1, which drew the test images of {dataset} in "
+                "another way; choose another output folder"
+            )
+        before, now = found.get("digests", {}), settings["digests"]
+        if changed := [name for name in now if before.get(name, now[name]) != now[name]]:
+            raise InputError(
+                f"the {' and '.join(changed)} images of {dataset} have changed since {folder} was "
+                "begun (their choice, labels, names or content); choose another output folder"
+            )
+    claim_folder(folder, settings, grows=("digests",), begun=_begun)
 
 
-def check_validation(job: Job, val_images: Images) -> None:
-    """
-    :raises InputError: if there are too few validation images for the threshold
-    """
-    needed = RejectionThreshold(job.alpha).samples_needed
-    if len(val_images) < needed:
-        raise InputError(
-            f"alpha={job.alpha} takes {needed} validation images, there are {len(val_images)}; "
-            "give more training images, hold out more of them (isomax train --val-share), "
-            "or choose a larger alpha"
-        )
+def _begun(folder: Path) -> bool:
+    """Whether an epoch was finished there."""
+    return (folder / "checkpoint.pt").is_file() or (folder / "model").is_dir()
 
 
 def train_model(
     job: Job,
-    train_images: Images,
-    val_images: Images,
+    divided: Divided,
     test_images: Images | None,
     output: Path,
     accelerator: Accelerator,
@@ -150,30 +177,52 @@ def train_model(
     folder = output / "model"
     if (folder / "calibration.json").is_file():
         return folder
-    classes = len(train_images.class_names)
+    train_images, classes = divided.training, len(divided.training.class_names)
     if accelerator.is_main_process:
-        known = [("train", train_images), ("validation", val_images), ("test", test_images)]
-        write_provenance(output, [describe(split, images) for split, images in known if images])
+        known = [
+            ("train", train_images),
+            ("validation", divided.selection),
+            ("calibration", divided.calibration),
+            ("test", test_images),
+        ]
+        write_provenance(
+            output, [describe(split, images) for split, images in known if images is not None]
+        )
     model = build_model(job, classes)
     config = data_config(job, model)
-    val_loader = eval_loader(val_images, config, job, accelerator)
-    model = fit(job, model, train_images, config, val_loader, output, accelerator, progress)
+    selection = None
+    if divided.selection is not None:
+        selection = eval_loader(divided.selection, config, job, accelerator)
+    model = fit(job, model, train_images, config, selection, output, accelerator, progress)
+    summary: dict[str, Any] = {}
+    if selection is not None:
+        summary["val_accuracy"] = accuracy(*evaluate(model, selection, accelerator))
     # in float32 whatever it was trained in, since that is what it is exported and scored in
-    logits, labels = evaluate(model, val_loader, accelerator)
+    calibrating = eval_loader(divided.calibration, config, job, accelerator)
+    logits, labels = evaluate(model, calibrating, accelerator)
     heads = head_modules(model)
     score = heads[0].score if heads else "entropic_score"
     calibration = Calibration.fit(logits, labels, score, job.alpha)
+    if not divided.established:
+        calibration = replace(calibration, guarantee="not established")
     doubts = doubts_of(calibration, logits.shape[1])
     if doubts and accelerator.is_main_process:
         progress.console.print(f"[bold]warning[/bold]: {job.loss}, seed {job.seed}: {doubts}")
-    summary = {"val_accuracy": accuracy(logits, labels), "temperature": calibration.temperature}
+    summary |= {"temperature": calibration.temperature, "guarantee": calibration.guarantee}
     if test_images is not None:
         test_loader = eval_loader(test_images, config, job, accelerator)
         logits, labels = evaluate(model, test_loader, accelerator)
-        scores = calibration.score_of(logits)
+        rejected = ~(calibration.score_of(logits) <= calibration.threshold)
         summary["test_accuracy"] = accuracy(logits, labels)
         summary["test_ECE"] = expected_calibration_error(logits / calibration.temperature, labels)
-        summary["test_false_alarm_rate"] = float((scores > calibration.threshold).float().mean())
+        summary["test_false_alarm_rate"] = float(rejected.float().mean())
+        if accelerator.is_main_process:
+            table = rates_of_classes(
+                logits.argmax(dim=1), labels, rejected, train_images.class_names
+            )
+            write_table(output / "classes.csv", table)
+            if above := far_above(table, job.alpha):
+                progress.console.print(f"warning: {above}", markup=False, highlight=False)
     if accelerator.is_main_process:
         write_json(output / "summary.json", summary)
         save_model(model, folder, train_images.class_names, config, calibration)

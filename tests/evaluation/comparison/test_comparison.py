@@ -115,7 +115,7 @@ def test_the_onnx_file_scores_as_the_model_does(compared):
     folder = compared.output / "runs" / exported / "model"
     model = load_model(folder)
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
-    _, test = data.open_splits("digits")
+    test = data.open_splits("digits").test
     images = [test.image(position) for position in range(len(test))]
     with torch.no_grad():
         batch = torch.stack([transform(image) for image in images])
@@ -424,7 +424,7 @@ def test_hyperparameters_are_chosen_on_other_images(tmp_path, monkeypatch):
     assert "chosen by pytorch-ood's grid search on gaussian-noise" in report
     assert f"KNN: k = {chosen['KNN']['k']} (softmax 0)" in report
     # few images are scored, but accuracy is that of all
-    known = data.open_splits("digits")[1]
+    known = data.open_splits("digits").test
     model = load_model(tmp_path / "out/runs/softmax-seed0/model")
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
     images = torch.stack([transform(known.image(i)) for i in range(len(known))])
@@ -447,7 +447,8 @@ class Digits(Benchmark):
     ood_names = ["held out", "noise"]  # noqa: RUF012
 
     def __init__(self, transform=None):
-        known, test = data.open_splits("digits")
+        splits = data.open_splits("digits")
+        known, test = splits.train, splits.test
         self.sets = [
             [(as_wanted(images.image(i), transform), int(images.labels[i])) for i in range(count)]
             for images, count in (

@@ -223,7 +223,7 @@ def test_classes_are_matched_by_synset_or_word_and_the_others_dropped(
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(network, size))
     from isomax_evaluation import data
 
-    _, test = data.open_splits(str(tmp_path / "id"))
+    test = data.open_splits(str(tmp_path / "id")).test
     with torch.no_grad():
         logits = network(torch.stack([transform(test.image(i)) for i in range(len(test))]))
     place = {"tench": 0, "Tinca_tinca": 0, "n01440764": 0}

@@ -24,7 +24,8 @@ def test_a_dataset_is_described(photos, tmp_path):
         "classes": 3,
         "source": str(photos),
     }
-    train, test = open_splits("digits")
+    splits = open_splits("digits")
+    train, test = splits.train, splits.test
     write_provenance(tmp_path, [describe("train", train), describe("test", test)])
     content = json.loads((tmp_path / "provenance.json").read_text())
     assert [entry["size"] for entry in content["datasets"]] == [len(train), len(test)]

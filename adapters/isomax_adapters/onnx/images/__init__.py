@@ -20,7 +20,7 @@ from isomax_adapters.onnx.images.digests import content_digest, listing_digest, 
 from isomax_adapters.onnx.images.files import IMAGE_SUFFIXES, existing_folder, find_images
 from isomax_adapters.onnx.images.folders import scan, scan_unlabelled
 from isomax_adapters.onnx.images.listing import LeftOut, Listing, Scan
-from isomax_adapters.onnx.images.parts import Parts, split_parts
+from isomax_adapters.onnx.images.parts import Parts, hold_out, split_parts
 from isomax_adapters.onnx.images.tables import load_class_map, read_labels
 
 __all__ = [
@@ -43,6 +43,7 @@ __all__ = [
     "existing_folder",
     "find_images",
     "from_array",
+    "hold_out",
     "listing_digest",
     "load_class_map",
     "open_image",

@@ -23,6 +23,26 @@ class Parts:
     notes: tuple[str, ...]  #: what whoever relies on it should read
 
 
+def hold_out(
+    names: Sequence[str],
+    labels: np.ndarray,
+    share: float,
+    groups: Sequence[str] | None = None,
+    seed: int = 0,
+) -> np.ndarray:
+    """Positions of images to test on, drawn as :func:`split_parts` draws its parts.
+
+    :param names: of the images, each another
+    :param labels: their classes
+    :param share: of the images (or groups), more than 0 and at most 1
+    :param groups: of which patient, camera or day an image is; images of one stay together
+    :raises ValueError: if nothing can be held out, or lengths or the share cannot be
+    """
+    members, classes = _units(names, labels, groups)
+    held = _held(classes, share, f"{seed} test", "images" if groups is None else "groups")
+    return np.array(sorted(at for key in held for at in members[key]), dtype=int)
+
+
 def split_parts(
     names: Sequence[str],
     labels: np.ndarray,
@@ -54,30 +74,9 @@ def split_parts(
     :raises ValueError: if too few are left to calibrate, nothing can be held out, or lengths or the
         share cannot be
     """
-    labels = np.asarray(labels)
-    if not len(names) == len(set(names)) == len(labels) == len(names if groups is None else groups):
-        raise ValueError(
-            f"{len(names)} names ({len(set(names))} of them different), {len(labels)} labels, "
-            f"{'no' if groups is None else len(groups)} groups; expected as many of each"
-        )
-    if not 0 < share <= 1:
-        raise ValueError(f"the share to hold out is {share}; expected more than 0, at most 1")
-    members: dict[str, list[int]] = defaultdict(list)
-    for at, key in enumerate(names if groups is None else groups):
-        members[key].append(at)
-    classes = {key: int(np.bincount(labels[at]).argmax()) for key, at in members.items()}
+    members, classes = _units(names, labels, groups)
     kind = "images" if groups is None else "groups"
-
-    held = list(classes)
-    if share < 1:
-        ordered = _spread(classes, f"{seed} hold out")
-        last = set({classes[key]: key for key in ordered}.values())  # of each class
-        free = [key for key in ordered if key not in last]
-        if not free:
-            raise ValueError(
-                f"each class is of one of the {kind} only, so that none can be held out; give more"
-            )
-        held = free[: max(1, round(share * len(classes)))]
+    held = _held(classes, share, f"{seed} hold out", kind)
     held_images = sum(len(members[key]) for key in held)
     if held_images < needed:
         raise ValueError(
@@ -111,6 +110,37 @@ def split_parts(
     training = set(range(len(names))) - {*selection, *calibration, *spare}
     parts = [np.array(sorted(p), dtype=int) for p in (training, selection, calibration, spare)]
     return Parts(parts[0], parts[1], parts[2], parts[3], established, tuple(notes))
+
+
+def _units(
+    names: Sequence[str], labels: np.ndarray, groups: Sequence[str] | None
+) -> tuple[dict[str, list[int]], dict[str, int]]:
+    """The images of each unit that stays together, and its class."""
+    labels = np.asarray(labels)
+    if not len(names) == len(set(names)) == len(labels) == len(names if groups is None else groups):
+        raise ValueError(
+            f"{len(names)} names ({len(set(names))} of them different), {len(labels)} labels, "
+            f"{'no' if groups is None else len(groups)} groups; expected as many of each"
+        )
+    members: dict[str, list[int]] = defaultdict(list)
+    for at, key in enumerate(names if groups is None else groups):
+        members[key].append(at)
+    return members, {key: int(np.bincount(labels[at]).argmax()) for key, at in members.items()}
+
+
+def _held(classes: dict[str, int], share: float, salt: str, kind: str) -> list[str]:
+    if not 0 < share <= 1:
+        raise ValueError(f"the share to hold out is {share}; expected more than 0, at most 1")
+    if share == 1:
+        return list(classes)
+    ordered = _spread(classes, salt)
+    last = set({classes[key]: key for key in ordered}.values())  # of each class
+    free = [key for key in ordered if key not in last]
+    if not free:
+        raise ValueError(
+            f"each class is of one of the {kind} only, so that none can be held out; give more"
+        )
+    return free[: max(1, round(share * len(classes)))]
 
 
 def _spread(classes: dict[str, int], salt: str) -> list[str]:

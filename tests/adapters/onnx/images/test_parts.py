@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from isomax_adapters.onnx.images.parts import FEWEST_SELECT, split_parts
+from isomax_adapters.onnx.images.parts import FEWEST_SELECT, hold_out, split_parts
 
 SETS = st.tuples(
     st.lists(st.integers(0, 60), min_size=1, max_size=8),  # how many images each class has
@@ -150,6 +150,20 @@ def test_a_fresh_group_is_falsely_rejected_no_more_often_than_promised():
         threshold = held[int(np.ceil((len(held) + 1) * (1 - alpha))) - 1]
         rejected.append(scores[generator.choice(np.flatnonzero(owner == count))] > threshold)
     assert np.mean(rejected) <= alpha + 3 * (alpha * (1 - alpha) / 400) ** 0.5
+
+
+@pytest.mark.parametrize("size", [1, 5])
+def test_images_to_test_on_are_held_out_by_class_and_group(size):
+    names, labels = images_of([400, 100, 20])
+    groups = [f"{label} {at // size}" for at, label in enumerate(labels)]
+    held = hold_out(names, labels, 0.2, groups if size > 1 else None)
+    assert np.bincount(labels[held]) == pytest.approx([80, 20, 4], abs=size)
+    kept = np.setdiff1d(np.arange(len(names)), held)
+    if size > 1:
+        assert not {groups[at] for at in held} & {groups[at] for at in kept}
+    other = hold_out(names, labels, 0.2, groups if size > 1 else None, seed=1)
+    assert set(other) != set(held)
+    assert len(hold_out(names, labels, 1.0)) == len(names)
 
 
 def test_adding_images_moves_few():

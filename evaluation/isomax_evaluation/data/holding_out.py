@@ -1,0 +1,75 @@
+"""Held-out images, each for one purpose: what selects does not calibrate."""
+
+from dataclasses import dataclass
+
+from isomax_adapters.onnx.images import Parts, split_parts
+from isomax_evaluation.data.images import Images, stratified_split
+from isomax_evaluation.output.errors import InputError
+
+
+@dataclass(frozen=True)
+class Divided:
+    """Training images, and two parts of those that are held out of them."""
+
+    training: Images
+    selection: Images | None  #: chooses epochs and hyperparameters; none if there are too few
+    calibration: Images  #: sets temperature and threshold, and nothing else
+    established: bool  #: whether the false-alarm rate is guaranteed
+    notes: tuple[str, ...]  #: what whoever relies on it should read
+
+    @property
+    def held_out(self) -> int:
+        """How many images train nothing."""
+        selecting = 0 if self.selection is None else len(self.selection)
+        return selecting + len(self.calibration)
+
+
+def divide(train: Images, held_out: Images | None, needed: int, share: float, seed: int) -> Divided:
+    """Hold images out of training, and divide them by class and group.
+
+    Calibration is served first: with half of them, and at least ``needed``. With groups, one random
+    image of each calibrates.
+
+    :param train: labelled images
+    :param held_out: a validation set of the user's own, in the place of a share of ``train``
+    :param needed: how many images the threshold takes
+    :param share: of the training images (or of their groups) to hold out
+    :param seed: of the draw
+    :raises InputError: if there are too few
+    """
+    try:
+        if held_out is None and train.groups is not None:
+            parts = split_parts(
+                _names(train), train.labels, needed, share, train.groups.tolist(), seed
+            )
+            return _divided(train.take(parts.training), train, parts)
+        if held_out is None:
+            train, held_out = stratified_split(train, share, seed)
+        groups = None if held_out.groups is None else held_out.groups.tolist()
+        if groups is None and len(held_out) < needed:
+            raise ValueError(
+                f"the threshold takes {needed} validation images, there are {len(held_out)}; give "
+                "more training images, hold out more of them (isomax train --val-share), or choose "
+                "a larger alpha"
+            )
+        parts = split_parts(_names(held_out), held_out.labels, needed, 1.0, groups, seed)
+        return _divided(train, held_out, parts)
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(str(error)) from error
+
+
+def _divided(training: Images, held: Images, parts: Parts) -> Divided:
+    selection = parts.selection
+    return Divided(
+        training,
+        held.take(selection) if len(selection) else None,
+        held.take(parts.calibration),
+        parts.established,
+        parts.notes,
+    )
+
+
+def _names(images: Images) -> list[str]:
+    return [images.name_of(position) for position in range(len(images))]

@@ -1,0 +1,70 @@
+"""What a model does with the images of each class."""
+
+import math
+from collections.abc import Sequence
+
+import pandas as pd
+from torch import Tensor
+
+SURE = 1e-3  # chance of a rate so far above alpha, if alpha were right
+
+
+def rates_of_classes(
+    predicted: Tensor, labels: Tensor, rejected: Tensor, class_names: Sequence[str]
+) -> pd.DataFrame:
+    """Recall and false-alarm rate by true class.
+
+    :param predicted: classes, :math:`N`
+    :param labels: true classes, :math:`N`
+    :param rejected: whether an image was called unknown, :math:`N`
+    :return: class, images, recall (share of them that is classified right), false_alarm_rate
+        (share that is rejected); empty where a class has no images
+    """
+    rows = []
+    for label, name in enumerate(class_names):
+        mine = labels == label
+        count = int(mine.sum())
+        rows.append(
+            {
+                "class": name,
+                "images": count,
+                "recall": float((predicted[mine] == label).float().mean()) if count else None,
+                "false_alarm_rate": float(rejected[mine].float().mean()) if count else None,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def far_above(rates: pd.DataFrame, alpha: float) -> str:
+    """The classes whose images are rejected far more often than ``alpha``; empty if there are none.
+
+    The promise is for an image of any class: a rare class can be rejected whole.
+    """
+    bad = [
+        f"{row['class']} {row['false_alarm_rate']:.0%} of {row['images']}"
+        for row in rates.to_dict("records")
+        if row["images"]
+        and at_least(round(row["false_alarm_rate"] * row["images"]), row["images"], alpha)
+        < SURE / len(rates)
+    ]
+    if not bad:
+        return ""
+    return (
+        f"images of {len(bad)} classes are rejected far more often than alpha = {alpha:g}: "
+        f"{', '.join(bad[:5])}{', ...' if len(bad) > 5 else ''}; give these classes more training "
+        "images"
+    )
+
+
+def at_least(count: int, total: int, rate: float) -> float:
+    """The probability of ``count`` or more successes in ``total`` draws at a rate (binomial)."""
+    return sum(
+        math.exp(
+            math.lgamma(total + 1)
+            - math.lgamma(k + 1)
+            - math.lgamma(total - k + 1)
+            + k * math.log(rate)
+            + (total - k) * math.log1p(-rate)
+        )
+        for k in range(count, total + 1)
+    )
