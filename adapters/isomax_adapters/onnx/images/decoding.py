@@ -59,8 +59,11 @@ def as_pixels(
 ) -> Image.Image:
     """An image as 8 bits per channel.
 
-    :param channels: 1, for grey (mode ``L``); 3, for RGB; 4, for RGB and the fourth band as it is
-        stored, or 255 where there is none (mode ``RGBX``, whose bands are resized each for itself)
+    What it returns, it returns again as it is.
+
+    :param channels: 1, for grey (mode ``L``, by ITU-R 601); 3, for RGB; 4, for RGB and the fourth
+        band as it is stored, or 255 where there is none (mode ``RGBX``, whose bands are resized
+        each for itself)
     :param grey_range: the smallest and largest of the stored values of grey images of more than 8
         bits, if not those that their depth allows
     :raises ValueError: if the values have no known range (32-bit or signed integers without a
@@ -74,16 +77,19 @@ def as_pixels(
         image = _shallow(image, grey_range)
     if image.mode == "La":  # Pillow turns it into nothing else
         image = image.convert("LA")
-    if not image.has_transparency_data:
-        image = image.convert("L" if channels == 1 else "RGB")
-        if channels != 4:
-            return image
-    image = image.convert("RGBA")
     if channels == 4:
-        return Image.merge("RGBX", image.split())
-    background = Image.new("RGB", image.size, (BACKGROUND,) * 3)
-    background.paste(image, mask=image.getchannel("A"))
-    return background.convert("L" if channels == 1 else "RGB")
+        if image.mode == "RGBX":  # read already
+            return image
+        if not image.has_transparency_data:
+            image = image.convert("RGB")
+        return Image.merge("RGBX", image.convert("RGBA").split())
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        background = Image.new("RGB", image.size, (BACKGROUND,) * 3)
+        background.paste(image, mask=image.getchannel("A"))
+        image = background
+    image = image.convert("RGB")
+    return image.convert("L") if channels == 1 else image
 
 
 def as_array(

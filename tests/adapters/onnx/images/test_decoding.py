@@ -229,9 +229,12 @@ def test_opaque_images_are_what_they_were():
     pixels = np.random.default_rng(0).integers(0, 256, (9, 8, 3), dtype=np.uint8)
     opaque = Image.fromarray(pixels).convert("RGBA")
     assert np.array_equal(np.asarray(as_rgb(opaque)), pixels)
-    for mode in ("CMYK", "YCbCr", "P", "1", "L"):
+    for mode in ("CMYK", "YCbCr", "P", "1", "L", "LAB", "HSV"):
         image = Image.fromarray(pixels).convert(mode)
-        assert np.array_equal(np.asarray(as_rgb(image)), np.asarray(image.convert("RGB")))
+        expected = image.convert("RGB")
+        assert np.array_equal(np.asarray(as_rgb(image)), np.asarray(expected))
+        grey = as_array(image, 1)[..., 0]
+        assert np.array_equal(grey, np.asarray(expected.convert("L")))
 
 
 # -- Channels ----------------------------------------------------------------------------------
@@ -269,7 +272,8 @@ def test_arrays_and_images_are_the_same(channels):
     image = from_array(pixels)
     assert image.size == (6, 5)
     assert np.array_equal(np.asarray(image).reshape(pixels.shape), pixels)
-    assert np.array_equal(as_array(image, channels)[..., :3], pixels[..., :3])
+    assert np.array_equal(as_array(image, channels), pixels)
+    assert np.array_equal(as_array(as_pixels(image, channels), channels), pixels)
 
 
 @pytest.mark.parametrize(
