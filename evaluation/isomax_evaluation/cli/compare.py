@@ -7,6 +7,8 @@ import typer
 
 from isomax_evaluation.cli.options import (
     Alpha,
+    ClassMap,
+    GroupBy,
     ImageSize,
     OfflineOk,
     Output,
@@ -79,6 +81,8 @@ def compare(
             help="Choose the detectors' hyperparameters by this OOD dataset and held-out images."
         ),
     ] = None,
+    group_by: GroupBy = None,
+    class_map: ClassMap = None,
     alpha: Alpha = 0.05,
     skip_bad_images: SkipBad = False,
     workers: Workers = 2,
@@ -126,6 +130,8 @@ def compare(
             tune=tune,
             models=models or (),
             fit_images=fit_images,
+            group_by=group_by,
+            class_map=class_map,
             started=started,
         )
         print_table(terminal_table(done.results, done.intervals, done.costs))

@@ -21,6 +21,14 @@ SmallImages = Annotated[
 ImageSize = Annotated[int | None, typer.Option(help="Input height and width.")]
 PerClass = Annotated[int | None, typer.Option(help="Use at most N training images per class.")]
 Alpha = Annotated[float, typer.Option(help="Share of known images that may be rejected.")]
+GroupBy = Annotated[
+    str | None,
+    typer.Option(
+        help="Images that no split may part (one patient, camera, day): how many characters their "
+        "file names begin with alike, or a column of the table."
+    ),
+]
+ClassMap = Annotated[str | None, typer.Option(help="timm's file of class names, in their order.")]
 SkipBad = Annotated[bool, typer.Option(help="Leave out images that do not decode.")]
 RecipeName = Annotated[str | None, typer.Option(help=f"One of {', '.join(RECIPES)}.")]
 Workers = Annotated[int, typer.Option(help="Processes that decode images.")]

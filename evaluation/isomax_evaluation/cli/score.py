@@ -63,7 +63,7 @@ def _score_to_screen(scorer: Any, images: Iterable[str]) -> int:
             continue
         verdict = "OOD" if result.is_ood else "ID"
         typer.echo(
-            f"{name}\t{_printable(result.class_name)}\t{result.confidence:.4f}\t{result.score:.5f}\t{verdict}"
+            f"{name}\t{_printable(result.class_name)}\t{result.confidence:.4f}\t{result.score:.7g}\t{verdict}"
         )
     return failed
 

@@ -8,6 +8,8 @@ import typer
 
 from isomax_evaluation.cli.options import (
     Alpha,
+    ClassMap,
+    GroupBy,
     ImageSize,
     Model,
     OfflineOk,
@@ -28,7 +30,13 @@ from isomax_evaluation.cli.terminal import one_line_errors, status, tracking
 
 @with_recipe_options
 def train(
-    data: Annotated[str, typer.Option(help="A folder with one subfolder per class, or a name.")],
+    data: Annotated[
+        str,
+        typer.Option(
+            help="A folder with one subfolder per class, a table with path and label of each "
+            "image (labels.csv), or a name."
+        ),
+    ],
     output: Output = Path("isomax-train"),
     model: Model = "resnet18",
     loss: Annotated[
@@ -44,6 +52,8 @@ def train(
     val_share: Annotated[
         float, typer.Option(help="Share of the training images held out for the threshold.")
     ] = 0.1,
+    group_by: GroupBy = None,
+    class_map: ClassMap = None,
     alpha: Alpha = 0.05,
     skip_bad_images: SkipBad = False,
     workers: Workers = 2,
@@ -77,6 +87,8 @@ def train(
             root=data_root,
             images_per_class=images_per_class,
             val_share=val_share,
+            group_by=group_by,
+            class_map=class_map,
             skip_bad_images=skip_bad_images,
             workers=workers,
             started=started,
