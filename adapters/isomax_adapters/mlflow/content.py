@@ -16,7 +16,7 @@ ROWS = ("metrics.jsonl", SYSTEM_METRICS)
 RESULTS = "results.csv"
 TABLES = (
     *(RESULTS, "intervals.csv", "costs.csv", "errors.csv", "left_out.csv"),
-    "hyperparameters.csv",
+    *("hyperparameters.csv", "classes.csv"),
 )
 ARTIFACTS = (
     "report.html",

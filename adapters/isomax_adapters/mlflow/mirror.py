@@ -243,7 +243,11 @@ class Mirror:
             return {}
         # the last epoch's val_accuracy is there already
         found = parsed(self.folder / "summary.json")
-        metrics = {name: float(value) for name, value in found.items() if name != "val_accuracy"}
+        metrics = {
+            name: float(value)
+            for name, value in found.items()
+            if name != "val_accuracy" and not isinstance(value, str)
+        }
         for row in read_rows(self.folder / RESULTS):
             metrics |= {name: float(row[name]) for name in ("accuracy", "ECE")}
             for name in _RATES:

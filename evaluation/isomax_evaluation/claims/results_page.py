@@ -16,6 +16,15 @@ from isomax_evaluation.output.files import write_whole
 from isomax_evaluation.output.tables import read_table
 from isomax_evaluation.training.losses import LOSSES
 
+# the papers' names, and what the same is called here
+PAPER_SETS = {
+    "Tiny ImageNet": ("tiny-imagenet-200", "TinyImageNetResize"),
+    "LSUN": ("LSUNResize",),
+    "CIFAR-100": ("CIFAR100", "cifar100"),
+    "SVHN": ("SVHN", "svhn"),
+}
+PAPER_METRICS = {"AUPR": "AUPR-OUT"}  # their code scores with OOD images as the positive class
+
 
 def write_page(folder: Path, page: Path) -> Path:
     """Make the page of the tables; every number in it comes from them.
@@ -177,15 +186,15 @@ def _needs(costs: pd.DataFrame) -> list[dict[str, Any]]:
 
 def _paper(paper: pd.DataFrame, main: pd.DataFrame) -> list[dict[str, Any]]:
     """The papers' numbers with ours beside them where both exist, and the difference in points."""
-    names = {"Tiny ImageNet": "tiny-imagenet-200"}
     rows = []
     for row in paper.astype(object).where(paper.notna(), None).to_dict("records"):
         ours = main[(main["loss"] == row["loss"]) & (main["detector"] == row["detector"])]
         if row["ood"]:
-            ours = ours[ours["ood"] == names.get(row["ood"], row["ood"])]
+            ours = ours[ours["ood"].isin(PAPER_SETS.get(row["ood"], (row["ood"],)))]
         else:
             ours = _of_models(ours)
-        values = ours[row["metric"]].to_list() if row["metric"] in ours else []
+        metric = PAPER_METRICS.get(row["metric"], row["metric"])
+        values = ours[metric].to_list() if metric in ours else []
         gap = 100 * float(np.mean(values)) - row["mean"] if values else None
         rows.append(row | {"ours": values, "gap": gap})
     return rows

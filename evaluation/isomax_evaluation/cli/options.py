@@ -67,7 +67,7 @@ def recipe_of(name: str, options: dict[str, Any]) -> Recipe:
         raise InputError(f"unknown recipe {name!r}; choose from {', '.join(RECIPES)}")
     given = {key: value for key, value in options.items() if value is not None}
     try:
-        for key in ("decay_milestones", "scale"):
+        for key in ("decay_milestones", "scale", "mean", "std"):
             if key in given:
                 number = int if key == "decay_milestones" else float
                 given[key] = tuple(number(part) for part in given[key].split(","))

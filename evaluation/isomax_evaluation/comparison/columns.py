@@ -19,6 +19,7 @@ _METRICS = {
     "AUPR-OUT": "the same, OOD images as the positive class",
     "FPR95TPR": "share of ID images rejected at the threshold that rejects 95% of the OOD images",
     "AUTC": "area under the threshold curve, pytorch-ood's; empty where it is not defined",
+    "FPR95TPR-IN": "share of OOD images accepted at the threshold that accepts 95% of ID images",
 }
 _IMAGE = {
     "path": "the file; `image N` where the set has no files",

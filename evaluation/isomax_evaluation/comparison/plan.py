@@ -15,7 +15,7 @@ from isomax_evaluation.detection.models import Model
 from isomax_evaluation.output.errors import InputError
 from isomax_evaluation.output.folders import claim_folder, identity, read_settings, same_source
 from isomax_evaluation.training.jobs import Job, check_job
-from isomax_evaluation.training.recipes import Recipe
+from isomax_evaluation.training.recipes import Recipe, same_recipe
 
 #: adding to these goes on with a comparison; changing anything else makes another one
 GROWING = ("losses", "models", "detectors", "ood", "ood_names", "seeds", "images", "digests")
@@ -142,6 +142,8 @@ def _begun(output: Path) -> bool:
 
 def _continued(output: Path, found: Mapping[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     """The settings of all that the folder then holds."""
+    if "recipe" in found and "recipe" in given:
+        given["recipe"] = same_recipe(found["recipe"], given["recipe"])
     for key in ("id", "tune"):
         if key in given:
             given[key] = same_source(found.get(key), given[key])
@@ -220,7 +222,7 @@ def _old_name(source: str) -> str:
 
 def _job_of(found: Mapping[str, Any], like: Job) -> Job:
     """How the models that are there were trained."""
-    lists = ("decay_milestones", "scale")
+    lists = ("decay_milestones", "scale", "mean", "std")
     recipe: Any = {k: tuple(v) if k in lists else v for k, v in found["recipe"].items()}
     kept = {key: found[key] for key in (*_TRAINING, "image_size") if key != "recipe"}
     return replace(like, recipe=Recipe(**recipe), **kept)

@@ -7,15 +7,22 @@ from pytorch_ood.metrics import OODMetrics
 from torch import Tensor
 
 METRICS = ("AUROC", "AUPR-IN", "AUPR-OUT", "FPR95TPR")  # those that intervals are made of
-COLUMNS = (*METRICS, "AUTC")
+COLUMNS = (*METRICS, "AUTC", "FPR95TPR-IN")
 
 
 def ood_metrics(id_scores: Tensor, ood_scores: Tensor) -> dict[str, float]:
-    """pytorch-ood's metrics of one ID and one OOD set of scores."""
+    """pytorch-ood's metrics of one ID and one OOD set of scores, which take OOD images as the
+    positive class; and FPR95TPR with ID images as the positive class, ``FPR95TPR-IN``."""
+    computed = _computed(id_scores, ood_scores)
+    computed["FPR95TPR-IN"] = _computed(-ood_scores, -id_scores)["FPR95TPR"]
+    return {name: float(computed[name]) for name in COLUMNS}
+
+
+def _computed(negative: Tensor, positive: Tensor) -> dict[str, float]:
     metrics = OODMetrics()
-    metrics.update(id_scores, torch.zeros(len(id_scores), dtype=torch.long))
-    metrics.update(ood_scores, torch.full((len(ood_scores),), -1))
+    metrics.update(negative, torch.zeros(len(negative), dtype=torch.long))
+    metrics.update(positive, torch.full((len(positive),), -1))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "AUTC is undefined")  # an empty cell says so
-        computed = metrics.compute()
-    return {name: float(computed[name]) for name in COLUMNS}
+        found: dict[str, float] = metrics.compute()
+    return found

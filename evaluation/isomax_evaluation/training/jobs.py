@@ -54,6 +54,11 @@ def check_job(job: Job) -> None:
         raise InputError(
             f"the seed is {job.seed} and there are {job.workers} workers; expected at least 0"
         )
+    if {len(job.recipe.mean), len(job.recipe.std)} - {0, 3} or any(s <= 0 for s in job.recipe.std):
+        raise InputError(
+            f"the normalisation has means {job.recipe.mean} and deviations {job.recipe.std}; "
+            "expected three of each, deviations above 0"
+        )
     if job.recipe.augment not in ("timm", "pad-crop", "none"):
         raise InputError(f"unknown augmentation {job.recipe.augment!r}; timm, pad-crop or none")
     if job.recipe.in_memory and job.recipe.augment == "timm":
@@ -109,7 +114,9 @@ def fetch_weights(job: Job, output: Path) -> None:
 
 def data_config(job: Job, model: nn.Module) -> dict[str, Any]:
     """Preprocessing, as ``timm.data.create_transform`` takes it."""
-    return preprocessing_of(model, job.image_size or (32 if job.small_images else None))
+    config = preprocessing_of(model, job.image_size or (32 if job.small_images else None))
+    given = {"mean": job.recipe.mean, "std": job.recipe.std}
+    return config | {name: values for name, values in given.items() if values}
 
 
 @contextmanager
@@ -145,6 +152,7 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
             weight_decay=recipe.weight_decay,
             momentum=recipe.momentum,
             layer_decay=recipe.layer_decay,
+            filter_bias_and_bn=not recipe.decay_all,
         )
     except (AssertionError, ValueError) as error:
         raise InputError(f"timm cannot make the optimiser {recipe.opt!r}: {error}") from error

@@ -36,7 +36,7 @@ from isomax_evaluation.training.jobs import (
     fetch_weights,
 )
 from isomax_evaluation.training.loop import accuracy, eval_loader, evaluate, fit
-from isomax_evaluation.training.recipes import RECIPES, Recipe
+from isomax_evaluation.training.recipes import RECIPES, Recipe, same_recipe
 
 
 def train(
@@ -141,6 +141,8 @@ def claim_run(job: Job, dataset: str, divided: Divided, drawn: bool, folder: Pat
     }
     settings.pop("workers")  # how many there are changes nothing
     found = read_settings(folder)
+    if found is not None and "recipe" in found:
+        settings["recipe"] = same_recipe(found["recipe"], settings["recipe"])
     if found is not None and _begun(folder):
         settings["data"] = same_source(found.get("data"), dataset)
         if "digests" not in found and drawn:

@@ -80,7 +80,8 @@ def write_epochs(folder, count):
 
 
 def finish(folder):
-    (folder / "summary.json").write_text(json.dumps({"test_accuracy": 0.5}))
+    summary = {"test_accuracy": 0.5, "guarantee": "established"}
+    (folder / "summary.json").write_text(json.dumps(summary))
     (folder / "model").mkdir()
     (folder / "model" / "calibration.json").write_text("{}")
 
