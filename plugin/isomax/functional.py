@@ -4,7 +4,9 @@ Notation: features :math:`f` of shape :math:`B \times D`, prototypes :math:`p_k`
 :math:`C \times D`, distances :math:`d_k` and logits of shape :math:`B \times C`, entropic scale
 :math:`E_s`. Every function that takes features of shape :math:`B \times D` also takes feature maps
 :math:`B \times D \times H \times W`, and every function that takes logits :math:`B \times C` also
-takes :math:`B \times C \times H \times W`: each pixel is then a sample of its own.
+takes :math:`B \times C \times H \times W`: each pixel is then a sample of its own. Distances are
+also taken of tokens :math:`B \times N \times D`, as a linear layer takes them. They are leaves of a
+symbolic trace (``torch.fx``), and can be scripted and traced to TorchScript.
 
 Sources:
 
@@ -39,6 +41,7 @@ REDUCTIONS = ("mean", "sum", "none")
 # -- Distances ---------------------------------------------------------------------------------
 
 
+@torch.fx.wrap
 def isomax_distances(features: Tensor, prototypes: Tensor) -> Tensor:
     r"""Euclidean (not squared) distances of the features to the prototypes.
 
@@ -56,10 +59,11 @@ def isomax_distances(features: Tensor, prototypes: Tensor) -> Tensor:
     :math:`10^{-3} (\lVert f \rVert + \lVert p_k \rVert)` everywhere. Half precision is computed
     in float32, under autocast too.
 
-    :param features: :math:`B \times D`, or :math:`B \times D \times H \times W`
+    :param features: :math:`B \times D`, :math:`B \times N \times D` or
+        :math:`B \times D \times H \times W`
     :param prototypes: :math:`C \times D`
-    :return: distances :math:`B \times C`, or :math:`B \times C \times H \times W`, in the unit of
-        the features; at least float32
+    :return: distances :math:`B \times C`, :math:`B \times N \times C` or
+        :math:`B \times C \times H \times W`, in the unit of the features; at least float32
     :raises ValueError: if rank or width of the features do not fit, or some are NaN (checked on
         the CPU only, where looking at values costs no synchronisation)
 
@@ -69,11 +73,10 @@ def isomax_distances(features: Tensor, prototypes: Tensor) -> Tensor:
     tensor([[5., 4.]])
     """
     rows, prototypes = _as_rows(features, prototypes)
-    with _without_autocast(rows):
-        distances = _euclidean(rows, prototypes)
-    return _as_map(distances, features)
+    return _as_map(_euclidean(rows, prototypes), features)
 
 
+@torch.fx.wrap
 def isomaxplus_distances(features: Tensor, prototypes: Tensor, distance_scale: Tensor) -> Tensor:
     r"""Scaled distances between the directions of features and prototypes.
 
@@ -83,11 +86,12 @@ def isomaxplus_distances(features: Tensor, prototypes: Tensor, distance_scale: T
     The direction of an all-zero vector is the zero vector, with zero gradient. Accuracy as in
     :func:`isomax_distances`, with both norms one.
 
-    :param features: :math:`B \times D`, or :math:`B \times D \times H \times W`
+    :param features: :math:`B \times D`, :math:`B \times N \times D` or
+        :math:`B \times D \times H \times W`
     :param prototypes: :math:`C \times D`
-    :param distance_scale: the learned scalar :math:`s`
-    :return: distances :math:`B \times C` (:math:`B \times C \times H \times W`), in
-        :math:`[0, 2 |s|]`
+    :param distance_scale: the learned scalar :math:`s`, of shape ``[1]`` or ``[]``
+    :return: distances :math:`B \times C` (:math:`B \times N \times C`,
+        :math:`B \times C \times H \times W`), in :math:`[0, 2 |s|]`
     :raises ValueError: as :func:`isomax_distances`
 
     Source: IsoMax+, the isometric distance.
@@ -98,12 +102,11 @@ def isomaxplus_distances(features: Tensor, prototypes: Tensor, distance_scale: T
     tensor([[0., 2.]])
     """
     rows, prototypes = _as_rows(features, prototypes)
-    with _without_autocast(rows):
-        distances = _euclidean(_direction(rows), _direction(prototypes))
-        distances = distance_scale.to(distances.dtype).abs() * distances
-    return _as_map(distances, features)
+    distances = _euclidean(_direction(rows), _direction(prototypes))
+    return _as_map(distance_scale.to(distances.dtype).abs() * distances, features)
 
 
+@torch.fx.wrap
 def dismax_distances(features: Tensor, prototypes: Tensor, distance_scale: Tensor) -> Tensor:
     r"""The distances of IsoMax+ divided by :math:`\sqrt 2`.
 
@@ -123,6 +126,7 @@ def dismax_distances(features: Tensor, prototypes: Tensor, distance_scale: Tenso
     return isomaxplus_distances(features, prototypes, distance_scale) / math.sqrt(2)
 
 
+@torch.fx.wrap
 def dismax_logits(distances: Tensor) -> Tensor:
     r"""Logits of DisMax ("enhanced logits") from its distances.
 
@@ -130,7 +134,8 @@ def dismax_logits(distances: Tensor) -> Tensor:
 
     The logits of IsoMax and IsoMax+ are simply :math:`z_k = -d_k`.
 
-    :param distances: :math:`B \times C`, or :math:`B \times C \times H \times W`
+    :param distances: :math:`B \times C`, :math:`B \times N \times C` or
+        :math:`B \times C \times H \times W`
     :return: logits of the same shape
 
     Source: DisMax, enhanced logits (all-distances-aware logits).
@@ -138,7 +143,8 @@ def dismax_logits(distances: Tensor) -> Tensor:
     >>> dismax_logits(torch.tensor([[1.0, 3.0]]))
     tensor([[-3., -5.]])
     """
-    return -(distances + distances.mean(dim=1, keepdim=True))
+    classes = 2 if distances.dim() == 3 else 1
+    return -(distances + distances.mean(dim=classes, keepdim=True))
 
 
 # -- Loss --------------------------------------------------------------------------------------
@@ -354,9 +360,24 @@ SCORES: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def _euclidean(features: Tensor, prototypes: Tensor) -> Tensor:
-    if torch.is_grad_enabled() and (features.requires_grad or prototypes.requires_grad):
-        return _EuclideanDistance.apply(features, prototypes)
-    return _EuclideanDistance.forward(features, prototypes)
+    if torch.jit.is_scripting():
+        return _torchscript_euclidean(features, prototypes)
+    else:  # not compiled by TorchScript, for being an else
+        return _eager_euclidean(features, prototypes)
+
+
+def _eager_euclidean(features: Tensor, prototypes: Tensor) -> Tensor:
+    if torch.jit.is_tracing() and not torch.onnx.is_in_onnx_export():
+        return _torchscript_euclidean(features, prototypes)
+    with _without_autocast(features):
+        if torch.is_grad_enabled() and (features.requires_grad or prototypes.requires_grad):
+            return _EuclideanDistance.apply(features, prototypes)
+        return _EuclideanDistance.forward(features, prototypes)
+
+
+def _torchscript_euclidean(features: Tensor, prototypes: Tensor) -> Tensor:
+    # no Python autograd function can go there: the same expansion and the same gradient
+    return torch.cdist(features, prototypes, compute_mode="use_mm_for_euclid_dist")
 
 
 class _EuclideanDistance(torch.autograd.Function):
@@ -410,22 +431,30 @@ def _direction(vectors: Tensor) -> Tensor:
 
 def _as_rows(features: Tensor, prototypes: Tensor) -> tuple[Tensor, Tensor]:
     """Features and prototypes as rows of one dtype, at least float32."""
-    if features.dim() not in (2, 4):
-        raise ValueError(
-            f"features have shape {tuple(features.shape)}; expected [B, D], or [B, D, H, W] for "
-            "dense prediction (pool or flatten them before the head)"
-        )
-    if features.shape[1] != prototypes.shape[1]:
-        raise ValueError(
-            f"features have width {features.shape[1]} (shape {tuple(features.shape)}), the "
-            f"prototypes {prototypes.shape[1]}; build the head with in_features={features.shape[1]}"
-        )
+    if not torch.jit.is_scripting() and not torch.jit.is_tracing():
+        _check_features(features, prototypes)
     if features.dim() == 4:
         features = features.movedim(1, -1).flatten(0, 2)
+    elif features.dim() == 3:
+        features = features.flatten(0, 1)
     dtype = torch.promote_types(
         torch.promote_types(features.dtype, prototypes.dtype), torch.float32
     )
     return features.to(dtype), prototypes.to(dtype)
+
+
+def _check_features(features: Tensor, prototypes: Tensor) -> None:
+    if features.dim() not in (2, 3, 4):
+        raise ValueError(
+            f"features have shape {tuple(features.shape)}; expected [B, D], [B, N, D] for tokens, "
+            "or [B, D, H, W] for dense prediction (pool or flatten them before the head)"
+        )
+    width = features.shape[2 if features.dim() == 3 else 1]
+    if width != prototypes.shape[1]:
+        raise ValueError(
+            f"features have width {width} (shape {tuple(features.shape)}), the prototypes "
+            f"{prototypes.shape[1]}; build the head with in_features={width}"
+        )
 
 
 def _refuse_nan_rows(norms: Tensor) -> None:
@@ -438,11 +467,14 @@ def _refuse_nan_rows(norms: Tensor) -> None:
 
 
 def _as_map(rows: Tensor, features: Tensor) -> Tensor:
-    """Back from one row per pixel to the layout of the features."""
-    if features.dim() == 2:
-        return rows
-    batch, _, height, width = features.shape
-    return rows.unflatten(0, (batch, height, width)).movedim(-1, 1)
+    """Back from one row per token or pixel to the layout of the features."""
+    if features.dim() == 3:
+        batch, tokens, _ = features.shape
+        return rows.unflatten(0, (batch, tokens))
+    if features.dim() == 4:
+        batch, _, height, width = features.shape
+        return rows.unflatten(0, (batch, height, width)).movedim(-1, 1)
+    return rows
 
 
 def checked_reduction(reduction: str | None) -> str:

@@ -5,6 +5,8 @@ A head maps features :math:`B \times D` (or :math:`B \times D \times H \times W`
 hyperparameter.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -50,7 +52,9 @@ class _DistanceHead(nn.Module):
             torch.empty(num_classes, in_features, device=device, dtype=dtype)
         )
         if self.learns_distance_scale:
-            self.distance_scale = nn.Parameter(torch.empty((), device=device, dtype=dtype))
+            # of shape [1], not []: FSDP shards parameters along a dimension
+            self.distance_scale = nn.Parameter(torch.empty(1, device=device, dtype=dtype))
+            self.register_load_state_dict_pre_hook(_give_scale_a_dimension)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -69,10 +73,7 @@ class _DistanceHead(nn.Module):
             :math:`B \times N \times C`), at most zero; at least float32
         :raises ValueError: if rank or width do not fit, or features are NaN (CPU only)
         """
-        if features.dim() == 3:
-            logits = self.logits(features.flatten(0, 1)).unflatten(0, features.shape[:2])
-        else:
-            logits = self.logits(features)
+        logits = self.logits(features)
         return self.entropic_scale * logits if self.drop_in and self.training else logits
 
     @property
@@ -80,11 +81,30 @@ class _DistanceHead(nn.Module):
         """Number of classes, by the name that ``nn.Linear`` has for it."""
         return self.num_classes
 
+    @property
+    def weight(self) -> Tensor:
+        """The prototypes, by the name that a linear classifier has for its :math:`C \\times D`."""
+        return self.prototypes
+
+    @property
+    def bias(self) -> Tensor:
+        """Zeros, :math:`C`, for code that takes a bias for granted; what it writes is lost."""
+        return torch.zeros_like(self.prototypes[:, 0])
+
     def extra_repr(self) -> str:
         return (
             f"in_features={self.in_features}, num_classes={self.num_classes}, "
             f"drop_in={self.drop_in}"
         )
+
+
+def _give_scale_a_dimension(
+    head: nn.Module, state_dict: dict[str, Any], prefix: str, *args: Any
+) -> None:
+    """Weights of version 0.1 have a distance scale of shape []."""
+    name = f"{prefix}distance_scale"
+    if name in state_dict:
+        state_dict[name] = state_dict[name].reshape(1)
 
 
 class IsoMaxHead(_DistanceHead):

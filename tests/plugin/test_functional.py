@@ -444,7 +444,8 @@ def test_mosaics_leave_outliers_alone_and_the_loss_discards_them(generator, know
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: fn.isomax_distances(torch.rand(2, 3, 4), torch.rand(5, 4)), r"\(2, 3, 4\)"),
+        (lambda: fn.isomax_distances(torch.rand(4), torch.rand(5, 4)), r"shape \(4,\)"),
+        (lambda: fn.isomax_distances(torch.rand(2, 4, 3), torch.rand(5, 4)), "in_features=3"),
         (lambda: fn.isomax_distances(torch.rand(2, 3), torch.rand(5, 4)), "in_features=3"),
         (
             lambda: fn.isomax_distances(

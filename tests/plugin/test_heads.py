@@ -1,6 +1,7 @@
 """Heads in the places where a ``nn.Linear`` lives: compilers, exporters, copies, processes."""
 
 import copy
+import pickle
 import subprocess
 import sys
 
@@ -11,8 +12,6 @@ from torch.nn import functional as F
 
 from isomax import DisMaxHead, IsoMaxHead, IsoMaxLoss, IsoMaxPlusHead
 from isomax.functional import isomax_loss
-
-from ..leftover_threads import NONE_LEFT
 
 HEADS = [IsoMaxHead, IsoMaxPlusHead, DisMaxHead]
 every_head = pytest.mark.parametrize("head_class", HEADS)
@@ -110,6 +109,65 @@ def test_exports_with_a_free_batch_size(head_class):
 
 
 @every_head
+@pytest.mark.parametrize("shape", [(4, 8), (2, 3, 8), (2, 8, 3, 4)])
+def test_torchscript_has_the_values_and_the_gradients(head_class, shape):
+    head = make(head_class).eval()
+    features = torch.randn(shape)
+    features.view(-1)[:] = torch.where(
+        torch.arange(features.numel()) % 5 == 0, 0.0, features.view(-1)
+    )
+    for other in (torch.jit.script(head), torch.jit.trace(head, features)):
+        torch.testing.assert_close(other(features), head(features))
+        inputs = features.clone().requires_grad_()
+        expected = torch.autograd.grad(head(inputs).square().sum(), (inputs, *head.parameters()))
+        actual = torch.autograd.grad(other(inputs).square().sum(), (inputs, *other.parameters()))
+        torch.testing.assert_close(actual, expected)
+
+
+@every_head
+def test_torchscript_gradient_at_distance_zero_is_finite(head_class):
+    head = make(head_class)
+    features = head.prototypes[:2].detach().clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(torch.jit.script(head)(features).sum(), features)
+    assert gradient.isfinite().all()
+
+
+@every_head
+@pytest.mark.parametrize("shape", [(4, 8), (2, 3, 8), (2, 8, 3, 4)])
+def test_symbolic_trace_takes_the_distances_as_they_are(head_class, shape):
+    head, features = make(head_class, drop_in=True), torch.randn(shape)
+    for mode in (True, False):
+        traced = torch.fx.symbolic_trace(head.train(mode))
+        assert torch.equal(traced(features), head(features))
+        torch.testing.assert_close(torch.jit.script(traced)(features), traced(features))
+
+
+@every_head
+def test_it_has_the_attributes_of_a_linear_layer(head_class):
+    head = make(head_class)
+    assert head.out_features == 5
+    assert head.weight is head.prototypes
+    assert torch.equal(head.bias, torch.zeros(5))
+    assert "weight" not in dict(head.named_parameters())
+    assert "bias" not in head.state_dict()
+
+
+@pytest.mark.parametrize("head_class", [IsoMaxPlusHead, DisMaxHead])
+def test_a_distance_scale_without_dimension_still_loads(head_class):
+    """As version 0.1 has saved it."""
+    head = nn.Sequential(make(head_class))
+    saved = {**head.state_dict(), "0.distance_scale": torch.tensor(3.0)}
+    for other in (head, copy.deepcopy(head), pickle.loads(pickle.dumps(head))):
+        other.load_state_dict(saved)
+        assert other[0].distance_scale.tolist() == [3.0]
+    assert saved["0.distance_scale"].shape == ()
+    features = torch.randn(4, 8)
+    parameters = {name.removeprefix("0."): tensor for name, tensor in saved.items()}
+    without = torch.func.functional_call(head[0], parameters, (features,))
+    torch.testing.assert_close(without, head(features))
+
+
+@every_head
 def test_state_dict_and_copies_round_trip(head_class):
     head, features = make(head_class), torch.randn(4, 8)
     other = head_class(8, 5)
@@ -165,36 +223,42 @@ def test_no_value_derived_from_the_prototypes_goes_stale(head_class):
 
 
 DISTRIBUTED = """
-import gc, sys, torch
-import torch.distributed.nn.functional  # later, its default arguments would keep the group alive
-from isomax import DisMaxHead, IsoMaxLoss
+import os, sys, torch
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+from isomax import DisMaxHead, IsoMaxHead, IsoMaxLoss
 
 torch.distributed.init_process_group("gloo")
 rank = torch.distributed.get_rank()
-head = DisMaxHead(8, 5)
 content = torch.load(sys.argv[1], weights_only=True)
-head.load_state_dict(content["head"])
-model = torch.nn.parallel.DistributedDataParallel(head)
 half = slice(4 * rank, 4 * rank + 4)
-IsoMaxLoss()(model(content["features"][half]), content["labels"][half]).backward()
+gradients = {}
+for head_class in (DisMaxHead, IsoMaxHead):
+    for name, parallel in (("replicated", DistributedDataParallel), ("sharded", fully_shard)):
+        head = head_class(8, 5)
+        head.load_state_dict(content[head_class.__name__])
+        model = parallel(head)
+        IsoMaxLoss()(model(content["features"][half]), content["labels"][half]).backward()
+        gradients[head_class.__name__, name] = [
+            p.grad if name == "replicated" else p.grad.full_tensor() for p in model.parameters()
+        ]
 if rank == 0:
-    torch.save({name: p.grad for name, p in head.named_parameters()}, sys.argv[2])
-del model
-gc.collect()
-torch.distributed.destroy_process_group()
+    torch.save(gradients, sys.argv[2])
+torch.distributed.barrier()
+os._exit(0)  # a sharded model keeps the group, whose threads may abort an interpreter that ends
 """
 
 
-def test_distributed_data_parallel_averages_the_gradients(free_port, tmp_path):
+def test_data_parallel_and_sharded_heads_average_the_gradients(free_port, tmp_path):
     torch.manual_seed(0)
     features, labels = torch.randn(8, 8), torch.arange(8) % 5
-    head = make(DisMaxHead)
-    IsoMaxLoss()(head(features), labels).backward()
-    torch.save(
-        {"head": head.state_dict(), "features": features, "labels": labels}, tmp_path / "in.pt"
-    )
+    heads = {head_class.__name__: make(head_class) for head_class in (DisMaxHead, IsoMaxHead)}
+    for head in heads.values():
+        IsoMaxLoss()(head(features), labels).backward()
+    states = {name: head.state_dict() for name, head in heads.items()}
+    torch.save({**states, "features": features, "labels": labels}, tmp_path / "in.pt")
     script = tmp_path / "script.py"
-    script.write_text(DISTRIBUTED + NONE_LEFT)
+    script.write_text(DISTRIBUTED)
     subprocess.run(
         [
             *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"),
@@ -205,8 +269,9 @@ def test_distributed_data_parallel_averages_the_gradients(free_port, tmp_path):
         timeout=300,
     )
     gradients = torch.load(tmp_path / "out.pt", weights_only=True)
-    for name, parameter in head.named_parameters():
-        torch.testing.assert_close(gradients[name], parameter.grad)
+    assert len(gradients) == 4
+    for (name, _), found in gradients.items():
+        torch.testing.assert_close(found, [p.grad for p in heads[name].parameters()])
 
 
 @pytest.mark.parametrize("sizes", [(0, 3), (4, 0)])
