@@ -5,6 +5,12 @@ Importing this package registers ``isomax_<arch>``, ``isomaxplus_<arch>``, ``dis
 """
 
 from isomax_adapters.timm.attaching import HEADS, attach, head_of
+from isomax_adapters.timm.checkpoints import (
+    Checkpoint,
+    CheckpointError,
+    load_weights,
+    read_checkpoint,
+)
 from isomax_adapters.timm.folder import (
     ModelFolderError,
     load_calibration,
@@ -12,18 +18,27 @@ from isomax_adapters.timm.folder import (
     save_calibration,
     save_model,
 )
+from isomax_adapters.timm.importing import folder_from_checkpoint, model_from_checkpoint
+from isomax_adapters.timm.pooling import pool_distances
 from isomax_adapters.timm.registry import create_model, register_models
 
 register_models()
+pool_distances()
 
 __all__ = [
     "HEADS",
+    "Checkpoint",
+    "CheckpointError",
     "ModelFolderError",
     "attach",
     "create_model",
+    "folder_from_checkpoint",
     "head_of",
     "load_calibration",
     "load_model",
+    "load_weights",
+    "model_from_checkpoint",
+    "read_checkpoint",
     "register_models",
     "save_calibration",
     "save_model",

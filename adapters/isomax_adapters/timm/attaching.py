@@ -5,7 +5,8 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from isomax.heads import DisMaxHead, IsoMaxHead, IsoMaxPlusHead, _DistanceHead
 
@@ -39,12 +40,13 @@ def attach(
 
     :param model: a model from ``timm.create_model``
     :param head: ``isomax``, ``isomax+`` or ``dismax``
-    :param num_classes: number of classes; the model's own if not given
+    :param num_classes: number of classes; the model's own if not given. 0 leaves the model without
+        a classifier, until ``reset_classifier(n)`` gives it this kind of head.
     :param drop_in: logits carry the entropic scale while training, for loops that bring plain
         cross-entropy; otherwise train with :class:`isomax.IsoMaxLoss`
     :return: the same model
-    :raises ValueError: if the head is unknown, the model has no classifier, or its number of
-        classes is neither given nor known
+    :raises ValueError: if the head is unknown, the model is of a kind without classifiers, or its
+        number of classes is neither given nor known
     """
     if head not in HEADS:
         raise ValueError(f"unknown head {head!r}; choose one of {', '.join(HEADS)}")
@@ -56,24 +58,36 @@ def attach(
         )
     if num_classes is None:
         num_classes = model.num_classes
-    if num_classes < 1:
-        raise ValueError(f"{name} was created without classes; pass num_classes to attach()")
+        if num_classes < 1:
+            raise ValueError(f"{name} was created without classes; pass num_classes to attach()")
     if num_classes != model.num_classes:
         type(model).reset_classifier(model, num_classes)
-    _replace(model, HEADS[head], drop_in)
+    if num_classes > 0:
+        _replace(model, HEADS[head], drop_in)
     model._isomax_head = head
     model.reset_classifier = partial(_reset_classifier, model)
     # what save_model writes down, so that timm builds the same model again
-    model.pretrained_cfg = dict(model.pretrained_cfg, architecture=PREFIXES[head] + name)
+    name_model(model, PREFIXES[head] + name)
     model._model_args = dict(
         getattr(model, "_model_args", {}), num_classes=num_classes, drop_in=drop_in
     )
     return model
 
 
+def name_model(model: TimmModel, architecture: str) -> None:
+    """Have a timm model call itself by another of its registered names."""
+    model.pretrained_cfg = dict(model.pretrained_cfg, architecture=architecture)
+    model.default_cfg = model.pretrained_cfg  # an alias, in timm as well
+
+
 def head_of(model: nn.Module) -> str:
     """The kind of head a timm model has: ``softmax``, ``isomax``, ``isomax+`` or ``dismax``."""
     return getattr(model, "_isomax_head", "softmax")
+
+
+def head_named(architecture: str) -> str:
+    """The kind of head that models of a registered name have."""
+    return next((h for h, prefix in PREFIXES.items() if architecture.startswith(prefix)), "softmax")
 
 
 def head_modules(model: nn.Module) -> list[_DistanceHead]:
@@ -91,12 +105,11 @@ def classifier_names(model: TimmModel) -> list[str]:
     :raises ValueError: if there are none
     """
     weightless = {
-        id(tensor): nn.Parameter(tensor.to("meta"), requires_grad=False)
-        if isinstance(tensor, nn.Parameter)
-        else tensor.to("meta")
-        for tensor in (*model.parameters(), *model.buffers())
+        id(parameter): nn.Parameter(parameter.to("meta"), requires_grad=False)
+        for parameter in model.parameters()
     }
-    twin = copy.deepcopy(model, memo=dict(weightless))
+    with _CopiesToMeta():
+        twin = copy.deepcopy(model, memo=dict(weightless))
     widths = {_width(module) for module in model.modules()}
     probe = next(number for number in range(7, 10_000) if number not in widths)
     with torch.device("meta"):
@@ -118,6 +131,18 @@ def classifier_names(model: TimmModel) -> list[str]:
             f"{_architecture(model)} makes no nn.Linear or 1x1 nn.Conv2d for its classes"
         )
     return names
+
+
+class _CopiesToMeta(TorchFunctionMode):
+    """Tensors are copied without their content; also those that a model keeps from a forward pass,
+    which ``copy.deepcopy`` refuses if they have a gradient function."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func is Tensor.__deepcopy__:
+            return args[0].detach().to("meta")
+        return func(*args, **(kwargs or {}))
 
 
 def _width(module: nn.Module) -> int:
@@ -150,3 +175,17 @@ def _replace(model: TimmModel, head_class: type[_DistanceHead], drop_in: bool) -
         new = head_class(width, _width(old), drop_in, device=like.device, dtype=like.dtype)
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, new.train(old.training))
+        while parent:
+            _keep_unfused(model.get_submodule(parent))
+            parent = parent.rpartition(".")[0]
+
+
+def _keep_unfused(module: Any) -> None:
+    # reparameterize_model() would fold what is around the head into its weights, as if it were
+    # linear; a batch norm before a distance cannot be folded into it
+    if hasattr(module, "fuse"):
+        module.fuse = partial(_itself, module)
+
+
+def _itself(module: nn.Module) -> nn.Module:
+    return module

@@ -1,14 +1,17 @@
 """timm's registry: ``isomax_<arch>`` and its siblings for every architecture with a classifier."""
 
 import difflib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import timm
-from timm.models import _registry, load_pretrained
+from timm.models import _registry, load_pretrained, load_state_dict
+from timm.models._builder import _resolve_pretrained_source, resolve_pretrained_cfg
 from torch import Tensor, nn
 
-from isomax_adapters.timm.attaching import PREFIXES, attach
+from isomax_adapters.timm.attaching import PREFIXES, attach, classifier_names, name_model
+from isomax_adapters.timm.checkpoints import converted, fits, within
 from isomax_adapters.timm.stem import use_small_image_stem
 
 _MODULE = "isomax"  # timm.list_models(module="isomax") lists ours
@@ -21,7 +24,7 @@ def register_models() -> None:
     (``drop_in=False`` to change that); ``softmax_<arch>`` is the architecture itself. All four
     take ``small_images=True`` (see :func:`~isomax_adapters.timm.stem.use_small_image_stem`). With
     ``pretrained=True`` they take the backbone's weights from where ``<arch>`` takes them, tags
-    included (``isomax_resnet18.a1_in1k``).
+    included (``isomax_resnet18.a1_in1k``), and the head's as well where a given file has them.
     """
     for architecture in [name for name in _registry._model_entrypoints if _has_classifier(name)]:
         for head, prefix in PREFIXES.items():
@@ -30,6 +33,22 @@ def register_models() -> None:
             _registry._model_entrypoints[name] = _Entrypoint(architecture, head, name)
             _registry._model_to_module[name] = _MODULE
             _registry._module_to_models[_MODULE].add(name)
+            if architecture in _registry._model_default_cfgs:
+                _register_pretrained(architecture, prefix)
+
+
+def _register_pretrained(architecture: str, prefix: str) -> None:
+    tagged = _registry._model_with_tags[architecture]
+    _registry._model_default_cfgs[prefix + architecture] = _registry._model_default_cfgs[
+        architecture
+    ]
+    _registry._model_with_tags[prefix + architecture] = [prefix + name for name in tagged]
+    for name in {architecture, *tagged}:
+        _registry._model_pretrained_cfgs[prefix + name] = replace(
+            _registry._model_pretrained_cfgs[name], architecture=prefix + architecture
+        )
+        if name in _registry._model_has_pretrained:
+            _registry._model_has_pretrained.add(prefix + name)
 
 
 def create_model(name: str, **kwargs: Any) -> nn.Module:
@@ -37,15 +56,24 @@ def create_model(name: str, **kwargs: Any) -> nn.Module:
 
     :raises ValueError: if there is no such model, or no weights for it
     """
-    if ":" not in name and not timm.is_model(name):
-        known = [model for model in timm.list_models() if not is_ours(model)]
-        near = difflib.get_close_matches(name.partition(".")[0], known, n=3, cutoff=0.4)
-        raise ValueError(
-            f"timm has no model {name!r}"
-            + (f"; did you mean {', '.join(near)}?" if near else "")
-            + " timm.list_models() names them all"
-        )
+    check_name(name)
     return timm.create_model(name, **kwargs)
+
+
+def check_name(name: str) -> None:
+    """Refuse a name that timm does not have.
+
+    :raises ValueError: listing the nearest known names
+    """
+    if ":" in name or timm.is_model(name):
+        return
+    known = [model for model in timm.list_models() if not is_ours(model)]
+    near = difflib.get_close_matches(name.partition(".")[0], known, n=3, cutoff=0.4)
+    raise ValueError(
+        f"timm has no model {name!r}"
+        + (f"; did you mean {', '.join(near)}?" if near else "")
+        + " timm.list_models() names them all"
+    )
 
 
 def is_ours(name: str) -> bool:
@@ -70,34 +98,60 @@ class _Entrypoint:
         pretrained: bool = False,
         drop_in: bool = True,
         small_images: bool = False,
+        features_only: bool = False,
         **kwargs: Any,
     ) -> nn.Module:
-        source = kwargs.get("pretrained_cfg")
-        # weights of this very kind of model, from a model folder or one pushed to the hub
-        load_here = pretrained and isinstance(source, dict) and "source" in source
         backbone = _registry.model_entrypoint(self.architecture)
-        model = backbone(pretrained=pretrained and not load_here, **kwargs)
+        if features_only:  # which have no classifier; a head in the weights is passed over
+            model = backbone(pretrained=pretrained, features_only=True, **kwargs)
+            if small_images:
+                use_small_image_stem(model)
+            name_model(model, self.__name__)
+            return model
+        own = self._own_weights(kwargs) if pretrained else None
+        model = backbone(pretrained=pretrained and own is None, **kwargs)
         if small_images:
             use_small_image_stem(model)
         if self.head == "softmax":
-            model.pretrained_cfg = dict(model.pretrained_cfg, architecture=self.__name__)
+            name_model(model, self.__name__)
         else:
-            attach(model, self.head, drop_in=drop_in)
-        if load_here:
+            attach(model, self.head, num_classes=model.num_classes, drop_in=drop_in)
+        if own is not None:
             load_pretrained(
                 model,
+                # labels of a background class are no longer in weights of ours
+                pretrained_cfg={**model.pretrained_cfg, **own, "label_offset": 0},
                 num_classes=model.num_classes,
                 in_chans=kwargs.get("in_chans", 3),
-                filter_fn=_keep_fitting,
+                filter_fn=_fit,
+                cache_dir=kwargs.get("cache_dir"),
             )
         return model
 
+    def _own_weights(self, kwargs: dict[str, Any]) -> dict[str, Any] | None:
+        """Where weights of this very kind of model are, to load once it has its head; ``None`` if
+        what is given are the architecture's, which timm loads into the architecture."""
+        cfg = resolve_pretrained_cfg(
+            self.architecture, kwargs.get("pretrained_cfg"), kwargs.get("pretrained_cfg_overlay")
+        )
+        if cfg.source in ("local-dir", "hf-hub"):  # a model folder, or one pushed to the hub
+            return {}
+        kind, place = _resolve_pretrained_source(cfg.to_dict())
+        if cfg.custom_load or kind not in ("file", "state_dict"):
+            return None
+        tensors = load_state_dict(place) if kind == "file" else place
+        return {"state_dict": tensors} if _has_distance_head(tensors) else None
 
-def _keep_fitting(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Leave out the heads of another number of classes, as timm does with linear classifiers."""
-    own = model.state_dict()
-    return {
-        name: tensor
-        for name, tensor in state_dict.items()
-        if not name.endswith("prototypes") or tensor.shape == own[name].shape
-    }
+
+def _has_distance_head(tensors: Mapping[str, Tensor]) -> bool:
+    return any(name.endswith(".prototypes") for name in tensors)
+
+
+def _fit(tensors: dict[str, Tensor], model: Any) -> dict[str, Tensor]:
+    """Without the heads if they are of another number of classes, and for the model's input size,
+    as timm does with weights of linear models."""
+    cfg = model.pretrained_cfg
+    if cfg.get("classifier") is not None and model.num_classes != cfg["num_classes"]:
+        heads = classifier_names(model)
+        tensors = {name: tensor for name, tensor in tensors.items() if not within(name, heads)}
+    return tensors if fits(tensors, model.state_dict()) else converted(tensors, model)

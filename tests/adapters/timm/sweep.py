@@ -3,21 +3,25 @@
 ``tox -e sweep``, or ``python tests/adapters/timm/sweep.py [PATTERN...]``. First every architecture
 on the meta device: a head must be in the place of every classifier leaf. Then the smallest member
 of each of timm's model families on real tensors: forward, backward, logits, reset_classifier, save
-and load.
+and load; and whatever of timm's and torch's tools work on the architecture itself.
 """
 
 import math
 import sys
 import tempfile
 import traceback
+from collections.abc import Callable
 
 import pytest
 import timm
 import torch
 from rich.progress import track
-from timm.models import _registry
+from timm.layers import set_scriptable
+from timm.models import _registry, get_notrace_functions, get_notrace_modules
 from timm.models._input import get_model_input_config
+from timm.utils import reparameterize_model
 from torch import nn
+from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
 import isomax_adapters.timm as isomax_timm
 from isomax.functional import isomax_distances
@@ -114,6 +118,75 @@ def check_real(name: str) -> None:
         assert model(images).shape == (2, CLASSES - 2)
 
 
+def tools(model: nn.Module, images: torch.Tensor) -> dict[str, Callable[[], torch.Tensor]]:
+    """Ways to run a model that give its logits."""
+
+    def symbolic() -> torch.Tensor:
+        options = {
+            "leaf_modules": get_notrace_modules(),
+            "autowrap_functions": get_notrace_functions(),
+            "param_shapes_constant": True,
+        }
+        train_nodes, eval_nodes = get_graph_node_names(model, tracer_kwargs=options)
+        traced = create_feature_extractor(
+            model,
+            train_return_nodes=train_nodes[-1:],
+            eval_return_nodes=eval_nodes[-1:],
+            tracer_kwargs=options,
+        )
+        (logits,) = traced(images).values()
+        return logits
+
+    return {
+        "scripted": lambda: torch.jit.script(model)(images),
+        "traced": lambda: torch.jit.trace(model, images, check_trace=False)(images),
+        "symbolically traced": symbolic,
+        "reparameterized": lambda: reparameterize_model(model)(images),
+    }
+
+
+def check_tools(name: str) -> None:
+    """What works on an architecture works on it with a head, and gives the logits of the head."""
+    for number, prefix in enumerate(("", "isomaxplus_")):
+        torch.manual_seed(0)
+        with set_scriptable(True):
+            model = timm.create_model(prefix + name, num_classes=CLASSES).eval()
+        for module in model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                nn.init.uniform_(module.running_mean, -0.2, 0.2)
+                nn.init.uniform_(module.running_var, 0.5, 1.5)
+        images = torch.randn(2, 3, *get_model_input_config(model)["input_size"][1:])
+        with torch.no_grad():
+            logits = model(images)
+            found = {}
+            for tool, run in tools(model, images).items():
+                try:
+                    found[tool] = run()
+                except Exception as error:
+                    found[tool] = error
+        if number == 0:
+            working = [tool for tool, out in found.items() if isinstance(out, torch.Tensor)]
+            continue
+        for tool in working:
+            if isinstance(found[tool], Exception):
+                raise RuntimeError(f"cannot be {tool}") from found[tool]
+            torch.testing.assert_close(
+                found[tool], logits, rtol=1e-3, atol=1e-3, msg=lambda m, t=tool: f"{t}: {m}"
+            )
+    outputs = {}
+    for prefix in ("", "isomaxplus_"):
+        torch.manual_seed(0)
+        try:
+            model = timm.create_model(prefix + name, features_only=True).eval()
+            with torch.no_grad():
+                outputs[prefix] = model(images)
+        except Exception as error:
+            outputs[prefix] = error
+    if not isinstance(outputs[""], Exception):
+        assert isinstance(outputs["isomaxplus_"], list), f"features: {outputs['isomaxplus_']}"
+        torch.testing.assert_close(outputs["isomaxplus_"], outputs[""])
+
+
 def main() -> int:
     sizes, failures, encoders = sweep_meta()
     print(f"meta device: {len(sizes)} of {len(sizes) + len(failures)} architectures took a head")
@@ -129,6 +202,7 @@ def main() -> int:
     for name in track(smallest.values(), description="real tensors"):
         try:
             check_real(name)
+            check_tools(name)
         except Exception as error:
             wrong[name] = f"{type(error).__name__}: {error}".strip().partition("\n")[0]
             traceback.print_exc()
