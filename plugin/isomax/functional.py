@@ -434,7 +434,7 @@ def _as_rows(features: Tensor, prototypes: Tensor) -> tuple[Tensor, Tensor]:
     if not torch.jit.is_scripting() and not torch.jit.is_tracing():
         _check_features(features, prototypes)
     if features.dim() == 4:
-        features = features.movedim(1, -1).flatten(0, 2)
+        features = features.permute(0, 2, 3, 1).flatten(0, 2)
     elif features.dim() == 3:
         features = features.flatten(0, 1)
     dtype = torch.promote_types(
@@ -473,7 +473,7 @@ def _as_map(rows: Tensor, features: Tensor) -> Tensor:
         return rows.unflatten(0, (batch, tokens))
     if features.dim() == 4:
         batch, _, height, width = features.shape
-        return rows.unflatten(0, (batch, height, width)).movedim(-1, 1)
+        return rows.unflatten(0, (batch, height, width)).permute(0, 3, 1, 2)
     return rows
 
 

@@ -113,15 +113,20 @@ def test_exports_with_a_free_batch_size(head_class):
 def test_torchscript_has_the_values_and_the_gradients(head_class, shape):
     head = make(head_class).eval()
     features = torch.randn(shape)
-    features.view(-1)[:] = torch.where(
-        torch.arange(features.numel()) % 5 == 0, 0.0, features.view(-1)
-    )
     for other in (torch.jit.script(head), torch.jit.trace(head, features)):
         torch.testing.assert_close(other(features), head(features))
         inputs = features.clone().requires_grad_()
         expected = torch.autograd.grad(head(inputs).square().sum(), (inputs, *head.parameters()))
         actual = torch.autograd.grad(other(inputs).square().sum(), (inputs, *other.parameters()))
         torch.testing.assert_close(actual, expected)
+
+
+@every_head
+def test_scripted_heads_carry_the_entropic_scale_in_training_only(head_class):
+    head, features = make(head_class, drop_in=True), torch.randn(4, 8)
+    scripted = torch.jit.script(head)
+    for mode in (True, False):
+        torch.testing.assert_close(scripted.train(mode)(features), head.train(mode)(features))
 
 
 @every_head

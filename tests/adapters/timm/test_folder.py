@@ -4,6 +4,7 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+from timm.models._hub import save_for_hf
 
 import isomax_adapters.timm as isomax_timm
 from isomax.calibration import Calibration
@@ -55,6 +56,51 @@ def test_the_mode_of_the_head_is_kept(drop_in, tmp_path):
     model = timm.create_model("isomax_test_resnet", num_classes=3, drop_in=drop_in)
     loaded = isomax_timm.load_model(isomax_timm.save_model(model, tmp_path / "m"))
     assert loaded.get_classifier().drop_in is drop_in
+
+
+@pytest.mark.parametrize("name", ["test_vit", "isomaxplus_test_vit"])
+def test_a_folder_is_a_source_of_weights_for_other_uses(name, tmp_path):
+    """Without classes, for features, at another input size: as timm adapts linear models."""
+    model = timm.create_model(name, num_classes=3).eval()
+    folder = isomax_timm.save_model(model, tmp_path / "m")
+
+    def load(**kwargs):
+        return timm.create_model(f"local-dir:{folder}", pretrained=True, **kwargs).eval()
+
+    images = torch.randn(2, 3, 160, 160)
+    bare = load(num_classes=0)
+    assert torch.equal(bare.forward_features(images), model.forward_features(images))
+    bare.reset_classifier(4)
+    assert type(bare.get_classifier()) is type(model.get_classifier())
+    features = load(features_only=True)(images)
+    assert torch.equal(features[-1], model.forward_intermediates(images)[1][-1])
+    smaller = load(img_size=96)
+    assert smaller(images[:, :, :96, :96]).shape == (2, 3)
+    assert torch.equal(smaller.get_classifier().weight, model.get_classifier().weight)
+
+
+def test_what_timm_saves_is_a_folder_too(model, tmp_path):
+    save_for_hf(model, tmp_path / "m", safe_serialization=True)
+    images = torch.randn(2, 3, 48, 48)
+    assert torch.equal(isomax_timm.load_model(tmp_path / "m")(images), model(images))
+
+
+def test_a_folder_of_a_model_without_classes(tmp_path):
+    bare = timm.create_model("dismax_test_resnet", num_classes=0).eval()
+    loaded = isomax_timm.load_model(isomax_timm.save_model(bare, tmp_path / "m"))
+    images = torch.randn(2, 3, 48, 48)
+    assert torch.equal(loaded(images), bare(images))
+    assert isomax_timm.head_of(loaded) == "dismax"
+
+
+def test_a_folder_of_version_0_1_loads(model, tmp_path):
+    """Its distance scale has no dimension."""
+    folder = isomax_timm.save_model(model, tmp_path / "m")
+    tensors = safetensors.torch.load_file(folder / "model.safetensors")
+    tensors["fc.distance_scale"] = tensors["fc.distance_scale"].reshape(())
+    safetensors.torch.save_file(tensors, folder / "model.safetensors")
+    images = torch.randn(2, 3, 48, 48)
+    assert torch.equal(isomax_timm.load_model(folder)(images), model(images))
 
 
 @pytest.mark.parametrize("name", ["softmax_resnet18", "isomaxplus_resnet18"])

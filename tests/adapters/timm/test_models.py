@@ -10,9 +10,10 @@ import pytest
 import timm
 import torch
 from timm.layers import set_scriptable
-from timm.models import get_notrace_functions, get_notrace_modules
+from timm.models import GraphExtractNet, get_notrace_functions, get_notrace_modules
 from timm.models._input import get_model_input_config
 from timm.utils import reparameterize_model
+from timm.utils.onnx import onnx_export
 from torch import nn
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
@@ -160,3 +161,25 @@ def test_reparameterized(prefix, architecture):
     with torch.no_grad():
         fused = reparameterize_model(model)
         torch.testing.assert_close(fused(images), model(images), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_layers_are_taken_out_by_name(prefix):
+    model = make(prefix, "test_resnet").eval()
+    images = images_for(model)
+    with torch.no_grad():
+        maps, logits = GraphExtractNet(model, ["layer4", "fc"]).eval()(images)
+        torch.testing.assert_close(maps, model.forward_features(images))
+        torch.testing.assert_close(logits, model(images))
+
+
+@pytest.mark.parametrize(
+    ("prefix", "architecture"),
+    [("isomax_", "test_resnet"), ("isomaxplus_", "dla46_c"), ("dismax_", "mobilenetv3_small_050")],
+)
+def test_exported_as_timms_script_does(prefix, architecture, tmp_path):
+    """With the older exporter, which ``onnx_export.py`` uses."""
+    model = make(prefix, architecture, exportable=True)
+    onnx_export(
+        model, str(tmp_path / "m.onnx"), check_forward=True, input_size=(3, 64, 64), batch_size=2
+    )
