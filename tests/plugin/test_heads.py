@@ -122,6 +122,16 @@ def test_torchscript_has_the_values_and_the_gradients(head_class, shape):
 
 
 @every_head
+@pytest.mark.parametrize(
+    ("shape", "other"), [((2, 8), (5, 8)), ((2, 3, 8), (5, 4, 8)), ((2, 8, 3, 4), (5, 8, 6, 2))]
+)
+def test_traces_are_not_bound_to_the_size_of_the_batch(head_class, shape, other):
+    head, features = make(head_class), torch.randn(other)
+    traced = torch.jit.trace(head, torch.randn(shape))
+    torch.testing.assert_close(traced(features), head(features))
+
+
+@every_head
 def test_scripted_heads_carry_the_entropic_scale_in_training_only(head_class):
     head, features = make(head_class, drop_in=True), torch.randn(4, 8)
     scripted = torch.jit.script(head)

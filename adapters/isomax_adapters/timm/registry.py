@@ -103,6 +103,11 @@ class _Entrypoint:
     ) -> nn.Module:
         backbone = _registry.model_entrypoint(self.architecture)
         if features_only:  # which have no classifier; a head in the weights is passed over
+            if small_images and pretrained and self._own_weights(kwargs) is not None:
+                raise ValueError(
+                    f"timm takes the features of {self.architecture} apart before its stem is "
+                    "replaced by that of small_images; use the model's forward_intermediates()"
+                )
             model = backbone(pretrained=pretrained, features_only=True, **kwargs)
             if small_images:
                 use_small_image_stem(model)

@@ -109,6 +109,8 @@ def test_small_image_stems_are_built_again(name, tmp_path):
     loaded = isomax_timm.load_model(isomax_timm.save_model(model, tmp_path / "m"))
     images = torch.randn(1, 3, 32, 32)
     assert torch.equal(loaded(images), model(images))
+    with pytest.raises(ValueError, match="use the model's forward_intermediates"):
+        timm.create_model(f"local-dir:{tmp_path / 'm'}", pretrained=True, features_only=True)
 
 
 def test_a_linear_model_is_a_model_folder_too(tmp_path):
