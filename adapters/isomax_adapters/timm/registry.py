@@ -102,18 +102,22 @@ class _Entrypoint:
         **kwargs: Any,
     ) -> nn.Module:
         backbone = _registry.model_entrypoint(self.architecture)
-        if features_only:  # which have no classifier; a head in the weights is passed over
-            if small_images and pretrained and self._own_weights(kwargs) is not None:
-                raise ValueError(
-                    f"timm takes the features of {self.architecture} apart before its stem is "
-                    "replaced by that of small_images; use the model's forward_intermediates()"
-                )
+        own = self._own_weights(kwargs) if pretrained else None
+        if features_only:
+            if own is not None:
+                if small_images:
+                    raise ValueError(
+                        f"timm takes the features of {self.architecture} apart before its stem is "
+                        "replaced by that of small_images; use the model's forward_intermediates()"
+                    )
+                # any name has timm pass over the tensors of a head, which features do not have
+                overlay = {**(kwargs.pop("pretrained_cfg_overlay", None) or {}), "classifier": "."}
+                kwargs["pretrained_cfg_overlay"] = overlay
             model = backbone(pretrained=pretrained, features_only=True, **kwargs)
             if small_images:
                 use_small_image_stem(model)
             name_model(model, self.__name__)
             return model
-        own = self._own_weights(kwargs) if pretrained else None
         model = backbone(pretrained=pretrained and own is None, **kwargs)
         if small_images:
             use_small_image_stem(model)

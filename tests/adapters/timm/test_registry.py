@@ -143,7 +143,7 @@ def test_a_file_may_hold_weights_of_a_registered_model(key, suffix, tmp_path):
         "isomaxplus_test_resnet",
         pretrained=True,
         features_only=True,
-        pretrained_cfg_overlay={"file": str(path)},
+        **{key: {"file": str(path)}},
     ).eval()
     torch.testing.assert_close(features(images)[-1], trained.forward_features(images))
     with pytest.raises(RuntimeError, match="distance_scale"):
