@@ -61,13 +61,16 @@ class MahalanobisPP(FeaturesDetector):
     mu: Tensor  #: class means :math:`\mu_k`, :math:`C \times D`
     whitening: Tensor  #: :math:`D \times D`, with :math:`W W^\top = \Sigma^{-1}`
 
-    def __init__(self, encoder: Callable[[Tensor], Tensor] | None) -> None:
+    def __init__(self, encoder: Callable[[Tensor], Tensor] | None, normalize: bool = True) -> None:
         r"""
         :param encoder: gives pooled features, :math:`B \times D`; may be ``None`` when using
             ``fit_features(...)`` and ``predict_features(...)``
+        :param normalize: whether :math:`\hat z = z / \lVert z \rVert_2`; otherwise
+            :math:`\hat z = z`, the distance of https://arxiv.org/abs/1807.03888
         """
         super().__init__()
         self.encoder = encoder
+        self.normalize = normalize
 
     def fit(self, data_loader: Iterable[tuple[Tensor, Tensor]]) -> "MahalanobisPP":
         """Fit on the features that the encoder gives for images; labels below 0 are left out.
@@ -84,6 +87,7 @@ class MahalanobisPP(FeaturesDetector):
                 labels.append(y.cpu())
         return self.fit_features(torch.cat(features), torch.cat(labels))
 
+    @torch.no_grad()
     def fit_features(self, z: Tensor, y: Tensor) -> "MahalanobisPP":
         r"""
         :param z: pooled features, :math:`N \times D`; one that is memory-mapped is read twice, and
@@ -98,7 +102,7 @@ class MahalanobisPP(FeaturesDetector):
             raise ValueError("no label is at least 0; fit on in-distribution samples")
         device = self.device or z.device
         sums = torch.zeros(len(classes), z.shape[1], dtype=_dtype(device), device=device)
-        for rows, labels in _chunks(z, y, classes, sums):
+        for rows, labels in self._chunks(z, y, classes, sums):
             sums.index_add_(0, labels, rows)
         if not sums.isfinite().all():
             raise ValueError("some features are NaN or infinite; look at the model that gave them")
@@ -106,7 +110,7 @@ class MahalanobisPP(FeaturesDetector):
         self.mu = sums / counts[:, None]
         self.center = sums.sum(dim=0) / counts.sum()
         scatter = torch.zeros(z.shape[1], z.shape[1], dtype=sums.dtype, device=device)
-        for rows, labels in _chunks(z, y, classes, sums):
+        for rows, labels in self._chunks(z, y, classes, sums):
             rows -= self.mu[labels]
             scatter.addmm_(rows.T, rows)
         self._invert(scatter / counts.sum(), counts / counts.sum())
@@ -128,15 +132,32 @@ class MahalanobisPP(FeaturesDetector):
         """
         if not hasattr(self, "center"):
             raise RequiresFittingException
-        rows = z.split(max(1, CHUNK // z.shape[1]))
-        return torch.cat([self._score(_direction(part, self.center)) for part in rows])
+        parts = z.split(max(1, CHUNK // z.shape[1]))
+        return torch.cat([self.distances(part) for part in parts])
 
-    def _score(self, z: Tensor) -> Tensor:
-        """Of normalised features."""
+    def distances(self, z: Tensor) -> Tensor:
+        """:meth:`predict_features`, with a gradient and in one piece."""
+        return self._distances(self._prepared(z, self.center))
+
+    def _distances(self, z: Tensor) -> Tensor:
         # the center is taken off first: what is left is small where the whitening is large
         whitened = (z - self.center) @ self.whitening
         means = (self.mu - self.center) @ self.whitening
         return torch.cdist(whitened, means).amin(dim=1).square()
+
+    def _chunks(
+        self, z: Tensor, y: Tensor, classes: Tensor, like: Tensor
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Features and the places of their labels among the classes, without outliers."""
+        step = max(1, CHUNK // z.shape[1])
+        for start in range(0, len(z), step):
+            labels = y[start : start + step]
+            known = labels >= 0
+            rows = self._prepared(z[start : start + step], like)[known.to(like.device)]
+            yield rows, torch.searchsorted(classes, labels[known]).to(like.device)
+
+    def _prepared(self, z: Tensor, like: Tensor) -> Tensor:
+        return F.normalize(z.to(like), dim=1) if self.normalize else z.to(like)
 
     @torch.no_grad()
     def predict(self, x: Tensor) -> Tensor:
@@ -194,23 +215,9 @@ class RMDPP(MahalanobisPP):
         background = within + means.T @ (shares[:, None] * means)
         self.background_whitening = _whitening(background, _ridge(within))
 
-    def _score(self, z: Tensor) -> Tensor:
+    def _distances(self, z: Tensor) -> Tensor:
         background = (z - self.center) @ self.background_whitening
-        return super()._score(z) - background.square().sum(dim=1)
-
-
-def _chunks(z: Tensor, y: Tensor, classes: Tensor, like: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Normalised features and the places of their labels among the classes, without outliers."""
-    step = max(1, CHUNK // z.shape[1])
-    for start in range(0, len(z), step):
-        labels = y[start : start + step]
-        known = labels >= 0
-        rows = _direction(z[start : start + step], like)[known.to(like.device)]
-        yield rows, torch.searchsorted(classes, labels[known]).to(like.device)
-
-
-def _direction(z: Tensor, like: Tensor) -> Tensor:
-    return F.normalize(z.detach().to(like), dim=1)
+        return super()._distances(z) - background.square().sum(dim=1)
 
 
 def _ridge(within: Tensor) -> float:

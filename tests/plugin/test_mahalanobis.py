@@ -28,9 +28,10 @@ def unit(z):
     return z / np.linalg.norm(z, axis=1, keepdims=True)
 
 
-def reference(z, y, test, covariance=EmpiricalCovariance):
+def reference(z, y, test, covariance=EmpiricalCovariance, normalize=True):
     """Squared distances to the nearest class and to everything, as the papers write them."""
-    z, test, y = unit(z), unit(test), y.numpy()
+    z, test = (unit(x) if normalize else x.double().numpy() for x in (z, test))
+    y = y.numpy()
     means = np.stack([z[y == k].mean(axis=0) for k in np.unique(y)])
     overall = z.mean(axis=0)
 
@@ -43,14 +44,14 @@ def reference(z, y, test, covariance=EmpiricalCovariance):
     return distances(z - means[index], means), distances(z - overall, overall[None])
 
 
-@given(seeds)
-def test_scores_are_the_papers(generator):
+@given(seeds, st.booleans())
+def test_scores_are_the_papers(generator, normalize):
     z, y = clusters(generator)
     test = torch.randn(20, 8, generator=generator)
-    nearest, everything = reference(z, y, test)
-    scores = MahalanobisPP(None).fit_features(z, y).predict_features(test)
+    nearest, everything = reference(z, y, test, normalize=normalize)
+    scores = MahalanobisPP(None, normalize).fit_features(z, y).predict_features(test)
     np.testing.assert_allclose(scores, nearest, rtol=1e-8)
-    scores = RMDPP(None).fit_features(z, y).predict_features(test)
+    scores = RMDPP(None, normalize).fit_features(z, y).predict_features(test)
     np.testing.assert_allclose(scores, nearest - everything, rtol=1e-8, atol=1e-8 * nearest.max())
 
 
@@ -161,6 +162,15 @@ def test_a_feature_that_is_always_zero_counts_where_it_is_not():
     odd[0, 3] = 0.1
     detector = MahalanobisPP(None).fit_features(z, y)
     assert detector.predict_features(odd) > detector.predict_features(z).max()
+
+
+@both
+def test_distances_have_a_gradient(detector_class):
+    z, y = clusters(torch.Generator().manual_seed(0))
+    detector = detector_class(None).fit_features(z, y)
+    test = torch.randn(5, 8, dtype=torch.float64, requires_grad=True)
+    torch.testing.assert_close(detector.distances(test), detector.predict_features(test))
+    assert torch.autograd.gradcheck(detector.distances, test)
 
 
 @both

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytorch_ood.detector as ood
 import torch
+from pytorch_ood.api import StructuredDetector
 from torch import Tensor
 
+from isomax import MahalanobisPP
 from isomax_adapters.pytorch_ood.parts import Parts
 
 
@@ -38,27 +40,55 @@ def nac(parts: Parts) -> ood.NACUE:
     return ood.NACUE(parts.model, parts.stage_modules, feature_reduce=mean_over_places)
 
 
-class StagesMahalanobis(ood.MultiMahalanobis):
-    """``MultiMahalanobis`` on the last stages: one forward pass gives them all."""
+class StagesMahalanobis(StructuredDetector):
+    """The sum of the Mahalanobis distances of the last stages, averaged over places.
+
+    One forward pass gives them all.
+    """
+
+    info = ood.MultiMahalanobis.info
+    requires_fit = True
 
     def __init__(self, parts: Parts) -> None:
-        super().__init__([parts.model], alpha=[1.0] * parts.stages_count)
+        super().__init__()
         self.stages = parts.stages
+        self.distances = [MahalanobisPP(None, normalize=False) for _ in range(parts.stages_count)]
 
     def fit(self, data_loader: Any) -> "StagesMahalanobis":
-        """One pass over images with labels of at least 0."""
-        batches = [(self._means(x), y) for x, y in data_loader]
+        """One pass over images; labels below 0 are left out."""
+        batches = [([z.cpu() for z in self._means(x)], y.cpu()) for x, y in data_loader]
         layers = [torch.cat(layer) for layer in zip(*(means for means, _ in batches), strict=True)]
-        self.fit_structured(layers, torch.cat([y for _, y in batches]))
+        return self.fit_structured(layers, torch.cat([y for _, y in batches]))
+
+    def fit_structured(self, zs: list[Tensor], y: Tensor) -> "StagesMahalanobis":
+        """
+        :param zs: for each stage, :math:`N \\times C_l`
+        :param y: labels, :math:`N`
+        """
+        for distance, z in zip(self.distances, zs, strict=True):
+            distance.fit_features(z, y)
+        return self
+
+    def predict_structured(self, zs: list[Tensor]) -> Tensor:
+        """
+        :param zs: for each stage, :math:`B \\times C_l`
+        :return: scores, :math:`B`
+        """
+        pairs = zip(self.distances, zs, strict=True)
+        return torch.stack([distance.predict_features(z) for distance, z in pairs]).sum(dim=0)
+
+    def to(self, device: str | torch.device) -> "StagesMahalanobis":
+        """Move what was fitted along."""
+        super().to(device)
+        for distance in self.distances:
+            distance.to(device)
         return self
 
     def predict(self, x: Tensor) -> Tensor:
-        """Outlier scores of images, :math:`B`."""
-        scores: Tensor = self.predict_structured(self._means(x))
-        return scores
+        """Scores of images, :math:`B`."""
+        return self.predict_structured(self._means(x))
 
     @torch.no_grad()
     def _means(self, x: Tensor) -> list[Tensor]:
-        device = self.device
-        x = x if device is None else x.to(device)
+        x = x if self.device is None else x.to(self.device)
         return [stage.mean(dim=(2, 3)) for stage in self.stages(x)]

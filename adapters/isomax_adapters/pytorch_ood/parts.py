@@ -5,6 +5,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from timm.data import resolve_model_data_config
 from timm.models import get_model_input_config
 from torch import Tensor, nn
 
@@ -22,12 +23,20 @@ class Parts:
     of most models. Feature maps and stages are those of timm models; other networks have none.
     """
 
-    def __init__(self, model: nn.Module, classifier: str | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        classifier: str | None = None,
+        std: Sequence[float] | None = None,
+    ) -> None:
         """
         :param model: a timm model with a linear classifier or one of our heads; or any network
             whose classifier is named
         :param classifier: name of the layer that gives the logits, such as ``fc`` or ``head.fc``:
             linear, a 1x1 convolution or one of our heads; a timm model's own is found
+        :param std: of the channels, by which images are divided before the model gets them; if not
+            given, that of a timm model's preprocessing (``timm.data.resolve_model_data_config``),
+            and 1 of any other network
         :raises ValueError: if the model has no classifier, or not of this name
         """
         if classifier is None and not hasattr(model, "get_classifier"):
@@ -38,6 +47,10 @@ class Parts:
             )
         names = classifier_names(model) if classifier is None else [classifier]
         self.model: Any = model
+        if std is None:
+            is_timm = hasattr(model, "pretrained_cfg")
+            std = resolve_model_data_config(model)["std"] if is_timm else (1.0,)
+        self.std = tuple(std)
         modules = dict(model.named_modules())
         if missing := [name for name in names if name not in modules]:
             raise ValueError(
@@ -112,6 +125,11 @@ class Parts:
         layer = nn.Linear(self.weight.shape[1], self.weight.shape[0], device=self.weight.device)
         layer.load_state_dict({"weight": self.weight, "bias": self.bias})
         return layer
+
+    @property
+    def channels(self) -> int:
+        """Of the images that the model takes."""
+        return int(get_model_input_config(self.model)["input_size"][0])
 
     @property
     def device(self) -> torch.device:

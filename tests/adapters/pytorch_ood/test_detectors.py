@@ -7,11 +7,11 @@ import pytest
 import pytorch_ood.detector as ood
 import timm
 import torch
-from pytorch_ood.api import Detector
+from pytorch_ood.api import Detector, FeatureMapsDetector, FeaturesDetector
 from torch.utils.data import DataLoader, TensorDataset
 
 import isomax_adapters.timm as isomax_timm
-from isomax_adapters.pytorch_ood import NAMES, Parts, detectors_for, why_not
+from isomax_adapters.pytorch_ood import NAMES, Parts, detectors_for, why_not, wiring_notes
 
 
 def make_images():
@@ -79,7 +79,9 @@ def test_what_cannot_work_is_left_out_with_the_reason():
     reasons = why_not(model_of("isomax_test_resnet"))
     linear = {"DICE", "fDBD", "NCI", "PNML", "ViM"}
     assert set(reasons) == linear | {"Entropy", "MCD", "MCM", "WeightedEBO"}
-    assert "tokens" in why_not(timm.create_model("test_vit", num_classes=4))["ASH"]
+    on_tokens = why_not(timm.create_model("test_vit", num_classes=4))
+    maps = {"ASH-maps", "RankFeat", "ReAct-maps", "SCALE-maps", "VRA-maps"}
+    assert {name for name, reason in on_tokens.items() if "tokens" in reason} == maps
     dropping = timm.create_model("test_resnet", num_classes=4, drop_rate=0.1)
     assert "MCD" not in why_not(dropping)
     drop_in = timm.create_model("isomax_test_resnet", num_classes=4, drop_rate=0.1)
@@ -120,13 +122,14 @@ def test_scores_are_pytorch_oods_own(images):
         return model.forward_head(model.forward_features(x), pre_logits=True)
 
     by_hand = {
-        "Mahalanobis": ood.Mahalanobis(encoder),
         "KNN": ood.KNN(encoder),
-        "RMD": ood.RMD(encoder),
         "MaxSoftmax": ood.MaxSoftmax(model),
         "KLMatching": ood.KLMatching(model),
         "SHE": ood.SHE(encoder, model.fc),
         "DICE": ood.DICE(encoder, model.fc.weight, model.fc.bias, p=0.9),
+        "ReAct-maps": ood.ReAct(model.forward_features, model.forward_head),
+        "VRA-maps": ood.VRA(model.forward_features, model.forward_head),
+        "ODIN": ood.ODIN(model, norm_std=[0.5, 0.5, 0.5]),
     }
     ours = detectors_for(model, by_hand)
     for name, theirs in by_hand.items():
@@ -142,3 +145,46 @@ def test_an_attached_head_replaces_the_old_one_everywhere(images):
             images[0][:3]
         )
         torch.testing.assert_close(scores, -model(images[0][:3]).amax(dim=1))
+
+
+def test_odin_steps_in_units_of_the_preprocessing_or_of_what_is_given(images):
+    model = model_of("softmax_test_resnet")
+    assert Parts(model).std == (0.5, 0.5, 0.5)
+    coarser = detectors_for(Parts(model, std=(0.01,) * 3), ["ODIN", "MahalanobisODIN"])
+    for name, detector in detectors_for(model, coarser).items():
+        loader = DataLoader(TensorDataset(*images), batch_size=40)
+        scores = detector.fit(loader)(images[0][:5])
+        assert not torch.allclose(coarser[name].fit(loader)(images[0][:5]), scores)
+
+
+def test_a_model_of_other_channels_than_its_preprocessing_says_what_odin_lacks():
+    model = timm.create_model("test_resnet", num_classes=4, in_chans=1)
+    reasons = why_not(model, ["ODIN", "MahalanobisODIN", "MaxLogit"])
+    assert set(reasons) == {"ODIN", "MahalanobisODIN"}
+    assert "3 for 1 channels; give Parts(model, std=...)" in reasons["ODIN"]
+    assert not why_not(Parts(model, std=[0.3]), ["ODIN", "MahalanobisODIN"])
+
+
+def test_what_shapes_pooled_features_needs_no_maps():
+    detectors = detectors_for(model_of("softmax_test_resnet"))
+    for name in ("ReAct", "ASH", "SCALE", "VRA"):
+        assert isinstance(detectors[name], FeaturesDetector)
+        assert isinstance(detectors[f"{name}-maps"], FeatureMapsDetector)
+
+
+def test_every_wiring_says_where_it_is_written():
+    notes = {note.detector: note for note in wiring_notes()}
+    assert tuple(notes) == NAMES
+    for name, note in notes.items():
+        assert note.how
+        assert note.source.startswith(("https://", "pytorch_ood.detector.")), name
+        if name.endswith(("-maps", "-all")):  # names that say how they are not the paper's
+            assert note.source.startswith("pytorch_ood.detector.")
+            assert note.differs
+    assert {name for name, note in notes.items() if note.held_out} == {
+        "KLMatching",
+        "TemperatureScaling",
+    }
+    assert [note.detector for note in wiring_notes(["ODIN", "ASH"])] == ["ODIN", "ASH"]
+    with pytest.raises(ValueError, match="unknown detector Oracle"):
+        wiring_notes(["Oracle"])
