@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from isomax.papers import MAHALANOBIS_PP
 
-CHUNK = 2**24  # values looked at at a time
+CHUNK = 2**22  # values looked at at a time
 RIDGE = 1e-6  # of the mean variance
 
 
