@@ -6,9 +6,11 @@ known from unknown off the entropy of the output.
 
 from isomax.calibration import RejectionThreshold, fit_temperature
 from isomax.detectors import EntropicScore, MaxMeanLogitEntropyScore, MinimumDistanceScore
+from isomax.fitting import fit_head
 from isomax.heads import DisMaxHead, IsoMaxHead, IsoMaxPlusHead
 from isomax.losses import FractionalProbabilityLoss, IsoMaxLoss
 from isomax.mahalanobis import RMDPP, MahalanobisPP
+from isomax.starting import class_means, start_at_means, start_head
 
 __all__ = [
     "RMDPP",
@@ -22,5 +24,9 @@ __all__ = [
     "MaxMeanLogitEntropyScore",
     "MinimumDistanceScore",
     "RejectionThreshold",
+    "class_means",
+    "fit_head",
     "fit_temperature",
+    "start_at_means",
+    "start_head",
 ]

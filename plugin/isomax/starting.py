@@ -1,0 +1,179 @@
+r"""Where a head on a pretrained backbone starts: at the class means of its features, or at zero."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from isomax.heads import IsoMaxHead, IsoMaxPlusHead, _DistanceHead
+
+Head = _DistanceHead | nn.Linear
+
+CHUNK = 2**22  # values looked at at a time
+SMALLEST_MEAN = 1e-6  # of directions: what is below has come from rounding
+
+
+def start_head(head: Head, features: Tensor, labels: Tensor) -> None:
+    r"""Set a head to where its training on a pretrained backbone is best begun: those that compare
+    directions at the class means (:func:`start_at_means`), :class:`~isomax.IsoMaxHead` and
+    ``nn.Linear`` at zero (:func:`start_at_zero`).
+
+    Parameters and errors as in :func:`start_at_means`.
+    """
+    if isinstance(head, (IsoMaxHead, nn.Linear)):
+        start_at_zero(head)
+    else:
+        start_at_means(head, features, labels)
+
+
+def class_means(
+    features: Tensor, labels: Tensor, num_classes: int, normalize: bool = True
+) -> Tensor:
+    r"""Mean feature of each class.
+
+    .. math:: m_k = \frac{1}{N_k} \sum_{i : y_i = k} \hat f_i, \quad
+        \hat f = \frac{f}{\lVert f \rVert_2}
+
+    Summed in float64 on the CPU, a chunk at a time, so that the features may be a memory-mapped
+    tensor of any length. An all-zero feature vector has the direction zero.
+
+    :param features: :math:`N \times D`, read once, in order
+    :param labels: :math:`N`; samples with labels below 0 are left out
+    :param num_classes: :math:`C`
+    :param normalize: without it, :math:`\hat f = f`
+    :return: :math:`C \times D`, float64, on the CPU
+    :raises ValueError: if shapes do not fit, a label is not below C, a class has no sample, or
+        features are not finite
+
+    >>> class_means(torch.tensor([[3.0, 0.0], [0.0, 2.0], [0.0, 5.0]]), torch.tensor([0, 1, 1]), 2)
+    tensor([[1., 0.],
+            [0., 1.]], dtype=torch.float64)
+    """
+    labels = checked_labels(features, labels, num_classes)
+    counts = torch.bincount(labels[labels >= 0], minlength=num_classes)
+    if (missing := (counts == 0).nonzero().flatten()).numel():
+        raise ValueError(
+            f"no sample of class {_listed(missing)} among {int(counts.sum())}; a mean takes at "
+            f"least one of each of the {num_classes} classes"
+        )
+    sums = torch.zeros(num_classes, features.shape[1], dtype=torch.float64)
+    for rows, classes in chunks(features, labels):
+        sums.index_add_(0, classes, F.normalize(rows, dim=1) if normalize else rows)
+    if (bad := (~sums.isfinite()).any(dim=1).nonzero().flatten()).numel():
+        raise ValueError(
+            f"features of class {_listed(bad)} are NaN or infinite; look at the model that gave "
+            "them"
+        )
+    return sums / counts[:, None]
+
+
+@torch.no_grad()
+def start_at_means(head: Head, features: Tensor, labels: Tensor) -> None:
+    r"""Set a head to the class means of a backbone's features: a classifier without training.
+
+    - :class:`~isomax.IsoMaxPlusHead`, :class:`~isomax.DisMaxHead`: prototypes at the means of the
+      normalised features, distance scale 1
+    - :class:`~isomax.IsoMaxHead`: prototypes at the means of the features as they are, since its
+      distances are between these
+    - ``nn.Linear``: weights at the directions of the means of the normalised features, bias 0
+      (weight imprinting). The class is then that of the largest cosine, as in IsoMax+.
+
+    :param head: one of these, changed in place
+    :param features: :math:`N \times D`, may be memory-mapped
+    :param labels: :math:`N`; samples with labels below 0 are left out
+    :raises ValueError: as :func:`class_means`; or if the normalised features of a class have the
+        mean zero, which has no direction
+    :raises TypeError: if the head is none of these
+
+    Source: of weight imprinting, Qi, Brown and Lowe, "Low-Shot Learning with Imprinted Weights",
+    CVPR 2018, https://arxiv.org/abs/1712.07136; the same for distance heads is of this project.
+    """
+    classes = num_classes_of(head)
+    if isinstance(head, IsoMaxHead):
+        head.prototypes.copy_(class_means(features, labels, classes, normalize=False))
+        return
+    means = _means_with_direction(features, labels, classes)
+    if isinstance(head, IsoMaxPlusHead):
+        head.prototypes.copy_(means)
+        head.distance_scale.fill_(1)
+    elif isinstance(head, nn.Linear):
+        head.weight.copy_(F.normalize(means, dim=1))
+        if head.bias is not None:
+            head.bias.zero_()
+
+
+@torch.no_grad()
+def start_at_zero(head: Head) -> None:
+    r"""Set the weights of ``nn.Linear`` or the prototypes of :class:`~isomax.IsoMaxHead` to zero.
+
+    All posteriors are then :math:`1 / C`, the first loss is :math:`\log C`, and the first gradients
+    spare the backbone.
+
+    :param head: changed in place
+    :raises TypeError: if the head is another one; those that compare directions have no such start
+    """
+    num_classes_of(head)
+    if isinstance(head, IsoMaxPlusHead):
+        raise TypeError(
+            f"{type(head).__name__} cannot start at zero, only IsoMaxHead and nn.Linear; use "
+            "start_at_means"
+        )
+    for parameter in head.parameters():
+        parameter.zero_()
+
+
+def chunks(features: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Features in float64 and their labels, on the CPU, without outliers, some rows at a time."""
+    step = max(1, CHUNK // features.shape[1])
+    for start in range(0, len(labels), step):
+        known = labels[start : start + step] >= 0
+        rows = features[start : start + step].detach().cpu()[known].double()
+        yield rows, labels[start : start + step][known]
+
+
+def checked_labels(features: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """The labels of features, on the CPU.
+
+    :raises ValueError: if shapes do not fit, or a label is not below the number of classes
+    """
+    if features.dim() != 2 or labels.shape != features.shape[:1]:
+        raise ValueError(
+            f"features have shape {tuple(features.shape)}, labels {tuple(labels.shape)}; expected "
+            "[N, D] and [N]"
+        )
+    labels = labels.cpu()
+    if len(labels) and int(labels.max()) >= num_classes:
+        raise ValueError(
+            f"label {int(labels.max())} with {num_classes} classes; labels go from 0 to "
+            f"{num_classes - 1}, outliers are < 0"
+        )
+    return labels
+
+
+def _means_with_direction(features: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    means = class_means(features, labels, num_classes)
+    lost = (means.norm(dim=1) < SMALLEST_MEAN).nonzero().flatten()
+    if lost.numel():
+        raise ValueError(
+            f"the features of class {_listed(lost)} are all zero or cancel out, so that their mean "
+            "has no direction; look at the model that gave them, or start at the paper's own"
+        )
+    return means
+
+
+def _listed(classes: Tensor) -> str:
+    return ", ".join(map(str, classes[:10].tolist())) + (", ..." if len(classes) > 10 else "")
+
+
+def num_classes_of(head: Head) -> int:
+    """Number of classes of a head.
+
+    :raises TypeError: if it is none of those that can be started and trained here
+    """
+    if not isinstance(head, (_DistanceHead, nn.Linear)):
+        raise TypeError(
+            f"{type(head).__name__} is no head; expected IsoMaxHead, IsoMaxPlusHead, DisMaxHead or "
+            "nn.Linear"
+        )
+    return head.out_features
