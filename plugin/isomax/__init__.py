@@ -10,6 +10,7 @@ from isomax.fitting import fit_head
 from isomax.heads import DisMaxHead, IsoMaxHead, IsoMaxPlusHead
 from isomax.losses import FractionalProbabilityLoss, IsoMaxLoss
 from isomax.mahalanobis import RMDPP, MahalanobisPP
+from isomax.posthoc import PostHocDisMax, PostHocIsoMax, PostHocIsoMaxPlus
 from isomax.starting import class_means, start_at_means, start_head
 
 __all__ = [
@@ -23,6 +24,9 @@ __all__ = [
     "MahalanobisPP",
     "MaxMeanLogitEntropyScore",
     "MinimumDistanceScore",
+    "PostHocDisMax",
+    "PostHocIsoMax",
+    "PostHocIsoMaxPlus",
     "RejectionThreshold",
     "class_means",
     "fit_head",

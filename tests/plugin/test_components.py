@@ -24,11 +24,15 @@ from isomax import (
     MahalanobisPP,
     MaxMeanLogitEntropyScore,
     MinimumDistanceScore,
+    PostHocDisMax,
+    PostHocIsoMax,
+    PostHocIsoMaxPlus,
 )
 
 DETECTORS = [EntropicScore, MinimumDistanceScore, MaxMeanLogitEntropyScore]
 LOSSES = [IsoMaxLoss, FractionalProbabilityLoss]
-COMPONENTS = [*DETECTORS, MahalanobisPP, RMDPP, *LOSSES]
+POST_HOC = [PostHocIsoMax, PostHocIsoMaxPlus, PostHocDisMax]
+COMPONENTS = [*DETECTORS, *POST_HOC, MahalanobisPP, RMDPP, *LOSSES]
 every_detector = pytest.mark.parametrize("detector_class", DETECTORS)
 
 

@@ -13,6 +13,9 @@ _PLACES = {
         isomax.MaxMeanLogitEntropyScore,
         isomax.MahalanobisPP,
         isomax.RMDPP,
+        isomax.PostHocIsoMax,
+        isomax.PostHocIsoMaxPlus,
+        isomax.PostHocDisMax,
     ),
 }
 _HOMES = {component: component.__module__ for places in _PLACES.values() for component in places}

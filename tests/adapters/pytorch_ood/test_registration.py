@@ -16,6 +16,9 @@ DETECTORS = {
     "MahalanobisPP",
     "MaxMeanLogitEntropyScore",
     "MinimumDistanceScore",
+    "PostHocDisMax",
+    "PostHocIsoMax",
+    "PostHocIsoMaxPlus",
     "RMDPP",
 }
 

@@ -1,0 +1,199 @@
+r"""Heads fitted on the features of a model that stays as it is, as detectors of pytorch-ood's API.
+
+The model keeps its logits and its class decision; the head scores. What differs from the known
+classes in content is told best by a trained head; what differs in style, by detectors that know how
+features are spread around their class, such as :class:`isomax.MahalanobisPP`.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import ClassVar
+
+import torch
+from pytorch_ood.api import (
+    DetectorInfo,
+    FeaturesDetector,
+    ModelNotSetException,
+    RequiresFittingException,
+    Task,
+)
+from torch import Tensor
+
+from isomax.fitting import fit_head
+from isomax.functional import SCORES
+from isomax.heads import DisMaxHead, IsoMaxHead, IsoMaxPlusHead, _DistanceHead
+from isomax.papers import DISMAX, ISOMAX, ISOMAX_PLUS
+from isomax.starting import start_at_means, start_head
+
+
+class _PostHoc(FeaturesDetector):
+    requires_fit = True
+
+    hyperparameter_space: ClassVar = {"epochs": [0, 20]}
+
+    head_class: type[_DistanceHead]
+
+    head: _DistanceHead  #: there once fitted, with a prototype per class
+
+    def __init__(
+        self,
+        encoder: Callable[[Tensor], Tensor] | None,
+        epochs: int = 0,
+        lr: float | None = None,
+        seed: int = 0,
+    ) -> None:
+        r"""
+        :param encoder: gives pooled features, :math:`B \times D`; may be ``None`` when using
+            ``fit_features(...)`` and ``predict_features(...)``
+        :param epochs: passes of training over the features; with none, the prototypes are the class
+            means, and nothing is drawn or derived
+        :param lr: learning rate of these; that of :func:`isomax.fitting.fit_head` if not given
+        :param seed: of the order of the samples
+        """
+        super().__init__()
+        self.encoder = encoder
+        self.epochs = epochs
+        self.lr = lr
+        self.seed = seed
+
+    def fit(self, data_loader: Iterable[tuple[Tensor, Tensor]]) -> "_PostHoc":
+        """Fit on the features that the encoder gives for images; labels below 0 are left out.
+
+        :raises ModelNotSetException: if there is no encoder
+        :raises ValueError: as :meth:`fit_features`
+        """
+        if self.encoder is None:
+            raise ModelNotSetException
+        features, labels = [], []
+        with torch.no_grad():
+            for x, y in data_loader:
+                features.append(self.encoder(x if self.device is None else x.to(self.device)).cpu())
+                labels.append(y.cpu())
+        return self.fit_features(torch.cat(features), torch.cat(labels))
+
+    def fit_features(self, z: Tensor, y: Tensor) -> "_PostHoc":
+        r"""
+        :param z: pooled features, :math:`N \times D`; one that is memory-mapped is never read whole
+        :param y: labels, :math:`N`; those below 0 are left out, and some may not occur
+        :return: the fitted detector
+        :raises ValueError: if no label is at least 0, or the features cannot be used
+        """
+        y = y.cpu()
+        classes = y[y >= 0].unique()
+        if not len(classes):
+            raise ValueError("no label is at least 0; fit on in-distribution samples")
+        places = torch.searchsorted(classes, y).where(y >= 0, -1)
+        # the paper's own start, which draws random numbers, is not wanted
+        head = self.head_class(z.shape[1], len(classes), device="meta")
+        head = head.to_empty(device=self.device or z.device)
+        if self.epochs:
+            start_head(head, z, places)
+            fit_head(head, z, places, self.epochs, self.lr, seed=self.seed)
+        else:
+            start_at_means(head, z, places)
+        self.head = head.eval()
+        return self
+
+    @torch.no_grad()
+    def predict_features(self, z: Tensor) -> Tensor:
+        r"""
+        :param z: pooled features, :math:`B \times D`
+        :return: scores, :math:`B`
+        :raises RequiresFittingException: if the detector is not fitted
+        """
+        if not hasattr(self, "head"):
+            raise RequiresFittingException
+        return SCORES[self.head.score](self.head(z.to(self.head.prototypes)))
+
+    @torch.no_grad()
+    def predict(self, x: Tensor) -> Tensor:
+        """
+        :param x: images, given to the encoder
+        :return: scores, :math:`B`
+        :raises ModelNotSetException: if there is no encoder
+        :raises RequiresFittingException: if the detector is not fitted
+        """
+        if self.encoder is None:
+            raise ModelNotSetException
+        return self.predict_features(self.encoder(x if self.device is None else x.to(self.device)))
+
+
+class PostHocIsoMax(_PostHoc):
+    r"""Entropy of a head of IsoMax on a model's features.
+
+    .. math:: \mathrm{ES} = -\sum_k \pi_k \log \pi_k, \quad
+        \pi = \mathrm{softmax}(-\lVert z - p_1 \rVert_2, \dots, -\lVert z - p_C \rVert_2)
+
+    with the prototypes :math:`p_k` at the class means; or, if there are epochs, at zero before
+    these, which trains to the better head.
+
+    .. code-block:: python
+
+        import torch
+        from isomax import PostHocIsoMax
+
+        features, labels = torch.randn(200, 16), torch.arange(200) % 4
+        detector = PostHocIsoMax(None, epochs=20).fit_features(features, labels)
+        scores = detector.predict_features(torch.randn(8, 16))
+
+    Source: "Entropic Out-of-Distribution Detection", https://arxiv.org/abs/2006.04005, whose head
+    is trained together with the network.
+    """
+
+    info = DetectorInfo(paper=ISOMAX, tasks={Task.CLASSIFICATION}, ai_coded=True)
+
+    head_class = IsoMaxHead
+
+
+class PostHocIsoMaxPlus(_PostHoc):
+    r"""Distance from the direction of a model's features to that of the nearest class mean.
+
+    .. math:: \mathrm{MDS} = |s| \, \min_k \Bigl\lVert \frac{z}{\lVert z \rVert} -
+        \frac{p_k}{\lVert p_k \rVert} \Bigr\rVert_2
+
+    with the prototypes :math:`p_k` of IsoMax+ at the class means of :math:`z / \lVert z \rVert` and
+    the scale :math:`s = 1`; with epochs, both are trained from there.
+
+    .. code-block:: python
+
+        import torch
+        from isomax import PostHocIsoMaxPlus
+
+        features, labels = torch.randn(200, 16), torch.arange(200) % 4
+        detector = PostHocIsoMaxPlus(None).fit_features(features, labels)
+        scores = detector.predict_features(torch.randn(8, 16))
+
+    Source: "Enhanced Isotropy Maximization Loss", https://arxiv.org/abs/2105.14399, whose head is
+    trained together with the network; the class means are weight imprinting,
+    https://arxiv.org/abs/1712.07136.
+    """
+
+    info = DetectorInfo(paper=ISOMAX_PLUS, tasks={Task.CLASSIFICATION}, ai_coded=True)
+
+    head_class = IsoMaxPlusHead
+
+
+class PostHocDisMax(_PostHoc):
+    r"""Maximum and mean logit and the entropy of a head of DisMax on a model's features.
+
+    .. math:: \mathrm{MMLES} = -\Bigl(\max_k f_k(z) + \frac{1}{C} \sum_k f_k(z)\Bigr) + \mathrm{ES}
+
+    with :math:`f_k` the logits of :class:`~isomax.DisMaxHead`, its prototypes at the class means of
+    :math:`z / \lVert z \rVert` and its scale 1; with epochs, both are trained from there.
+
+    .. code-block:: python
+
+        import torch
+        from isomax import PostHocDisMax
+
+        features, labels = torch.randn(200, 16), torch.arange(200) % 4
+        detector = PostHocDisMax(None).fit_features(features, labels)
+        scores = detector.predict_features(torch.randn(8, 16))
+
+    Source: "Distinction Maximization Loss", https://arxiv.org/abs/2205.05874, whose head is trained
+    together with the network; the class means are weight imprinting,
+    https://arxiv.org/abs/1712.07136.
+    """
+
+    info = DetectorInfo(paper=DISMAX, tasks={Task.CLASSIFICATION}, ai_coded=True)
+
+    head_class = DisMaxHead
