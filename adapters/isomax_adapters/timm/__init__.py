@@ -21,6 +21,7 @@ from isomax_adapters.timm.folder import (
 from isomax_adapters.timm.importing import folder_from_checkpoint, model_from_checkpoint
 from isomax_adapters.timm.pooling import pool_distances
 from isomax_adapters.timm.registry import create_model, register_models
+from isomax_adapters.timm.starting import start_heads
 
 register_models()
 pool_distances()
@@ -42,4 +43,5 @@ __all__ = [
     "register_models",
     "save_calibration",
     "save_model",
+    "start_heads",
 ]
