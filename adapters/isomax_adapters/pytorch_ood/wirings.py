@@ -394,4 +394,22 @@ WIRINGS: dict[str, Wiring] = {
         isomax.MaxMeanLogitEntropyScore.info.paper.url,
         _needs_a_distance_head,
     ),
+    "PostHocIsoMax": Wiring(
+        lambda p: isomax.PostHocIsoMax(p.encode),
+        "pooled features; prototypes trained on them from zero",
+        isomax.PostHocIsoMax.info.paper.url,
+        differs="the head is put on the features of a model that stays as it is",
+    ),
+    "PostHocIsoMaxPlus": Wiring(
+        lambda p: isomax.PostHocIsoMaxPlus(p.encode),
+        "normalised pooled features; prototypes at the class means",
+        isomax.PostHocIsoMaxPlus.info.paper.url,
+        differs="the head is put on the features of a model that stays as it is",
+    ),
+    "PostHocDisMax": Wiring(
+        lambda p: isomax.PostHocDisMax(p.encode),
+        "normalised pooled features; prototypes at the class means",
+        isomax.PostHocDisMax.info.paper.url,
+        differs="the head is put on the features of a model that stays as it is",
+    ),
 }

@@ -10,6 +10,7 @@ import torch
 from pytorch_ood.api import Detector, FeatureMapsDetector, FeaturesDetector
 from torch.utils.data import DataLoader, TensorDataset
 
+import isomax
 import isomax_adapters.timm as isomax_timm
 from isomax_adapters.pytorch_ood import NAMES, Parts, detectors_for, why_not, wiring_notes
 
@@ -135,6 +136,26 @@ def test_scores_are_pytorch_oods_own(images):
     for name, theirs in by_hand.items():
         expected = theirs.fit(loader)(images[0])
         torch.testing.assert_close(ours[name].fit(loader)(images[0]), expected)
+
+
+@pytest.mark.parametrize("name", ["softmax_test_resnet", "isomax_test_resnet", "dla46_c"])
+def test_heads_on_a_models_features_leave_its_logits_as_they_are(name, images):
+    model = model_of(name)
+    parts = Parts(model)
+    weights = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    by_hand = {
+        "PostHocIsoMax": isomax.PostHocIsoMax(None),
+        "PostHocIsoMaxPlus": isomax.PostHocIsoMaxPlus(None),
+        "PostHocDisMax": isomax.PostHocDisMax(None),
+    }
+    loader = DataLoader(TensorDataset(*images), batch_size=40)
+    with torch.no_grad():
+        features = torch.cat([parts.encode(x) for x, _ in loader])
+    for key, detector in detectors_for(model, by_hand).items():
+        scores = detector.fit(loader).predict(images[0][:6])
+        expected = by_hand[key].fit_features(features, images[1])
+        torch.testing.assert_close(scores, expected.predict_features(features[:6]))
+    assert all(torch.equal(tensor, weights[key]) for key, tensor in model.state_dict().items())
 
 
 def test_an_attached_head_replaces_the_old_one_everywhere(images):
