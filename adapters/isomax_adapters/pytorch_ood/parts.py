@@ -49,7 +49,7 @@ class Parts:
         self.model: Any = model
         if std is None:
             is_timm = hasattr(model, "pretrained_cfg")
-            std = resolve_model_data_config(model)["std"] if is_timm else (1.0,)
+            std = resolve_model_data_config(model)["std"] if is_timm else [1.0] * self.channels
         self.std = tuple(std)
         modules = dict(model.named_modules())
         if missing := [name for name in names if name not in modules]:

@@ -7,6 +7,7 @@ import timm
 from torch import nn
 
 from isomax_adapters.timm.folder import CONFIG, load_model
+from isomax_adapters.timm.importing import model_from_checkpoint
 from isomax_adapters.timm.registry import create_model
 
 
@@ -19,14 +20,18 @@ def open_model(source: str, image_size: int | None = None) -> nn.Module:
 
     :param source: a model folder; an output folder of ``isomax train``; a timm name, with or
         without a tag (``resnet50.a1_in1k``), for its pretrained weights; ``local-dir:FOLDER`` or
-        ``hf-hub:REPOSITORY``
+        ``hf-hub:REPOSITORY``; or a timm name with a checkpoint (``resnet50@weights.safetensors``)
     :param image_size: for architectures that are built for one size, such as vision transformers
     :raises SourceError: if there is no such model, or its weights cannot be had
     :raises ModelFolderError: if a folder is no model folder, or damaged
+    :raises CheckpointError: if a checkpoint cannot be read, or is of another architecture
     """
     folder = model_folder_of(source)
     if folder is not None:
         return load_model(folder)
+    architecture, at, file = source.partition("@")
+    if at:
+        return model_from_checkpoint(Path(file).expanduser(), architecture)
     kwargs: dict[str, Any] = {}
     cfg = timm.models.get_pretrained_cfg(source) if timm.is_model(source) else None
     if image_size and cfg is not None and cfg.fixed_input_size:

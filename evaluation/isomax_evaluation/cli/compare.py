@@ -102,7 +102,9 @@ def compare(
             from isomax_adapters.pytorch_ood import NAMES
             from isomax_evaluation.comparison import compare as comparison
             from isomax_evaluation.comparison.rows import terminal_table
+            from isomax_evaluation.training import jobs
 
+        architecture = model or ("test_resnet" if digits else "resnet18")
         names: tuple[str, ...] = comparison.DETECTORS
         if detectors == "all":
             names = NAMES
@@ -113,8 +115,11 @@ def compare(
             ood=ood or (["digits-held-out", "uniform-noise"] if digits else []),
             losses=None if losses is None else split(losses),
             detectors=names,
-            model=model or ("test_resnet" if digits else "resnet18"),
-            recipe=recipe_of(recipe or ("digits" if digits else "finetune"), recipe_options),
+            model=architecture,
+            recipe=recipe_of(
+                recipe or ("digits" if digits else jobs.recipe_for(architecture, pretrained)),
+                recipe_options,
+            ),
             seeds=seeds,
             output=output,
             pretrained=pretrained,

@@ -47,8 +47,10 @@ def with_recipe_options(command: Callable[..., None]) -> Callable[..., None]:
     added = []
     for part in fields(Recipe):
         kind = part.type if part.type in (int, float, str, bool) else str
-        if part.type == float | None:
-            kind = float
+        if part.type in (float | None, int | None):
+            kind = float if part.type == float | None else int
+        if part.name == "freeze_backbone":
+            kind = str  # or "all"
         option = typer.Option(help=part.metadata["help"], rich_help_panel="Instead of the recipe's")
         added.append(
             inspect.Parameter(
@@ -66,6 +68,15 @@ def recipe_of(name: str, options: dict[str, Any]) -> Recipe:
     if name not in RECIPES:
         raise InputError(f"unknown recipe {name!r}; choose from {', '.join(RECIPES)}")
     given = {key: value for key, value in options.items() if value is not None}
+    frozen = given.get("freeze_backbone")
+    if frozen == "all":
+        given |= {"epochs": 0, "freeze_backbone": 0}
+    elif frozen is not None:
+        if not frozen.isdecimal():
+            raise InputError(
+                f"--freeze-backbone is {frozen!r}; expected a number of epochs, or all"
+            )
+        given["freeze_backbone"] = int(frozen)
     try:
         for key in ("decay_milestones", "scale", "mean", "std"):
             if key in given:

@@ -42,9 +42,17 @@ def train(
     loss: Annotated[
         str, typer.Option(help="softmax, isomax, isomax+, dismax, dismax+fpr.")
     ] = "isomax",
-    recipe: RecipeName = "finetune",
+    recipe: RecipeName = None,
     seed: Annotated[int, typer.Option(help="Seed of all randomness.")] = 0,
     pretrained: Pretrained = False,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            "--weights",
+            "--initial-checkpoint",
+            help="Start from a checkpoint file, .safetensors or .pth, whatever classes it is for.",
+        ),
+    ] = None,
     small_images: SmallImages = False,
     image_size: ImageSize = None,
     data_root: Root = None,
@@ -71,6 +79,7 @@ def train(
     """
     with one_line_errors(), tracking(track, output, offline_ok, register) as started:
         with status("loading PyTorch"):
+            from isomax_evaluation.training import jobs
             from isomax_evaluation.training import train as training
 
         folder = training.train(
@@ -78,9 +87,12 @@ def train(
             output,
             model=model,
             loss=loss,
-            recipe=recipe_of(recipe or "finetune", recipe_options),
+            recipe=recipe_of(
+                recipe or jobs.recipe_for(model, pretrained or weights is not None), recipe_options
+            ),
             seed=seed,
             pretrained=pretrained,
+            weights=weights,
             small_images=small_images,
             image_size=image_size,
             alpha=alpha,

@@ -1,9 +1,9 @@
 """Detectors fitted on outputs that do not fit into memory.
 
-pytorch-ood's detectors copy the features that they are fitted on, some of them several times. Where
-these lie on disk and are large, what a detector keeps of them is computed here, a chunk at a time;
-the numbers are the detector's own but for rounding. A detector that keeps the features themselves
-gets a random sample of them.
+Most of pytorch-ood's detectors copy the features that they are fitted on. Where these lie on disk
+and are large, what a detector keeps of them is computed here, a chunk at a time; the numbers are
+the detector's own but for rounding. A detector that keeps the features themselves gets a random
+sample of them.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,9 +12,7 @@ from typing import Any
 import pytorch_ood.detector as ood
 import torch
 from pytorch_ood.api import Detector
-from pytorch_ood.detector.mahalanobis import Mahalanobis
 from torch import Tensor
-from torch.nn import functional as F
 
 from isomax_evaluation.extraction.store import Outputs
 
@@ -22,9 +20,6 @@ LARGE = 2 * 2**30  # bytes of features or logits, from which on they are looked 
 CHUNK = 16_384  # images at a time
 SAMPLE = 50_000  # images that a detector keeps which keeps images
 MOST = 6 * 2**30  # bytes that a detector may hold for good
-
-#: detectors whose own fit looks at one class, or one chunk, at a time
-FRUGAL = (ood.Mahalanobis, ood.MahalanobisODIN, ood.OpenMax)
 
 
 def is_large(outputs: Outputs) -> bool:
@@ -48,9 +43,9 @@ def refuse_what_cannot_fit(detector: Detector, outputs: Outputs) -> None:
 
 def sample_size(detector: Detector, outputs: Outputs) -> int | None:
     """On how many of the images a detector is fitted; ``None`` if on all of them."""
-    if not is_large(outputs) or _streamed(detector) or isinstance(detector, FRUGAL):
+    if not is_large(outputs) or _streamed(detector) or _is_ours(detector):
         return None
-    return min(SAMPLE, len(outputs.labels)) if not _is_ours(detector) else None
+    return min(SAMPLE, len(outputs.labels))
 
 
 def fit_large(detector: Any, outputs: Outputs, fit: Callable[[Any, Outputs], None]) -> None:
@@ -74,9 +69,6 @@ def _streamed(detector: Detector) -> Callable[[Any, Outputs], None] | None:
     if isinstance(detector, (ood.DICE, ood.fDBD, ood.NCI)):
         return _mean_of_features
     by_kind: dict[type, Callable[[Any, Outputs], None]] = {
-        ood.RMD: _relative_mahalanobis,
-        ood.PNML: _pnml,
-        ood.ViM: _vim,
         ood.SHE: _she,
         ood.KLMatching: _kl_matching,
     }
@@ -84,6 +76,7 @@ def _streamed(detector: Detector) -> Callable[[Any, Outputs], None] | None:
 
 
 def _is_ours(detector: Detector) -> bool:
+    # these look at one class, or one chunk, at a time
     return type(detector).__module__.startswith("isomax")
 
 
@@ -103,48 +96,6 @@ def _mean_of_features(detector: Any, outputs: Outputs) -> None:
     # all that these keep of the features is their mean
     mean = _mean(outputs.features).float()[None]
     detector.fit_features(mean, torch.zeros(1, dtype=torch.long))
-
-
-def _relative_mahalanobis(detector: Any, outputs: Outputs) -> None:
-    Mahalanobis.fit_features(detector, outputs.features, outputs.labels)  # a class at a time
-    mean = _mean(outputs.features)
-    detector.background_mu = mean.float()
-    scatter = _scatter(outputs.features, mean)
-    detector.background_cov = (scatter + 1e-6 * torch.eye(len(scatter))).float()
-    detector.background_precision = torch.linalg.inv(detector.background_cov)
-
-
-def _scatter(features: Tensor, center: Tensor) -> Tensor:
-    total = torch.zeros(features.shape[1], features.shape[1], dtype=torch.float64)
-    for (chunk,) in _chunks(features):
-        centered = chunk - center.to(chunk.dtype)
-        total += centered.T @ centered
-    return total
-
-
-def _pnml(detector: Any, outputs: Outputs) -> None:
-    gram = torch.zeros(outputs.features.shape[1], outputs.features.shape[1], dtype=torch.float64)
-    for (chunk,) in _chunks(outputs.features):
-        normalised = F.normalize(chunk.float(), dim=1)
-        gram += normalised.T @ normalised
-    detector._feature_projector = torch.linalg.pinv(gram.float())
-    detector._log_num_classes = None
-
-
-def _vim(detector: Any, outputs: Outputs) -> None:
-    features = outputs.features
-    if features.shape[1] < detector.d:
-        detector.d = features.shape[1] // 2
-    covariance = _scatter(features, detector.u.cpu()) / len(features)
-    vectors = torch.linalg.eigh(covariance)[1].float()
-    detector.principal_subspace = vectors[:, : features.shape[1] - detector.d].contiguous()
-    largest = residual = 0.0
-    with torch.no_grad():
-        for (chunk,) in _chunks(features):
-            largest += float(detector._get_logits(chunk).max(dim=1).values.double().sum())
-            projected = (chunk - detector.u) @ detector.principal_subspace
-            residual += float(projected.norm(dim=1).double().sum())
-    detector.alpha = largest / residual
 
 
 def _she(detector: Any, outputs: Outputs) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,22 @@ import torch
 import torch.distributed.nn.functional
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
-from timm.optim import create_optimizer_v2
+from timm.optim import (
+    create_optimizer_v2,
+    param_groups_layer_decay,
+    param_groups_weight_decay,
+)
 from timm.scheduler import create_scheduler_v2
 from torch import nn
 
 from isomax.calibration import RejectionThreshold
 from isomax_adapters.timm import attach, create_model
+from isomax_adapters.timm.attaching import classifier_names
+from isomax_adapters.timm.checkpoints import load_weights, read_checkpoint
 from isomax_evaluation.data.preprocessing import preprocessing_of
 from isomax_evaluation.output.errors import InputError
 from isomax_evaluation.training.losses import LOSSES
-from isomax_evaluation.training.recipes import Recipe
+from isomax_evaluation.training.recipes import Recipe, learning_rate
 
 
 @dataclass(frozen=True)
@@ -39,6 +46,12 @@ class Job:
     image_size: int | None = None
     alpha: float = 0.05
     workers: int = 2
+    weights: str | None = None  #: a checkpoint file to start from
+
+    @property
+    def starts_trained(self) -> bool:
+        """Whether the backbone has been trained before."""
+        return self.pretrained or self.weights is not None or ":" in self.model
 
 
 def check_job(job: Job) -> None:
@@ -65,11 +78,23 @@ def check_job(job: Job) -> None:
         raise InputError("timm's augmentation works on files; with in_memory use pad-crop or none")
     if job.recipe.mixed_precision not in ("no", "bf16", "fp16"):
         raise InputError(f"unknown mixed_precision {job.recipe.mixed_precision!r}; no, bf16, fp16")
-    if job.recipe.epochs < 1 or job.recipe.batch_size < 2:
+    least = 0 if job.starts_trained else 1
+    if job.recipe.epochs < least or job.recipe.batch_size < 2:
         raise InputError(
             f"epochs is {job.recipe.epochs} and batch size {job.recipe.batch_size}; expected at "
-            "least 1 and 2"
+            f"least {least} and 2 (0 epochs, the head alone, take --pretrained or --weights)"
         )
+    if job.recipe.keep not in ("best", "last"):
+        raise InputError(f"unknown keep {job.recipe.keep!r}; best or last")
+    if job.recipe.head_start not in ("auto", "means", "paper"):
+        raise InputError(f"unknown head_start {job.recipe.head_start!r}; auto, means or paper")
+    if min(job.recipe.head_first or 0, job.recipe.augment_copies) < 0 or job.recipe.head_lr <= 0:
+        raise InputError(
+            f"head_first is {job.recipe.head_first}, augment_copies {job.recipe.augment_copies}, "
+            f"head_lr {job.recipe.head_lr}; expected at least 0, at least 0, and more than 0"
+        )
+    if job.pretrained and job.weights:
+        raise InputError("--pretrained and --weights are two places to start from; give one")
     mixes = job.recipe.mixup or job.recipe.cutmix or job.recipe.smoothing
     if LOSSES[job.loss].mosaic and mixes:
         raise InputError(f"{job.loss} makes mosaics of its own; switch mixup and smoothing off")
@@ -82,6 +107,22 @@ def check_job(job: Job) -> None:
         raise InputError(str(error)) from error
 
 
+def recipe_for(architecture: str, starts_trained: bool) -> str:
+    """The name of the recipe that suits an architecture, pretrained or not.
+
+    :raises InputError: if there is no such architecture
+    """
+    if not starts_trained and ":" not in architecture:
+        return "scratch"
+    try:
+        with torch.device("meta"):
+            model = create_model(architecture, num_classes=2)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    attends = any("attn" in name for name, _ in model.named_modules())
+    return "finetune-transformer" if attends else "finetune"
+
+
 def build_model(job: Job, num_classes: int, pretrained: bool | None = None) -> nn.Module:
     """The timm model of a job, with its head. The same seed gives the same backbone for every
     loss."""
@@ -91,7 +132,9 @@ def build_model(job: Job, num_classes: int, pretrained: bool | None = None) -> n
     cfg = timm.models.get_pretrained_cfg(job.model) if timm.is_model(job.model) else None
     if job.image_size and cfg is not None and cfg.fixed_input_size:
         kwargs["img_size"] = job.image_size
-    pretrained = job.pretrained if pretrained is None else pretrained
+    from_hub = job.pretrained or ":" in job.model
+    wanted = pretrained is not False
+    pretrained = from_hub and wanted
     name = f"softmax_{job.model}" if job.small_images else job.model
     try:
         model = create_model(name, pretrained=pretrained, num_classes=num_classes, **kwargs)
@@ -99,8 +142,26 @@ def build_model(job: Job, num_classes: int, pretrained: bool | None = None) -> n
         if not pretrained:
             raise
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise InputError(f"no pretrained weights of {job.model}: {lines[0]}") from error
+        raise InputError(
+            f"no pretrained weights of {job.model}: {lines[0]}; offline, give a file that has them "
+            "with --weights"
+        ) from error
+    if job.weights is not None and wanted:
+        _load(model, job)
     return attach(model, head) if head else model
+
+
+def _load(model: nn.Module, job: Job) -> None:
+    """The weights of a file, but for a classifier of other classes.
+
+    :raises InputError: if it cannot be read, or is of another architecture
+    """
+    assert job.weights is not None
+    path = Path(job.weights).expanduser()
+    try:
+        load_weights(model, read_checkpoint(path), training_follows=True)
+    except ValueError as error:
+        raise InputError(str(error)) from error
 
 
 def fetch_weights(job: Job, output: Path) -> None:
@@ -108,7 +169,7 @@ def fetch_weights(job: Job, output: Path) -> None:
 
     :raises InputError: if they cannot be had
     """
-    if job.pretrained and not output.exists():
+    if job.starts_trained and not output.exists():
         build_model(job, num_classes=2)
 
 
@@ -144,19 +205,42 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 
     :raises InputError: if timm has no such optimiser
     """
+    groups: Any = {"param_group_fn": partial(_groups, recipe=recipe)} if recipe.head_lr != 1 else {}
     try:
         optimizer: torch.optim.Optimizer = create_optimizer_v2(
             model,
             opt=recipe.opt,
-            lr=recipe.lr,
+            lr=learning_rate(recipe),
             weight_decay=recipe.weight_decay,
             momentum=recipe.momentum,
             layer_decay=recipe.layer_decay,
             filter_bias_and_bn=not recipe.decay_all,
+            **groups,
         )
     except (AssertionError, ValueError) as error:
         raise InputError(f"timm cannot make the optimiser {recipe.opt!r}: {error}") from error
     return optimizer
+
+
+def _groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
+    """timm's parameter groups, those of the head with a learning rate of their own."""
+    decay = 0.0 if recipe.decay_all else recipe.weight_decay
+    if recipe.layer_decay is not None:
+        groups = param_groups_layer_decay(model, decay, layer_decay=recipe.layer_decay)
+    else:
+        groups = param_groups_weight_decay(model, decay)
+    if recipe.decay_all:
+        groups = [group | {"weight_decay": recipe.weight_decay} for group in groups]
+    layers = [model.get_submodule(name) for name in classifier_names(model)]
+    head = {id(parameter) for layer in layers for parameter in layer.parameters()}
+    apart: list[dict[str, Any]] = []
+    for group in groups:
+        mine = [p for p in group["params"] if id(p) in head]
+        rest = [p for p in group["params"] if id(p) not in head]
+        scale = group.get("lr_scale", 1.0)
+        apart += [group | {"params": rest}] if rest else []
+        apart += [group | {"params": mine, "lr_scale": scale * recipe.head_lr}] if mine else []
+    return apart
 
 
 def make_scheduler(optimizer: torch.optim.Optimizer, recipe: Recipe, updates: int) -> Any:
@@ -167,7 +251,7 @@ def make_scheduler(optimizer: torch.optim.Optimizer, recipe: Recipe, updates: in
     scheduler, _ = create_scheduler_v2(
         optimizer,
         sched=recipe.sched,
-        num_epochs=recipe.epochs,
+        num_epochs=max(1, recipe.epochs),
         decay_epochs=max(1, recipe.epochs // 3),
         decay_milestones=list(recipe.decay_milestones),
         decay_rate=recipe.decay_rate,

@@ -3,8 +3,9 @@
 import json
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +43,19 @@ def fit(
     config: dict[str, Any],
     selection: Batches | None,
     output: Path,
+    offer: Callable[[nn.Module, float, str], None],
     accelerator: Accelerator,
     progress: Progress,
+    before: Sequence[dict[str, float]] = (),
 ) -> nn.Module:
     """The training loop, from the last checkpoint in ``output`` if there is one.
 
     All randomness of an epoch comes from the seed and the epoch's number, so that an interrupted
     run ends with the weights of an uninterrupted one.
+
+    :param selection: images that accuracy is measured on after each epoch; may be none
+    :param offer: takes the model after each epoch, its accuracy on them, and what it is
+    :param before: what the head did when it was trained alone
     """
     recipe, loss = job.recipe, LOSSES[job.loss]
     criterion = loss.criterion()
@@ -70,9 +77,10 @@ def fit(
     checkpoint = output / "checkpoint.pt"
     history: list[dict[str, Any]] = []
     if checkpoint.is_file():
-        history = _load_checkpoint(checkpoint, model, optimizer, ema, accelerator)
-        if accelerator.is_main_process:  # killed between the two, the last epoch is not in here
-            write_lines(output / "metrics.jsonl", history)
+        history, before = _load_checkpoint(checkpoint, model, optimizer, ema, accelerator)
+    if accelerator.is_main_process and (before or history):
+        # killed between the two, the last epoch is not in here
+        write_lines(output / "metrics.jsonl", [*before, *history])
     mixup = _mixup(recipe, len(images.class_names), loss.mosaic)
     optimizer = accelerator.prepare_optimizer(optimizer)
     trained, frozen = None, None
@@ -139,12 +147,13 @@ def fit(
             with accelerator.autocast():
                 row["val_accuracy"] = accuracy(*evaluate(judged, selection, accelerator))
             told += f", validation accuracy {row['val_accuracy']:.1%}"
+            offer(judged, row["val_accuracy"], f"epoch {epoch + 1}")
         history.append(row)
         progress.update(task, description=f"{job.loss}, seed {job.seed}: {told}")
         say(progress, f"{job.loss}, seed {job.seed}: epoch {epoch + 1} of {recipe.epochs}, {told}")
         if accelerator.is_main_process:
-            _save_checkpoint(checkpoint, model, optimizer, ema, history, accelerator)
-            write_lines(output / "metrics.jsonl", history)
+            _save_checkpoint(checkpoint, model, optimizer, ema, history, before, accelerator)
+            write_lines(output / "metrics.jsonl", [*before, *history])
         accelerator.wait_for_everyone()
     progress.remove_task(task)
     _freeze_backbone(model, False)
@@ -189,7 +198,7 @@ def train_loader(
         hflip = recipe.hflip if recipe.augment == "pad-crop" else 0.0
         return AugmentedBatches(decoded, batches, padding, hflip)
     return DataLoader(
-        Augmented(images, _train_transform(recipe, config), batches),
+        Augmented(images, train_transform(recipe, config), batches),
         batch_sampler=batches,
         num_workers=workers,
         pin_memory=accelerator.device.type == "cuda",
@@ -215,17 +224,26 @@ def accuracy(logits: Tensor, labels: Tensor) -> float:
     return float((logits.argmax(dim=1) == labels).float().mean())
 
 
+@dataclass(frozen=True)
+class Draw:
+    """What decides the random numbers of augmented images."""
+
+    seed: int
+    epoch: int
+
+
 class Augmented(Transformed):
     """Images under a random transform, whose draws only the seed, the epoch and the image decide:
     not the process that makes them, nor what else draws."""
 
-    def __init__(self, images: Images, transform: Any, batches: "EpochBatches") -> None:
+    def __init__(self, images: Images, transform: Any, draw: "Draw | EpochBatches") -> None:
+        """:param draw: seed and epoch; the latter may change between passes"""
         super().__init__(images, transform)
-        self.batches = batches
+        self.draw = draw
 
     def __getitem__(self, position: int) -> tuple[Tensor, int]:
         states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
-        seed = hash_seed(self.batches.seed, self.batches.epoch, position)
+        seed = hash_seed(self.draw.seed, self.draw.epoch, position)
         random.seed(seed)
         np.random.seed(seed)  # noqa: NPY002
         torch.default_generator.manual_seed(seed)
@@ -277,7 +295,8 @@ def hash_seed(seed: int, epoch: int, rank: int) -> int:
     return int(np.random.SeedSequence([seed, epoch, rank]).generate_state(1)[0])
 
 
-def _train_transform(recipe: Recipe, config: dict[str, Any]) -> Any:
+def train_transform(recipe: Recipe, config: Mapping[str, Any]) -> Any:
+    """The random transform of a recipe, from an image to a tensor."""
     if recipe.augment == "none":
         return timm.data.create_transform(**config)
     if recipe.augment == "timm":
@@ -356,6 +375,7 @@ def _save_checkpoint(
     optimizer: Any,
     ema: ModelEmaV3 | None,
     history: list[dict[str, Any]],
+    before: Sequence[dict[str, Any]],
     accelerator: Accelerator,
 ) -> None:
     content = {
@@ -364,6 +384,7 @@ def _save_checkpoint(
         "ema": ema.state_dict() if ema is not None else None,
         "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
         "history": json.dumps(history),
+        "before": json.dumps(list(before)),
     }
     write_whole(path, lambda partial: torch.save(content, partial))
 
@@ -374,7 +395,8 @@ def _load_checkpoint(
     optimizer: torch.optim.Optimizer,
     ema: ModelEmaV3 | None,
     accelerator: Accelerator,
-) -> list[dict[str, Any]]:
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Into model, optimiser and the rest; what was done before, and by the head alone."""
     content = torch.load(path, map_location=accelerator.device, weights_only=True)
     model.load_state_dict(content["model"])
     optimizer.load_state_dict(content["optimizer"])
@@ -382,5 +404,4 @@ def _load_checkpoint(
         ema.load_state_dict(content["ema"])
     if accelerator.scaler is not None:
         accelerator.scaler.load_state_dict(content["scaler"])
-    history: list[dict[str, Any]] = json.loads(content["history"])
-    return history
+    return json.loads(content["history"]), json.loads(content.get("before", "[]"))

@@ -16,11 +16,13 @@ class Loss:
     criterion: Callable[[], nn.Module]
     score: str  #: the detector that its paper pairs with it
     mosaic: bool = False  #: DisMax's fractional probability regularisation
+    #: epochs of a pretrained network's head alone, before the whole is trained
+    head_first: int = 0
 
 
 LOSSES = {
-    "softmax": Loss(None, nn.CrossEntropyLoss, "MaxSoftmax"),
-    "isomax": Loss("isomax", IsoMaxLoss, "EntropicScore"),
+    "softmax": Loss(None, nn.CrossEntropyLoss, "MaxSoftmax", head_first=20),
+    "isomax": Loss("isomax", IsoMaxLoss, "EntropicScore", head_first=20),
     "isomax+": Loss("isomax+", IsoMaxLoss, "MinimumDistanceScore"),
     "dismax": Loss("dismax", IsoMaxLoss, "MaxMeanLogitEntropyScore"),
     "dismax+fpr": Loss("dismax", FractionalProbabilityLoss, "MaxMeanLogitEntropyScore", True),

@@ -19,7 +19,11 @@ class Recipe:
     epochs: int = _is(30, "Passes over the training images.")
     batch_size: int = _is(64, "Images per update, over all processes and accumulated steps.")
     opt: str = _is("sgd", "Optimiser, any of timm's; sgd has Nesterov momentum.")
-    lr: float = _is(0.05, "Learning rate.")
+    lr: float | None = _is(0.05, "Learning rate; if not given, it follows --lr-base.")
+    lr_base: float = _is(
+        0.02, "Learning rate for 256 images per update, which --batch-size scales as timm does."
+    )
+    head_lr: float = _is(1.0, "Factor of the learning rate of the head.")
     momentum: float = _is(0.9, "Momentum.")
     weight_decay: float = _is(1e-4, "Weight decay.")
     decay_all: bool = _is(
@@ -43,7 +47,21 @@ class Recipe:
     mixup: float = _is(0.0, "Alpha of mixup.")
     cutmix: float = _is(0.0, "Alpha of cutmix.")
     ema_decay: float = _is(0.0, "Decay of the moving average of the weights; 0 for none.")
-    freeze_backbone: int = _is(0, "Train only the head in the first N epochs.")
+    freeze_backbone: int = _is(0, "Train only the head in the first N epochs, or 'all'.")
+    head_first: int | None = _is(
+        None,
+        "Train the head of a pretrained network alone for N epochs, on features that are computed "
+        "once; what its loss does best with if not given.",
+    )
+    head_start: str = _is(
+        "auto",
+        "Where the head of a pretrained network begins: means (of each class's features), paper, "
+        "or auto: what the loss does best with.",
+    )
+    augment_copies: int = _is(0, "Augmented copies of the images that the head is trained on.")
+    keep: str = _is(
+        "last", "Which weights are kept: last, or best (by accuracy on held-out images)."
+    )
     accumulate: int = _is(1, "Steps whose gradients are added up for one update.")
     mixed_precision: str = _is("no", "no, bf16 or fp16.")
     compile: bool = _is(False, "Compile the model.")
@@ -87,12 +105,47 @@ _CIFAR_CPU = Recipe(
     in_memory=True,
 )
 
+_FINETUNE = Recipe(
+    # a pretrained network of convolutions
+    epochs=10,
+    batch_size=64,
+    lr=None,
+    lr_base=0.02,
+    keep="best",
+)
+
+_FINETUNE_TRANSFORMER = Recipe(
+    # as MAE (arXiv 2111.06377, table 9) and BEiT (arXiv 2106.08254) are fine-tuned
+    epochs=10,
+    batch_size=64,
+    opt="adamw",
+    lr=None,
+    lr_base=5e-4,
+    weight_decay=0.05,
+    layer_decay=0.75,
+    warmup_epochs=1,
+    clip_grad=1.0,
+    keep="best",
+)
+
 RECIPES = {
-    "finetune": Recipe(),
+    "finetune": _FINETUNE,
+    "finetune-transformer": _FINETUNE_TRANSFORMER,
+    "scratch": Recipe(),
     "digits": Recipe(epochs=10, batch_size=32, lr=0.1, augment="pad-crop", hflip=0.0),
     "macedo2022": _MACEDO,
     "cifar-cpu": _CIFAR_CPU,
 }
+
+
+def learning_rate(recipe: Recipe) -> float:
+    """The recipe's own, or its base for 256 images per update scaled to the batch size: by the
+    ratio, or its root with optimisers that adapt their steps, as timm's ``train.py`` does."""
+    if recipe.lr is not None:
+        return recipe.lr
+    ratio = recipe.batch_size / 256
+    adaptive = any(name in recipe.opt.lower() for name in ("ada", "lamb"))
+    return float(recipe.lr_base * (ratio**0.5 if adaptive else ratio))
 
 
 def same_recipe(found: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:

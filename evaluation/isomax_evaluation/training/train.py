@@ -26,7 +26,9 @@ from isomax_evaluation.output.folders import claim_folder, read_settings, same_s
 from isomax_evaluation.output.progress import progress_bar
 from isomax_evaluation.output.provenance import write_provenance
 from isomax_evaluation.output.tables import write_table
+from isomax_evaluation.training.best import Best
 from isomax_evaluation.training.classes import far_above, rates_of_classes
+from isomax_evaluation.training.head_first import head_first
 from isomax_evaluation.training.jobs import (
     Job,
     accelerator_for,
@@ -50,6 +52,7 @@ def train(
     small_images: bool = False,
     image_size: int | None = None,
     alpha: float = 0.05,
+    weights: str | None = None,
     root: str | None = None,
     images_per_class: int | None = None,
     val_share: float = 0.1,
@@ -70,6 +73,7 @@ def train(
     :param loss: one of ``softmax``, ``isomax``, ``isomax+``, ``dismax``, ``dismax+fpr``
     :param recipe: a recipe or the name of one
     :param pretrained: start from timm's pretrained weights
+    :param weights: start from a checkpoint file, whatever classes it is for
     :param small_images: a 3x3 stride-1 stem without pooling, and 32x32 inputs
     :param image_size: input height and width, if not the model's own
     :param alpha: false-alarm rate that the rejection threshold is calibrated for
@@ -86,7 +90,9 @@ def train(
     :raises InputError: if anything given cannot be used, before training starts
     """
     recipe = RECIPES[recipe] if isinstance(recipe, str) else recipe
-    job = Job(model, loss, recipe, seed, pretrained, small_images, image_size, alpha, workers)
+    job = Job(
+        model, loss, recipe, seed, pretrained, small_images, image_size, alpha, workers, weights
+    )
     check_job(job)
     if not 0 < val_share < 1:
         raise InputError(f"the share of validation images is {val_share}; expected 0 to 1")
@@ -195,8 +201,20 @@ def train_model(
     selection = None
     if divided.selection is not None:
         selection = eval_loader(divided.selection, config, job, accelerator)
-    model = fit(job, model, train_images, config, selection, output, accelerator, progress)
-    summary: dict[str, Any] = {}
+    wanted = job.recipe.keep == "best" and selection is not None
+    best = Best(output, wanted, accelerator.is_main_process)
+    before: list[dict[str, float]] = []
+    if job.starts_trained and not (output / "checkpoint.pt").is_file():
+        before = head_first(
+            job, model, divided, config, output / "outputs", best.offer, accelerator, progress
+        )
+    model = fit(
+        job, model, train_images, config, selection, output, best.offer, accelerator, progress,
+        before,
+    )  # fmt: skip
+    accelerator.wait_for_everyone()  # until the best weights are on disk
+    kept = best.put_into(model)
+    summary: dict[str, Any] = {"kept": kept} if kept else {}
     if selection is not None:
         summary["val_accuracy"] = accuracy(*evaluate(model, selection, accelerator))
     # in float32 whatever it was trained in, since that is what it is exported and scored in

@@ -1,0 +1,196 @@
+"""A head on a pretrained backbone: begun where its features say, and trained alone on them.
+
+The backbone runs once over the images; its features are kept, and the head trains on these in
+seconds.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm.data
+import torch
+from accelerate import Accelerator
+from rich.progress import Progress
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+from isomax import IsoMaxHead
+from isomax.fitting import accuracy, fit_head
+from isomax.starting import start_at_means, start_at_zero
+from isomax_adapters.pytorch_ood import Parts
+from isomax_evaluation.data import Divided, Images, Transformed
+from isomax_evaluation.data.digests import digest
+from isomax_evaluation.data.loading import workers_for
+from isomax_evaluation.extraction.one_pass import one_pass
+from isomax_evaluation.extraction.store import Outputs, digest_of_weights, keeper, together
+from isomax_evaluation.output.errors import InputError
+from isomax_evaluation.output.progress import say, shown
+from isomax_evaluation.training.jobs import Job
+from isomax_evaluation.training.loop import Augmented, Draw, train_transform
+from isomax_evaluation.training.losses import LOSSES
+
+#: called with a model, its accuracy on the selection images and what it is
+Offer = Callable[[nn.Module, float, str], None]
+
+
+ALONE = 20
+COPIES = 2**20  # the first of the epochs that augmented copies are drawn as
+
+
+@dataclass(frozen=True)
+class _Features:
+    training: Outputs  #: of the training images, and of copies of them that are augmented
+    selection: Outputs | None
+
+
+def epochs_of_head(job: Job) -> int:
+    """How long the head is trained alone: what the recipe says, else what its loss does best with;
+    if nothing else is trained, :data:`ALONE` epochs."""
+    given = job.recipe.head_first
+    if given is not None:
+        return given
+    return ALONE if job.recipe.epochs == 0 else LOSSES[job.loss].head_first
+
+
+def head_first(
+    job: Job,
+    model: nn.Module,
+    divided: Divided,
+    config: Mapping[str, Any],
+    store: Path,
+    offer: Offer,
+    accelerator: Accelerator,
+    progress: Progress,
+) -> list[dict[str, float]]:
+    """Begin the head of a model with a pretrained backbone, and train it alone.
+
+    Heads that compare directions begin at the class means of the features, IsoMax's prototypes and
+    a linear layer at zero; with ``head_start="paper"`` they stay where they are. Images are taken
+    as in evaluation, with their own labels: what a recipe says of mixup, mosaics and smoothing is
+    for the whole network. A model with several classifiers is left as it is.
+
+    :param store: folder of the kept features
+    :param offer: takes what has come of it, with its accuracy on the selection images
+    :return: of each epoch a row for the run's metrics
+    :raises InputError: if the features cannot be used
+    """
+    parts = Parts(model)
+    if len(parts.classifiers) > 1:
+        say(progress, f"{job.model} has several classifiers; their heads are not trained alone")
+        return []
+    head = parts.classifier
+    if isinstance(head, nn.Conv2d):
+        head = parts.linear_layer()
+    features = _features(job, parts, divided, config, store, accelerator, progress)
+    validation = None
+    if features.selection is not None:
+        validation = features.selection.features, features.selection.labels
+    training = features.training.features, features.training.labels
+
+    def judge(what: str) -> None:
+        _put_back(parts, head)
+        if validation is not None:
+            offer(model, accuracy(head, *validation), what)
+
+    try:
+        if job.recipe.head_start != "paper":
+            at_zero = isinstance(head, (IsoMaxHead, nn.Linear))
+            if at_zero and job.recipe.head_start != "means":
+                start_at_zero(head)
+            else:
+                start_at_means(head, *training)
+                judge("class means, nothing trained")
+        epochs = epochs_of_head(job)
+        if not epochs:
+            _put_back(parts, head)
+            return []
+        with shown(progress, f"{job.loss}, seed {job.seed}: the head alone, {epochs} epochs"):
+            history = fit_head(head, *training, epochs=epochs, validation=validation, seed=job.seed)
+    except ValueError as error:
+        raise InputError(f"the head cannot be trained alone: {error}") from error
+    judge(f"the head alone, {epochs} epochs")
+    last = history[-1]
+    told = f"training loss {last['train_loss']:.4f}"
+    if "val_accuracy" in last:
+        told += f", validation accuracy {last['val_accuracy']:.1%}"
+    say(progress, f"{job.loss}, seed {job.seed}: the head alone, {told}")
+    now = time.time()
+    return [
+        {"epoch": row.pop("epoch"), "time": now, **{f"head_{name}": v for name, v in row.items()}}
+        for row in history
+    ]
+
+
+def _put_back(parts: Parts, head: nn.Module) -> None:
+    """The weights of a linear layer into the 1x1 convolution that it stands for."""
+    layer = parts.classifier
+    if layer is not head:
+        state = head.state_dict()
+        with torch.no_grad():
+            layer.weight.copy_(state["weight"][:, :, None, None])
+            if layer.bias is not None:
+                layer.bias.copy_(state["bias"])
+
+
+def _features(
+    job: Job,
+    parts: Parts,
+    divided: Divided,
+    config: Mapping[str, Any],
+    store: Path,
+    accelerator: Accelerator,
+    progress: Progress,
+) -> _Features:
+    """Of the training images, as they are and augmented, and of the selection images."""
+    model: Any = parts.model
+    model.to(accelerator.device).eval()
+    weights = digest_of_weights(model)
+    train, plain = divided.training, timm.data.create_transform(**config)
+    passes: list[tuple[Images, Any, Any]] = [(train, Transformed(train, plain), dict(config))]
+    for copy in range(1, job.recipe.augment_copies + 1):
+        draw = Draw(job.seed, COPIES + copy)
+        drawn = Augmented(train, train_transform(job.recipe, config), draw)
+        passes.append((train, drawn, {**config, "augmented": _augmentation(job, copy)}))
+    if divided.selection is not None:
+        passes.append((divided.selection, Transformed(divided.selection, plain), dict(config)))
+    found = [
+        _outputs(parts, weights, *given, job, store, accelerator, progress) for given in passes
+    ]
+    selection = found.pop() if divided.selection is not None else None
+    return _Features(found[0] if len(found) == 1 else together(*found), selection)
+
+
+def _outputs(
+    parts: Parts,
+    weights: str,
+    images: Images,
+    dataset: Dataset,
+    about: Any,
+    job: Job,
+    store: Path,
+    accelerator: Accelerator,
+    progress: Progress,
+) -> Outputs:
+    kept = keeper(store, weights, about, digest(images), len(images))
+    if accelerator.is_main_process and kept.read() is None:
+        workers = workers_for(images, job.workers)
+        loader: DataLoader = DataLoader(dataset, batch_size=64, num_workers=workers)
+        with shown(progress, f"features of {len(images)} images", len(images)) as advance:
+            for _ in one_pass(parts, loader, kept, advance=advance):
+                pass
+    accelerator.wait_for_everyone()
+    found = kept.read()
+    assert found is not None
+    return found
+
+
+def _augmentation(job: Job, copy: int) -> list[Any]:
+    """All that decides which augmented images a copy has."""
+    recipe = job.recipe
+    return [
+        *(job.seed, copy, recipe.augment, recipe.hflip, list(recipe.scale)),
+        *(recipe.color_jitter, recipe.auto_augment, recipe.reprob),
+    ]

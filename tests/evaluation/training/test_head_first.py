@@ -1,0 +1,193 @@
+"""A pretrained network: its head first, on features computed once; never worse for training on."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+
+from isomax_adapters.timm import load_model
+from isomax_evaluation import data, train
+from isomax_evaluation.output.errors import InputError
+from isomax_evaluation.training import train as training
+from isomax_evaluation.training.jobs import Job, build_model, make_optimizer, recipe_for
+from isomax_evaluation.training.losses import LOSSES
+from isomax_evaluation.training.recipes import RECIPES, Recipe, learning_rate
+
+FINETUNE = replace(RECIPES["digits"], keep="best", epochs=1)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """Of a network that has seen digits, with a classifier of other classes."""
+    folder = tmp_path_factory.mktemp("weights")
+    made = train(
+        "digits", folder / "out", model="test_resnet", loss="softmax",
+        recipe=replace(RECIPES["digits"], epochs=2), image_size=32, images_per_class=80,
+    )  # fmt: skip
+    tensors = load_file(made / "model.safetensors")
+    tensors["fc.weight"], tensors["fc.bias"] = torch.zeros(11, 96), torch.zeros(11)
+    save_file(tensors, folder / "weights.safetensors")
+    return str(folder / "weights.safetensors")
+
+
+def finetune(output, weights, loss="isomax+", **change):
+    return train(
+        "digits", output, model="test_resnet", loss=loss, recipe=replace(FINETUNE, **change),
+        image_size=32, images_per_class=80, alpha=0.1, weights=weights,
+    )  # fmt: skip
+
+
+def rows_of(output):
+    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+
+
+def summary_of(output):
+    return json.loads((output / "summary.json").read_text())
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_without_an_epoch_of_the_whole_the_backbone_stays_and_the_head_is_good(
+    loss, weights, tmp_path
+):
+    folder = finetune(tmp_path, weights, loss, epochs=0)
+    before, after = load_file(weights), load_file(folder / "model.safetensors")
+    for name, tensor in before.items():
+        assert name.startswith("fc.") or torch.equal(tensor, after[name]), name
+    summary = summary_of(tmp_path)
+    assert summary["kept"] in ("the head alone, 20 epochs", "class means, nothing trained")
+    assert summary["test_accuracy"] > 0.9
+    rows = rows_of(tmp_path)
+    assert [row["epoch"] for row in rows] == list(range(1, 21))
+    assert rows[-1]["head_train_loss"] < rows[0]["head_train_loss"]
+
+
+def test_the_backbone_runs_once_over_each_image(weights, tmp_path, monkeypatch):
+    passes = []
+    original = training.build_model
+
+    def counting(*arguments, **named):
+        model = original(*arguments, **named)
+        model.conv1[0].register_forward_hook(lambda *args: passes.append(len(args[1][0])))
+        return model
+
+    monkeypatch.setattr(training, "build_model", counting)
+    finetune(tmp_path, weights, "isomax", epochs=0, head_first=30)
+    selection, test = 28, len(data.open_splits("digits").test)
+    # those that select and calibrate, and the test images, are seen when all is done
+    assert sum(passes) == 7 * 80 + selection + test
+
+
+@pytest.mark.parametrize("loss", ["softmax", "isomax+"])
+def test_a_rate_that_destroys_the_network_costs_nothing(loss, weights, tmp_path):
+    alone = finetune(tmp_path / "alone", weights, loss, epochs=0)
+    finetune(tmp_path / "burnt", weights, loss, lr=30.0, head_first=20, clip_grad=10.0)
+    kept = summary_of(tmp_path / "burnt")
+    assert kept["kept"] in ("the head alone, 20 epochs", "class means, nothing trained")
+    assert kept["val_accuracy"] == summary_of(tmp_path / "alone")["val_accuracy"]
+    same = load_file(tmp_path / "burnt/model/model.safetensors")
+    for name, tensor in load_file(alone / "model.safetensors").items():
+        assert torch.equal(tensor, same[name]), name
+    last = finetune(
+        tmp_path / "last", weights, loss, lr=30.0, head_first=20, clip_grad=10.0, keep="last"
+    )
+    assert "kept" not in summary_of(tmp_path / "last")
+    assert not torch.equal(
+        load_file(last / "model.safetensors")["conv1.0.weight"], same["conv1.0.weight"]
+    )
+
+
+@pytest.mark.parametrize("stop", [0, 1])
+def test_interrupted_before_or_after_the_first_epoch_it_ends_with_the_same_weights(
+    stop, weights, tmp_path, monkeypatch
+):
+    change = {"epochs": 2, "head_first": 3, "augment_copies": 1}
+    whole = finetune(tmp_path / "whole", weights, **change)
+    from isomax_evaluation.training import loop
+
+    original, saved = loop._save_checkpoint, []
+
+    def stopping(*arguments):
+        if len(saved) == stop:
+            raise KeyboardInterrupt
+        saved.append(1)
+        original(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "_save_checkpoint", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            finetune(tmp_path / "cut", weights, **change)
+    again = finetune(tmp_path / "cut", weights, **change)
+    files = [folder / "model.safetensors" for folder in (whole, again)]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    rows = [rows_of(tmp_path / name) for name in ("whole", "cut")]
+    for row in (*rows[0], *rows[1]):
+        row.pop("time")
+        row.pop("images_per_second", None)
+    assert rows[0] == rows[1]
+
+
+def test_a_classifier_that_is_a_convolution(tmp_path):
+    model = timm.create_model("mobilenetv3_small_050", num_classes=5)
+    assert model.get_classifier().weight.dim() == 2
+    folder = tmp_path / "w.safetensors"
+    hrnet = timm.create_model("test_byobnet", num_classes=5)
+    save_file(hrnet.state_dict(), folder)
+    train(
+        "digits", tmp_path / "out", model="test_byobnet", loss="softmax", weights=str(folder),
+        recipe=replace(FINETUNE, epochs=0, head_first=2), image_size=32, images_per_class=40,
+        alpha=0.1,
+    )  # fmt: skip
+    assert load_model(tmp_path / "out/model").num_classes == 7
+
+
+def test_transformers_and_networks_of_convolutions_have_recipes_of_their_own(tmp_path):
+    assert recipe_for("test_resnet", False) == "scratch"
+    assert recipe_for("test_resnet", True) == "finetune"
+    assert recipe_for("test_vit", True) == "finetune-transformer"
+    path = tmp_path / "vit.safetensors"
+    torch.manual_seed(0)
+    save_file(timm.create_model("test_vit", num_classes=5, img_size=32).state_dict(), path)
+    train(
+        "digits", tmp_path / "out", model="test_vit", loss="isomax+", weights=str(path),
+        recipe=replace(RECIPES["finetune-transformer"], epochs=2, augment="none"), image_size=32,
+        images_per_class=40, alpha=0.1,
+    )  # fmt: skip
+    rows = rows_of(tmp_path / "out")
+    assert rows[-1]["train_loss"] < rows[0]["train_loss"]
+
+
+def test_the_learning_rate_follows_the_batch_size():
+    assert learning_rate(Recipe(lr=None, lr_base=0.02, batch_size=64)) == pytest.approx(0.005)
+    adam = Recipe(lr=None, lr_base=4e-4, batch_size=64, opt="adamw")
+    assert learning_rate(adam) == pytest.approx(2e-4)
+    assert learning_rate(Recipe(lr=0.3, batch_size=8)) == 0.3
+
+
+@pytest.mark.parametrize("layer_decay", [None, 0.8])
+def test_the_head_has_a_rate_of_its_own(layer_decay):
+    recipe = replace(FINETUNE, head_lr=10.0, layer_decay=layer_decay)
+    job = Job("test_resnet", "isomax+", recipe)
+    model = build_model(job, 7)
+    groups = make_optimizer(model, recipe).param_groups
+    scale = {id(p): group.get("lr_scale", 1.0) for group in groups for p in group["params"]}
+    assert len(scale) == len(list(model.parameters()))
+    assert {scale[id(p)] for p in model.fc.parameters()} == {10.0}
+    rest = {scale[id(p)] for name, p in model.named_parameters() if not name.startswith("fc.")}
+    assert max(rest) <= 1.0
+
+
+def test_weights_that_do_not_fit_are_refused_before_a_folder_is_made(weights, tmp_path):
+    for change, message in [
+        ({"model": "test_vit"}, "does not fit test_vit"),
+        ({"weights": str(tmp_path / "no.pth")}, "there is no checkpoint"),
+        ({"pretrained": True}, "two places to start from"),
+    ]:
+        arguments = {"model": "test_resnet", "weights": weights, "recipe": FINETUNE} | change
+        with pytest.raises(InputError, match=message):
+            train("digits", tmp_path / "out", image_size=32, **arguments)
+        assert not (tmp_path / "out").exists()
+    with pytest.raises(InputError, match="the head alone, take --pretrained or --weights"):
+        train("digits", tmp_path / "out", model="test_resnet", recipe=replace(FINETUNE, epochs=0))
