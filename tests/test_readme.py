@@ -12,7 +12,7 @@ EXAMPLES = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8")
 
 
 def test_there_is_one_example_for_each_user():
-    assert len(EXAMPLES) == 4
+    assert len(EXAMPLES) == 5
 
 
 @pytest.mark.parametrize("number", range(len(EXAMPLES)))
@@ -37,6 +37,8 @@ def test_example(number, compared, photos, tmp_path, capsys, monkeypatch):
         assert set(names["scores"]) == {"EntropicScore", "ReAct", "KNN", "ODIN"}
         assert not names["failed"]
     if number == 2:
-        assert len(printed.splitlines()) == 2
+        assert set(names["table"]["detector"]) == {"MaxLogit", "KNN", "ViM"}
     if number == 3:
+        assert len(printed.splitlines()) == 2
+    if number == 4:
         assert not names["scorer"].score(tmp_path / "a.jpg")[0].error

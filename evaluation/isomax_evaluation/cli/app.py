@@ -4,6 +4,7 @@ import typer
 
 from isomax_evaluation.cli.compare import compare
 from isomax_evaluation.cli.export import export
+from isomax_evaluation.cli.import_ import import_
 from isomax_evaluation.cli.results import results
 from isomax_evaluation.cli.score import score
 from isomax_evaluation.cli.speed import speed
@@ -17,8 +18,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (compare, train, export, score, speed, results, track):
-    app.command()(command)
+for command in (compare, train, import_, export, score, speed, results, track):
+    app.command(command.__name__.rstrip("_"))(command)
 
 
 def main() -> None:

@@ -43,6 +43,11 @@ def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
     write_whole(path, lambda partial: partial.write_text(text))
 
 
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of such a file; none if it is not there."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
 def file_name(name: str) -> str:
     """A file's name that tells any text from any other."""
     quoted = quote(name, safe="")

@@ -1,16 +1,16 @@
 """Train or fine-tune a timm model with any of the losses: resumable, on one process or several."""
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 from rich.progress import Progress
+from torch import Tensor, nn
 
+from isomax import doubts
 from isomax.calibration import (
-    MAX_TEMPERATURE,
     Calibration,
     RejectionThreshold,
     expected_calibration_error,
@@ -21,7 +21,7 @@ from isomax_evaluation import data
 from isomax_evaluation.data import Divided, Images
 from isomax_evaluation.data.digests import describe, digest
 from isomax_evaluation.output.errors import InputError
-from isomax_evaluation.output.files import write_json
+from isomax_evaluation.output.files import read_lines, write_json
 from isomax_evaluation.output.folders import claim_folder, read_settings, same_source
 from isomax_evaluation.output.progress import progress_bar
 from isomax_evaluation.output.provenance import write_provenance
@@ -225,9 +225,12 @@ def train_model(
     calibration = Calibration.fit(logits, labels, score, job.alpha)
     if not divided.established:
         calibration = replace(calibration, guarantee="not established")
-    doubts = doubts_of(calibration, logits.shape[1])
-    if doubts and accelerator.is_main_process:
-        progress.console.print(f"[bold]warning[/bold]: {job.loss}, seed {job.seed}: {doubts}")
+    losses = [row["train_loss"] for row in read_lines(output / "metrics.jsonl") if "lr" in row]
+    for doubt in doubts_of(model, calibration, logits, labels, losses):
+        if accelerator.is_main_process:
+            progress.console.print(
+                f"warning: {job.loss}, seed {job.seed}: {doubt}", markup=False, highlight=False
+            )
     summary |= {"temperature": calibration.temperature, "guarantee": calibration.guarantee}
     if test_images is not None:
         test_loader = eval_loader(test_images, config, job, accelerator)
@@ -250,16 +253,28 @@ def train_model(
     return folder
 
 
-def doubts_of(calibration: Calibration, classes: int) -> str:
-    """What makes a calibrated model useless; empty if nothing is known to."""
-    if calibration.score == "entropic_score" and calibration.threshold > math.log(classes) - 1e-6:
-        return (
-            "the threshold is the largest entropy that there is, so that no image will be called "
-            "unknown; train for longer"
-        )
-    if calibration.temperature > 0.99 * MAX_TEMPERATURE:
-        return (
-            "the validation images are classified no better than by chance, so that every "
-            "confidence will be the same; train for longer"
-        )
-    return ""
+def doubts_of(
+    model: nn.Module,
+    calibration: Calibration,
+    logits: Tensor,
+    labels: Tensor,
+    losses: Sequence[float],
+) -> list[str]:
+    """What makes a trained model no good, each with the way out; none if nothing is known to.
+
+    :param logits: of the images that it was calibrated on, :math:`N \times C`
+    :param labels: their classes, :math:`N`
+    :param losses: mean training loss of each epoch
+    """
+    heads, classes = head_modules(model), logits.shape[1]
+    head = heads[0] if heads else None
+    found = [
+        doubts.of_accuracy(logits.argmax(dim=1), labels),
+        doubts.of_scores(calibration.score_of(logits), classes),
+        doubts.of_threshold(
+            calibration.threshold, doubts.largest_score(calibration.score, classes, head)
+        ),
+        doubts.of_loss(losses, classes),
+        *(doubts.of_distance_scale(one) for one in heads),
+    ]
+    return [text for text in found if text]
