@@ -33,7 +33,7 @@ def comparison(folder):
         output=folder,
         models={"given": given},
         losses=["softmax", "isomax"],
-        detectors=["MaxLogit", "EntropicScore", "Mahalanobis", "KNN", "ReAct", "ODIN", "Gram"],
+        detectors=["MaxLogit", "EntropicScore", "Mahalanobis", "KNN", "ReAct-maps", "ODIN", "Gram"],
         seeds=1,
         recipe=replace(RECIPES["digits"], epochs=2),
         images_per_class=60,

@@ -2,13 +2,10 @@
 
 import copy
 
-import numpy as np
 import pytest
 import pytorch_ood.detector as ood
 import timm
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from pytorch_ood.api import Detector, LogitsDetector
 from pytorch_ood.benchmark import Benchmark
 from torch.utils.data import ConcatDataset, DataLoader, TensorDataset
@@ -16,7 +13,6 @@ from torch.utils.data import ConcatDataset, DataLoader, TensorDataset
 import isomax_adapters.timm  # noqa: F401
 from isomax_adapters.pytorch_ood import Parts, detectors_for
 from isomax_evaluation.detection.fitting import fit
-from isomax_evaluation.detection.map_fits import percentile
 from isomax_evaluation.detection.metrics import METRICS, ood_metrics
 from isomax_evaluation.detection.scoring import score
 
@@ -98,7 +94,7 @@ def test_each_image_is_decoded_once_and_classified_once(model):
             Counting.decoded += 1
             return super().__getitem__(index)
 
-    names = ["MaxSoftmax", "KNN", "KLMatching", "ReAct", "ASH", "VRA"]
+    names = ["MaxSoftmax", "KNN", "KLMatching", "ReAct", "ReAct-maps", "ASH-maps", "VRA-maps"]
     parts = Parts(model)
     detectors = detectors_for(parts, names)
     first = next(m for m in model.modules() if list(m.parameters(recurse=False)))
@@ -136,7 +132,7 @@ def test_a_score_does_not_depend_on_what_else_is_in_the_batch(name):
 def test_labels_below_zero_are_not_fitted_on(model):
     parts = Parts(model)
     mixed = torch.cat([TRAIN[0], OOD["far"][0]]), torch.cat([TRAIN[1], torch.tensor([-1])])
-    names = ["ReAct", "VRA", "Mahalanobis", "KNN"]
+    names = ["ReAct", "ReAct-maps", "VRA-maps", "Mahalanobis", "KNN"]
     clean, dirty = detectors_for(parts, names), detectors_for(parts, names)
     assert not fit(parts, clean, loader(*TRAIN))
     assert not fit(parts, dirty, loader(*mixed))
@@ -246,35 +242,13 @@ def test_a_model_is_left_as_it_was(model):
     assert not any(module._forward_hooks for module in model.modules())
 
 
-floats = st.floats(-(2.0**99), 2.0**99, width=32)
-
-
-@given(st.lists(floats, min_size=1, max_size=60), st.floats(0, 1))
-def test_percentile_is_numpys(values, share):
-    array = np.array(values, dtype=np.float32)
-    expected = float(np.quantile(array.astype(np.float64), share))
-    scale = float(np.abs(array).max())
-    assert percentile(array, share) == pytest.approx(expected, rel=1e-6, abs=1e-6 * scale)
-
-
-def test_maps_are_looked_at_in_pieces(monkeypatch):
-    from isomax_evaluation.detection import map_fits
-
-    array = np.random.default_rng(0).normal(size=1000).astype(np.float32)
-    whole = percentile(array, 0.9)
-    monkeypatch.setattr(map_fits, "CHUNK", 7)
-    assert percentile(array, 0.9) == whole
-    with pytest.raises(ValueError, match="NaN"):
-        percentile(np.array([1.0, np.nan], np.float32), 0.5)
-
-
 def test_vra_fits_a_group_of_channels_at_a_time(model, monkeypatch):
     from isomax_evaluation.detection import map_fits
 
     parts = Parts(model)
-    whole, pieces = (detectors_for(parts, ["VRA"]) for _ in range(2))
+    whole, pieces = (detectors_for(parts, ["VRA-maps"]) for _ in range(2))
     fit(parts, whole, loader(*TRAIN))
     monkeypatch.setattr(map_fits, "CHUNK", 5000)
     fit(parts, pieces, loader(*TRAIN))
-    assert torch.equal(whole["VRA"]._upper_threshold, pieces["VRA"]._upper_threshold)
-    assert isinstance(pieces["VRA"], ood.VRA)
+    assert torch.equal(whole["VRA-maps"]._upper_threshold, pieces["VRA-maps"]._upper_threshold)
+    assert isinstance(pieces["VRA-maps"], ood.VRA)
