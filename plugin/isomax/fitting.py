@@ -19,7 +19,9 @@ LEARNING_RATES: dict[type[nn.Module], float] = {
     IsoMaxPlusHead: 0.005,
     DisMaxHead: 0.005,
 }
-"""Learning rates by kind of head; of ``nn.Linear``, times the mean squared norm of the features."""
+"""Learning rates by kind of head; of ``nn.Linear``, to be divided by the mean squared norm of the
+features. Chosen by accuracy on images set apart, with 5 to 300 images of each of 2 to 200 classes
+of Tiny ImageNet and CIFAR-10 on EfficientNet-Lite0 from ImageNet."""
 
 Criterion = Callable[[Tensor, Tensor], Tensor]
 
