@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from isomax_adapters.pytorch_ood import NAMES
 from isomax_evaluation.comparison.rows import needs
 from isomax_evaluation.detection.metrics import METRICS
 from isomax_evaluation.output.errors import InputError
@@ -55,6 +56,7 @@ def write_page(folder: Path, page: Path) -> Path:
         seeds=int(main["seed"].nunique()),
         losses=[loss for loss in LOSSES if loss in set(main["loss"])],
         missing=[loss for loss in LOSSES if loss not in set(main["loss"])],
+        missing_detectors=[name for name in NAMES if name not in set(main["detector"])],
         error=_error_of_a_difference(main, setting["test_images"]),
         accuracy=_accuracy(detection[as_long]),
         lengths=_lengths(detection[as_many]),
