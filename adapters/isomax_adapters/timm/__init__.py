@@ -1,7 +1,8 @@
 """timm: a head on any backbone, timm-registered models, model folders.
 
 Importing this package registers ``isomax_<arch>``, ``isomaxplus_<arch>``, ``dismax_<arch>`` and
-``softmax_<arch>`` with timm for every architecture that has a classifier.
+``softmax_<arch>`` with timm for every architecture that has a classifier. Scripts that cannot be
+told to import it run as ``python -m isomax_adapters.timm SCRIPT ...``.
 """
 
 from isomax_adapters.timm.attaching import HEADS, attach, head_of
