@@ -101,7 +101,7 @@ class MahalanobisPP(FeaturesDetector):
         if not len(classes):
             raise ValueError("no label is at least 0; fit on in-distribution samples")
         device = self.device or z.device
-        sums = torch.zeros(len(classes), z.shape[1], dtype=_dtype(device), device=device)
+        sums = torch.zeros(len(classes), z.shape[1], dtype=finest_dtype(device), device=device)
         for rows, labels in self._chunks(z, y, classes, sums):
             sums.index_add_(0, labels, rows)
         if not sums.isfinite().all():
@@ -233,5 +233,6 @@ def _whitening(covariance: Tensor, ridge: float) -> Tensor:
     return (vectors / (values + ridge).sqrt()).to(covariance)
 
 
-def _dtype(device: torch.device) -> torch.dtype:
-    return torch.float32 if device.type == "mps" else torch.float64  # which has no float64
+def finest_dtype(device: torch.device) -> torch.dtype:
+    """float64, but on Apple's devices, which have none."""
+    return torch.float32 if device.type == "mps" else torch.float64

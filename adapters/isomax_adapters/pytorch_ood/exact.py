@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from isomax import MahalanobisPP, fit_temperature
-from isomax.mahalanobis import CHUNK
+from isomax.mahalanobis import CHUNK, finest_dtype
 
 
 class MahalanobisODIN(GradientDetector):
@@ -119,7 +119,8 @@ class PNML(ood.PNML):
         for rows in _known(z, labels, gram):
             rows = F.normalize(rows, dim=1)
             gram.addmm_(rows.T, rows)
-        self._feature_projector = torch.linalg.pinv(gram, hermitian=True)
+        inverse = torch.linalg.pinv(gram.cpu().double(), hermitian=True)
+        self._feature_projector = inverse.to(gram)
         return self
 
     @torch.no_grad()
@@ -131,7 +132,7 @@ class PNML(ood.PNML):
         """
         if self._feature_projector is None:
             raise RequiresFittingException
-        log_p = self.head(F.normalize(z, dim=1)).double().log_softmax(dim=1)
+        log_p = self.head(F.normalize(z, dim=1)).to(self._feature_projector).log_softmax(dim=1)
         rows = F.normalize(z.to(self._feature_projector), dim=1)
         projection = ((rows @ self._feature_projector) * rows).sum(dim=1, keepdim=True)
         kappa = projection / (1 + projection)
@@ -154,15 +155,16 @@ class ViM(ood.ViM):
         :param labels: :math:`N`; those below 0 are left out
         :raises ValueError: if no label is at least 0
         """
-        self.w, self.b = self.w.double(), self.b.double()
-        self.u = -torch.linalg.pinv(self.w) @ self.b
         scatter = _square(z, self.w.device)
+        self.w, self.b = self.w.to(scatter), self.b.to(scatter)
+        self.u = -torch.linalg.pinv(self.w) @ self.b
         for rows in _known(z, labels, scatter):
             rows = rows - self.u
             scatter.addmm_(rows.T, rows)
         principal = self.d if self.d <= z.shape[1] else z.shape[1] // 2
-        vectors = torch.linalg.eigh(scatter).eigenvectors
-        self.principal_subspace = vectors[:, : z.shape[1] - principal].contiguous()
+        vectors = torch.linalg.eigh(scatter.cpu().double()).eigenvectors
+        residual = vectors[:, : z.shape[1] - principal]
+        self.principal_subspace = residual.to(scatter).contiguous()
         largest = norms = 0.0
         for rows in _known(z, labels, scatter):
             largest += float(self._get_logits(rows).amax(dim=1).sum())
@@ -200,7 +202,7 @@ class TemperatureScaling(ood.TemperatureScaling):
 
 
 def _square(z: Tensor, device: torch.device) -> Tensor:
-    return torch.zeros(z.shape[1], z.shape[1], dtype=torch.float64, device=device)
+    return torch.zeros(z.shape[1], z.shape[1], dtype=finest_dtype(device), device=device)
 
 
 def _known(z: Tensor, labels: Tensor, like: Tensor) -> Iterator[Tensor]:

@@ -1,7 +1,7 @@
 """Trained models to compare detectors with their references on."""
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -81,8 +81,9 @@ def efficientnet_case(
     return _case(model.eval(), images, labels, torch.cat([known, unknown]))
 
 
-def differences(model: nn.Module, case: Case, names: Iterable[str]) -> dict[str, float]:
-    """The largest difference of each detector that can work on the model from its reference."""
+def differences(model: nn.Module, case: Case, names: Iterable[str]) -> Iterator[tuple[str, float]]:
+    """The largest difference of each detector that can work on the model from its reference, one
+    after the other."""
     parts = Parts(model)
     train, labels, test = case.train.float(), torch.from_numpy(case.labels), case.test.float()
     has_maps = parts.maps_layout is not None
@@ -103,13 +104,11 @@ def differences(model: nn.Module, case: Case, names: Iterable[str]) -> dict[str,
         detector.fit(list(zip(train.split(BATCH), labels.split(BATCH), strict=True)))
         return torch.cat([detector.predict(x) for x in test.split(BATCH)])
 
-    found = {}
     for name, detector in detectors_for(parts, names).items():
         torch.manual_seed(0)  # some draw
         ours = scores(detector).detach().double().numpy()
         torch.manual_seed(0)
-        found[name] = difference(ours, np.asarray(REFERENCES[name](case)))
-    return found
+        yield name, difference(ours, np.asarray(REFERENCES[name](case)))
 
 
 def _case(model: nn.Module, train: Tensor, labels: Tensor, test: Tensor) -> tuple[nn.Module, Case]:

@@ -17,6 +17,8 @@ from rich.table import Table
 from .cases import differences, efficientnet_case, small_case
 from .references import REFERENCES
 
+OF_HEADS = ["EntropicScore", "MinimumDistanceScore", "MaxMeanLogitEntropyScore"]
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -28,16 +30,21 @@ def main() -> int:
     if (options.weights is None) != (options.data is None):
         parser.error("--weights and --data go together")
     warnings.simplefilter("ignore")
-    columns = {
-        "test_resnet": differences(*small_case("test_resnet", drop_rate=0.2), REFERENCES),
-        "dismax_test_resnet": differences(
-            *small_case("dismax_test_resnet"),
-            ["EntropicScore", "MinimumDistanceScore", "MaxMeanLogitEntropyScore"],
-        ),
+    cases = {
+        "test_resnet": lambda: small_case("test_resnet", drop_rate=0.2),
+        "dismax_test_resnet": lambda: small_case("dismax_test_resnet"),
     }
     if options.weights is not None:
-        case = efficientnet_case(options.weights, options.data, options.per_class, options.size)
-        columns["tf_efficientnet_lite0"] = differences(*case, REFERENCES)
+        cases["tf_efficientnet_lite0"] = lambda: efficientnet_case(
+            options.weights, options.data, options.per_class, options.size
+        )
+    columns: dict[str, dict[str, float]] = {}
+    for title, case in cases.items():
+        names = OF_HEADS if title.startswith("dismax") else REFERENCES
+        columns[title] = {}
+        for name, found in differences(*case(), names):
+            print(f"{title}: {name} {found:.1e}", file=sys.stderr, flush=True)
+            columns[title][name] = found
     table = Table("detector", *columns)
     for name in REFERENCES:
         cells = [f"{found[name]:.1e}" if name in found else "" for found in columns.values()]

@@ -112,6 +112,32 @@ def rmd_pp(case: Case) -> Array:
     return nearest - everything
 
 
+def post_hoc_isomax(case: Case) -> Array:
+    return entropy(-distances_to_means(*case.features, case.labels))
+
+
+def post_hoc_isomax_plus(case: Case) -> Array:
+    return directions_to_means(case).min(axis=1)
+
+
+def post_hoc_dismax(case: Case) -> Array:
+    distances = directions_to_means(case) / np.sqrt(2)
+    logits = -(distances + distances.mean(axis=1, keepdims=True))
+    return entropy(logits) - logits.max(axis=1) - logits.mean(axis=1)
+
+
+def directions_to_means(case: Case) -> Array:
+    """Distances of normalised features to the normalised means of those of each class."""
+    train, test = (unit(z) for z in case.features)
+    means = [train[case.labels == k].mean(axis=0) for k in range(case.labels.max() + 1)]
+    return np.linalg.norm(test[:, None] - unit(np.stack(means)), axis=2)
+
+
+def distances_to_means(train: Array, test: Array, labels: Array) -> Array:
+    means = np.stack([train[labels == k].mean(axis=0) for k in range(labels.max() + 1)])
+    return np.linalg.norm(test[:, None] - means, axis=2)
+
+
 def knn(case: Case, k: int = 50) -> Array:
     train, test = (unit(z) for z in case.features)
     return np.sqrt(np.sort(2 - 2 * test @ train.T, axis=1).clip(0)[:, k - 1])

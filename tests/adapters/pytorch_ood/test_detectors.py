@@ -92,7 +92,7 @@ def test_what_cannot_work_is_left_out_with_the_reason():
     assert "several" in why_not(pair)["DICE"]
     with pytest.raises(ValueError, match="unknown detector Oracle; choose from"):
         detectors_for(pair, ["Oracle"])
-    with pytest.raises(ValueError, match="no classifier"):
+    with pytest.raises(ValueError, match="which layer gives its logits"):
         detectors_for(torch.nn.Linear(2, 2))
 
 

