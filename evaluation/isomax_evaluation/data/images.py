@@ -9,10 +9,26 @@ import torch
 from PIL import Image
 from torch.utils import data as torch_data
 
-from isomax_adapters.onnx.images import as_rgb
-from isomax_evaluation.output.errors import InputError
+from isomax_adapters.onnx.images import GreyRange, as_pixels
+from isomax_evaluation.output.errors import InputError, one_line
 
 OOD_LABEL = -1
+
+
+class UnreadableError(InputError):
+    """An image that cannot be read; says which, and why."""
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """What becomes of an image that is read: 8 bits of as many channels as a model takes."""
+
+    channels: int = 3  #: 1, 3 or 4
+    #: smallest and largest stored value of grey of more than 8 bits, if not those of its depth
+    grey_range: GreyRange | None = None
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        return as_pixels(image, self.channels, self.grey_range)
 
 
 @dataclass(frozen=True)
@@ -29,6 +45,7 @@ class Images:
     fingerprints: np.ndarray | None = field(default=None, repr=False)
     #: of which patient, camera or day each image is that ``indices`` names
     groups: np.ndarray | None = field(default=None, repr=False)
+    decoding: Decoding = Decoding()
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -60,9 +77,20 @@ class Images:
         return self.class_names[label] if label >= 0 else ""
 
     def image(self, position: int) -> Any:
-        """One image, as RGB; as it is where it is a tensor."""
-        image = self.source[int(self.indices[position])][0]
-        return as_rgb(image) if isinstance(image, Image.Image) else image
+        """One image, as its decoding says; as it is where it is a tensor.
+
+        :raises UnreadableError: if it cannot be read
+        """
+        try:
+            image = self.source[int(self.indices[position])][0]
+            return self.decoding(image) if isinstance(image, Image.Image) else image
+        except Exception as error:  # Pillow's readers raise whatever they please
+            name = self.name_of(position)
+            raise UnreadableError(f"{name} cannot be read: {one_line(error)}") from error
+
+    def decoded(self, decoding: Decoding) -> "Images":
+        """The same images, decoded in another way."""
+        return replace(self, decoding=decoding)
 
     def as_ood(self) -> "Images":
         """The same images labelled as out-of-distribution."""

@@ -1,10 +1,16 @@
 """Images in batches."""
 
+import signal
+import threading
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch.utils.data import ConcatDataset, DataLoader
 
-from isomax_evaluation.data.images import Images, Transformed
+from isomax_evaluation.data.images import Images, Transformed, UnreadableError
+from isomax_evaluation.output.errors import InputError
 
 
 def loader_of(transform: Any, workers: int, *sets: Images, batch_size: int = 64) -> DataLoader:
@@ -23,3 +29,50 @@ def loader_of(transform: Any, workers: int, *sets: Images, batch_size: int = 64)
 def workers_for(images: Images, workers: int) -> int:
     """Decoding pays for processes of its own; images in memory do not."""
     return 0 if images.in_memory else workers
+
+
+@contextmanager
+def decoding_errors() -> Iterator[None]:
+    """What goes wrong where images are decoded, in a process of its own or not, in one line.
+
+    :raises InputError: for an image that could be read before, or a process that has ended
+    """
+    try:
+        yield
+    except UnreadableError as error:
+        # of another process, it comes with the traceback from there
+        reason = str(error).strip().rpartition(f"{UnreadableError.__name__}: ")[2]
+        raise InputError(
+            f"{reason}; put it back as it was and run the same command again, which goes on from "
+            "what is finished"
+        ) from error
+    except (RuntimeError, EOFError, ConnectionError) as error:
+        if not _of_a_worker(error):
+            raise
+        _let_go(error)
+        lines = [*str(error).strip().splitlines(), type(error).__name__]
+        raise InputError(
+            f"a process that decodes images has ended ({lines[-2 if 'Caught' in lines[0] else 0]}),"
+            " most often since memory or shared memory is full; give fewer --workers and run the "
+            "same command again, which goes on from what is finished"
+        ) from None
+
+
+def _let_go(error: BaseException) -> None:
+    """End the loader that an error holds on to; PyTorch would complain of its process once more,
+    out of a signal's handler."""
+    handled = hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if handled else None
+    for kept in (error, error.__context__):
+        traceback.clear_frames(None if kept is None else kept.__traceback__)
+    if handled:
+        signal.signal(signal.SIGCHLD, before)
+
+
+def _of_a_worker(error: BaseException) -> bool:
+    """Whether PyTorch's loader raises it for one of its processes: while it waits for a batch, or
+    anywhere, since a signal tells it."""
+    modules = [frame.f_globals.get("__name__") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return "DataLoader worker" in str(error) or (
+        not isinstance(error, RuntimeError) and "torch.utils.data.dataloader" in modules
+    )

@@ -12,7 +12,7 @@ from rich.progress import Progress
 from torch.utils import data as torch_data
 
 from isomax_evaluation.data.images import Images
-from isomax_evaluation.output.errors import InputError, first_few
+from isomax_evaluation.output.errors import InputError, first_few, one_line
 
 
 def readable(images: Images, skip: bool, workers: int, progress: Progress) -> Images:
@@ -120,7 +120,7 @@ class _Read(torch_data.Dataset):
                 content = image.contiguous().numpy().tobytes()
             else:
                 content = repr(image.size).encode() + image.tobytes()
-        except Exception as error:  # Pillow's decoders raise whatever they please
-            reason = f"{type(error).__name__}: {error}"
+        except Exception as error:  # of a file that is gone, or a tensor of no type of numpy's
+            reason = one_line(error.__cause__ or error)
             return reason.replace(f" {name!r}", "").replace(name, "the file"), 0
         return "", int.from_bytes(hashlib.sha256(content).digest()[:8], "little")
