@@ -90,7 +90,7 @@ def export(
         )
     config = timm.data.resolve_model_data_config(model)
     channels = config["input_size"][0]
-    grey_range = _grey_range(Path(model_folder))
+    grey_range = grey_range_of(Path(model_folder))
     decode = partial(_decoded, channels=channels, grey_range=grey_range)
     names = model.pretrained_cfg.get("label_names") or range(model.num_classes)
     metadata = {
@@ -193,7 +193,12 @@ def _calibration_sources(
     return [found[index] for index in places.round().astype(int)]
 
 
-def _grey_range(folder: Path) -> GreyRange | None:
+def grey_range_of(folder: Path) -> GreyRange | None:
+    """The range of grey values that a model folder was trained with; ``None`` for that of their
+    depth.
+
+    :raises ValueError: if it is none
+    """
     content = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     try:
         return check_grey_range(content.get("grey_range"))

@@ -30,6 +30,7 @@ def save_model(
     class_names: Sequence[str] | None = None,
     data_config: dict[str, Any] | None = None,
     calibration: Calibration | None = None,
+    grey_range: tuple[int, int] | None = None,
 ) -> Path:
     """Write a model folder, whole or not at all.
 
@@ -42,6 +43,8 @@ def save_model(
     :param data_config: preprocessing, as ``timm.data.resolve_model_data_config`` gives it, where
         it differs from the model's own
     :param calibration: temperature and threshold
+    :param grey_range: smallest and largest stored value of grey images of more than 8 bits, if not
+        those that their depth allows
     :return: the folder
     :raises ModelFolderError: if the folder exists and is no model folder
     :raises ValueError: if the number of class names is not the model's number of classes
@@ -64,7 +67,10 @@ def save_model(
         save_config_for_hf(
             model,
             str(new / CONFIG),
-            model_config={"label_names": list(class_names)} if class_names else None,
+            model_config={
+                **({"label_names": list(class_names)} if class_names else {}),
+                **({"grey_range": list(grey_range)} if grey_range else {}),
+            },
             data_config=data_config,
         )
         if calibration is not None:

@@ -18,7 +18,30 @@ Pretrained = Annotated[bool, typer.Option(help="Start from timm's pretrained wei
 SmallImages = Annotated[
     bool, typer.Option(help="3x3 stride-1 stem without pooling, 32x32 inputs (CIFAR).")
 ]
-ImageSize = Annotated[int | None, typer.Option(help="Input height and width.")]
+ImageSize = Annotated[
+    str | None, typer.Option(help="Input size: one number, or height and width as H,W.")
+]
+InChans = Annotated[
+    int | None,
+    typer.Option(
+        help="Read images as 1 channel (grey), 3 (RGB, the default) or 4 (RGB and a fourth band)."
+    ),
+]
+GreyRange = Annotated[
+    str | None,
+    typer.Option(
+        help="Smallest and largest value of grey images of more than 8 bits, as LOW,HIGH, or auto "
+        "for the training images' own; what their depth allows by default."
+    ),
+]
+CropMode = Annotated[
+    str | None,
+    typer.Option(help="How images become the input size: center, squash or border (all of it)."),
+]
+CropPct = Annotated[
+    float | None, typer.Option(help="Share of the image that the centre crop keeps.")
+]
+Interpolation = Annotated[str | None, typer.Option(help="Of resizing: bicubic or bilinear.")]
 PerClass = Annotated[int | None, typer.Option(help="Use at most N training images per class.")]
 Alpha = Annotated[float, typer.Option(help="Share of known images that may be rejected.")]
 GroupBy = Annotated[
@@ -85,6 +108,33 @@ def recipe_of(name: str, options: dict[str, Any]) -> Recipe:
     except ValueError as error:
         raise InputError(f"--{key.replace('_', '-')} takes numbers with commas: {error}") from error
     return replace(RECIPES[name], **given)
+
+
+def image_size_of(text: str | None) -> int | tuple[int, int] | None:
+    """``H,W``, or one number for both."""
+    if text is None:
+        return None
+    sides = _whole_numbers("--image-size", text)
+    if len(sides) > 2:
+        raise InputError(f"--image-size is {text!r}; expected one number, or height and width")
+    return sides[0] if len(sides) == 1 else (sides[0], sides[1])
+
+
+def grey_range_of(text: str | None) -> tuple[int, int] | str | None:
+    """``LOW,HIGH``, or ``auto``."""
+    if text in (None, "auto"):
+        return text
+    ends = _whole_numbers("--grey-range", text)
+    if len(ends) != 2:
+        raise InputError(f"--grey-range is {text!r}; expected LOW,HIGH or auto")
+    return ends[0], ends[1]
+
+
+def _whole_numbers(option: str, text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise InputError(f"{option} takes whole numbers with commas: {error}") from error
 
 
 def split(names: str) -> list[str]:

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from accelerate import Accelerator
 from pytorch_ood.benchmark import Benchmark
+from rich.progress import Progress
 
 from isomax_adapters.onnx import export
 from isomax_adapters.pytorch_ood import Parts, why_not
@@ -25,13 +27,14 @@ from isomax_evaluation.comparison.runs import (
 )
 from isomax_evaluation.comparison.sets import Sets, open_sets, prepared
 from isomax_evaluation.comparison.tables import first_runs, intervals, left_out, together, tuned
-from isomax_evaluation.data import limit_per_class
+from isomax_evaluation.data import grey_range_of, limit_per_class
 from isomax_evaluation.data.digests import describe
+from isomax_evaluation.data.loading import decoding_errors
 from isomax_evaluation.detection.models import Model
 from isomax_evaluation.detection.testing import Bench, Tested, test_model
 from isomax_evaluation.output.errors import InputError
 from isomax_evaluation.output.files import write_json
-from isomax_evaluation.output.progress import progress_bar
+from isomax_evaluation.output.progress import progress_bar, warn
 from isomax_evaluation.output.provenance import write_provenance
 from isomax_evaluation.output.tables import write_table
 from isomax_evaluation.training.jobs import (
@@ -41,6 +44,7 @@ from isomax_evaluation.training.jobs import (
     fetch_weights,
 )
 from isomax_evaluation.training.recipes import RECIPES, Recipe
+from isomax_evaluation.training.train import one_side, ready_to_train
 
 DETECTORS = (
     "MaxSoftmax",
@@ -83,7 +87,12 @@ def compare(
     output: str | Path = "isomax-out",
     pretrained: bool = False,
     small_images: bool = False,
-    image_size: int | None = None,
+    image_size: int | tuple[int, int] | None = None,
+    in_chans: int | None = None,
+    grey_range: tuple[int, int] | str | None = None,
+    crop_mode: str | None = None,
+    crop_pct: float | None = None,
+    interpolation: str | None = None,
     root: str | None = None,
     images_per_class: int | None = None,
     test_images: int | None = None,
@@ -119,7 +128,13 @@ def compare(
     :param output: folder for tables, report, model folders and the ONNX file
     :param pretrained: start training from timm's pretrained weights
     :param small_images: a 3x3 stride-1 stem without pooling, and 32x32 inputs
-    :param image_size: input height and width, if not the model's own
+    :param image_size: input height and width, one number for both, if not the model's own
+    :param in_chans: channels that images are read as for models that are trained here, see
+        :func:`isomax_evaluation.train`, as of the next four; given models have their own
+    :param grey_range: of models that were not trained with one of their own
+    :param crop_mode: if not the model's own, as the next two
+    :param crop_pct: share of the image that the centre crop keeps
+    :param interpolation: ``bicubic`` or ``bilinear``
     :param root: folder that named datasets are read from
     :param images_per_class: use at most so many training images of each class
     :param test_images: score at most so many test images of each dataset; accuracy and
@@ -147,8 +162,11 @@ def compare(
     losses = list((() if given else LOSSES) if losses is None else losses)
     if image_size is None and isinstance(id, str) and id == "digits" and not benchmark:
         image_size = 32
-    job = Job(model, losses[0] if losses else "", recipe, 0, pretrained, small_images, image_size,
-              alpha, workers)  # fmt: skip
+    image_size, auto = one_side(image_size), grey_range == "auto"
+    job = Job(
+        model, losses[0] if losses else "", recipe, 0, pretrained, small_images, image_size, alpha,
+        workers, None, in_chans, None if auto else grey_range, crop_mode, crop_pct, interpolation,  # type: ignore[arg-type]
+    )  # fmt: skip
     named_ood: list[tuple[str | None, Any]] = (
         list(ood.items()) if isinstance(ood, Mapping) else [split_name(one) for one in ood]
     )
@@ -158,13 +176,28 @@ def compare(
         raise InputError("compare runs in one process; start it without torchrun or accelerate")
     output = Path(output)
     plan = grown(plan, output)
-    with accelerator_for(plan.job.recipe) as accelerator, progress_bar() as progress:
+    with (
+        decoding_errors(),
+        accelerator_for(plan.job.recipe) as accelerator,
+        progress_bar() as progress,
+    ):
         sets = open_sets(id, plan.ood, benchmark, tune, root, group_by, class_map)
+        if auto:
+            found = grey_range_of(sets.train, workers, progress)
+            plan = replace(plan, job=replace(plan.job, grey_range=found))
         opened = _open_models(plan, sets, accelerator.device)
-        sets = prepared(sets, images_per_class, test_images, skip_bad_images, workers, progress)
+        if plan.losses:
+            fetch_weights(plan.job, output)
+            limited = replace(sets, train=limit_per_class(sets.train, images_per_class))
+            for doubt in _ready_to_train(plan, limited, output, accelerator, progress):
+                warn(progress, doubt)
+        decodings = [*([plan.job.decoding] if plan.losses else []), *(m.decoding for m in opened)]
+        sets = prepared(
+            sets, images_per_class, test_images, skip_bad_images, list(dict.fromkeys(decodings)),
+            workers, progress,
+        )  # fmt: skip
         if plan.losses:
             divide(runs_of(output, plan, [])[0], sets, plan.job.alpha, False)  # or refuse
-            fetch_weights(plan.job, output)
         claim(output, plan, sets, opened, tune, fit_images)
         images = [("train", sets.train), ("test", sets.test)]
         images += [("ood", unknown) for unknown in sets.unknown]
@@ -210,7 +243,9 @@ def _open_models(plan: Plan, sets: Sets, device: Any) -> list[Model]:
             "data sets without a transform"
         )
     opened = [
-        open_given(given, class_names, plan.image_size, sets.tensors, device)
+        open_given(
+            given, class_names, plan.preprocessing, plan.job.grey_range, sets.tensors, device
+        )
         for given in plan.given
     ]
     reasons: dict[str, str] = {}
@@ -227,6 +262,25 @@ def _open_models(plan: Plan, sets: Sets, device: Any) -> list[Model]:
     names = ", ".join([*plan.losses, *(given.name for given in plan.given)])
     listed = "; ".join(f"{name} {reason}" for name, reason in reasons.items())
     raise InputError(f"no detector can work with {names}: {listed}; add one that can")
+
+
+def _ready_to_train(
+    plan: Plan, sets: Sets, output: Path, accelerator: Accelerator, progress: Progress
+) -> list[str]:
+    """Try one batch with each loss that has not begun to train.
+
+    :return: what will not be what was asked for
+    :raises InputError: if there are too few images, or one cannot be trained
+    """
+    first = [run for run in runs_of(output, plan, []) if run.seed == 0]
+    training = divide(first[0], sets, plan.job.alpha, False).training
+    doubts = [
+        doubt
+        for run in first
+        if run.job is not None
+        for doubt in ready_to_train(run.job, training, run.folder, accelerator, progress)
+    ]
+    return list(dict.fromkeys(doubts))
 
 
 def _finish(output: Path, plan: Plan, runs: Sequence[Run], tested: Tested) -> Comparison:

@@ -5,8 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from timm.models import get_model_input_config
 from torch import nn
 
+from isomax_adapters.onnx.exporting import grey_range_of
+from isomax_adapters.onnx.images import CHANNELS, GreyRange
 from isomax_adapters.pytorch_ood import Parts
 from isomax_adapters.timm import load_calibration
 from isomax_adapters.timm.classes import match_classes
@@ -88,23 +91,33 @@ def _place(source: str) -> str:
 
 
 def open_given(
-    given: Given, class_names: Sequence[str], image_size: int | None, tensors: bool, device: Any
+    given: Given,
+    class_names: Sequence[str],
+    preprocessing: Mapping[str, Any],
+    grey_range: GreyRange | None,
+    tensors: bool,
+    device: Any,
 ) -> Model:
     """Open a model and match its classes to those of the ID data.
 
     The logits of its other classes are dropped.
 
     :param class_names: of the ID data
-    :param image_size: input height and width, if not the model's own
+    :param preprocessing: what is to be other than the model's own, as
+        :func:`~isomax_evaluation.data.preprocessing.preprocessing_of` takes it; a model that is
+        built for one size keeps that
+    :param grey_range: of a model that was not trained with one of its own
     :param tensors: whether the images come as finished tensors
     :raises InputError: if it cannot be had, or does not know the classes
     """
     calibration = None
     try:
         if isinstance(given.source, str):
-            network: Any = open_model(given.source, image_size)
+            network: Any = open_model(given.source, preprocessing["img_size"])
             folder = model_folder_of(given.source)
-            calibration = None if folder is None else load_calibration(folder)
+            if folder is not None:
+                calibration = load_calibration(folder)
+                grey_range = grey_range_of(folder) or grey_range
             parts = Parts(network)
         else:
             parts = given.source if isinstance(given.source, Parts) else Parts(given.source)
@@ -123,5 +136,15 @@ def open_given(
         calibration = None  # it is of all classes together
     parts.keep_classes(classes)
     network.to(device).eval()
-    preprocessing = None if tensors else preprocessing_of(network, image_size)
-    return Model(given.name, given.seed, parts, tuple(class_names), preprocessing, calibration)
+    config = None
+    if not tensors:
+        fixed = get_model_input_config(network)["fixed_input_size"]
+        config = preprocessing_of(
+            network, {**preprocessing, **({"img_size": None} if fixed else {})}
+        )
+        if config["input_size"][0] not in CHANNELS:
+            raise InputError(
+                f"{given.name} takes {config['input_size'][0]} channels; expected 1, 3 or 4"
+            )
+    names = tuple(class_names)
+    return Model(given.name, given.seed, parts, names, config, calibration, grey_range)

@@ -14,12 +14,13 @@ from isomax_evaluation.data.digests import digest
 from isomax_evaluation.detection.models import Model
 from isomax_evaluation.output.errors import InputError
 from isomax_evaluation.output.folders import claim_folder, identity, read_settings, same_source
-from isomax_evaluation.training.jobs import Job, check_job
+from isomax_evaluation.training.jobs import Job, check_job, check_preprocessing
 from isomax_evaluation.training.recipes import Recipe, same_recipe
 
 #: adding to these goes on with a comparison; changing anything else makes another one
 GROWING = ("losses", "models", "detectors", "ood", "ood_names", "seeds", "images", "digests")
 _TRAINING = ("model", "recipe", "pretrained", "small_images", "alpha")  # settings of a job
+_PIXELS = ("in_chans", "grey_range", "crop_mode", "crop_pct", "interpolation")
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,13 @@ class Plan:
     given: list[Given]
     detectors: list[str]
     ood: list[tuple[str | None, Any]]  #: name, if it was given one, and folder, name or data set
-    image_size: int | None
+    image_size: int | tuple[int, int] | None
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """What given models' preprocessing is to be other than their own, by timm's names."""
+        names = ("crop_mode", "crop_pct", "interpolation")
+        return {"img_size": self.image_size} | {name: getattr(self.job, name) for name in names}
 
     def check(self, ood_is_given: bool) -> None:
         """Refuse what cannot work, before any work.
@@ -47,6 +54,7 @@ class Plan:
             no_doubles(what, names)
         if self.seeds < 1:
             raise InputError(f"seeds is {self.seeds}; expected at least 1")
+        check_preprocessing(self.job)
         for loss in self.losses:
             check_job(replace(self.job, loss=loss))
         if unknown := [name for name in self.detectors if name not in NAMES]:
@@ -71,15 +79,20 @@ def grown(plan: Plan, output: Path) -> Plan:
     mine = {(given.name, given.seed): given for given in plan.given}
     there = [_given_of(model, mine) for model in found.get("models", [])]
     given = _union(there, plan.given)
+    pixels = {
+        key: found[key]
+        for key in _PIXELS
+        if getattr(plan.job, key) is None and found.get(key) is not None
+    }
     return replace(
         plan,
-        job=replace(job, loss=losses[0] if losses else ""),
+        job=replace(job, loss=losses[0] if losses else "", **_tuples(pixels)),
         losses=losses,
         seeds=seeds,
         given=given,
         detectors=_union(found["detectors"], plan.detectors),
         ood=_grown_ood(found, plan.ood),
-        image_size=found.get("image_size") if plan.image_size is None else plan.image_size,
+        image_size=_tuples(found).get("image_size") if plan.image_size is None else plan.image_size,
     )
 
 
@@ -106,6 +119,7 @@ def claim(
         | {"id test": len(sets.test), "id scored": len(sets.known)},
         "class_names": list(sets.train.class_names),
         "image_size": plan.image_size,
+        **{key: training[key] for key in _PIXELS if training[key] is not None},
         **({"tune": tune} if tune else {}),
         **({"fit_images": fit_images} if fit_images else {}),
         **({"seeds": plan.seeds} if plan.losses else {}),
@@ -137,7 +151,8 @@ def claim(
 def _begun(output: Path) -> bool:
     """Whether anything was trained or scored there."""
     files = ("checkpoint.pt", "model/*", "scores/*")
-    return any(next(output.glob(f"runs/*/{file}"), None) for file in files)
+    places = (*(f"runs/*/{file}" for file in files), *files)  # of a training, straight in there
+    return any(next(output.glob(place), None) for place in places)
 
 
 def _continued(output: Path, found: Mapping[str, Any], given: dict[str, Any]) -> dict[str, Any]:
@@ -225,4 +240,13 @@ def _job_of(found: Mapping[str, Any], like: Job) -> Job:
     lists = ("decay_milestones", "scale", "mean", "std")
     recipe: Any = {k: tuple(v) if k in lists else v for k, v in found["recipe"].items()}
     kept = {key: found[key] for key in (*_TRAINING, "image_size") if key != "recipe"}
-    return replace(like, recipe=Recipe(**recipe), **kept)
+    return replace(like, recipe=Recipe(**recipe), **_tuples(kept))
+
+
+def _tuples(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that JSON has made lists of."""
+    pairs = ("image_size", "grey_range")
+    return {
+        key: tuple(value) if key in pairs and isinstance(value, list) else value
+        for key, value in settings.items()
+    }

@@ -14,6 +14,7 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 from PIL import Image
 from plotly.offline import get_plotlyjs
 
+from isomax_adapters.onnx.images import as_rgb
 from isomax_evaluation.comparison.plots import ID, scores_of, write_plots
 from isomax_evaluation.comparison.rows import CHANCE, HIGHER_IS_BETTER, table_rows
 from isomax_evaluation.data import Images
@@ -140,8 +141,7 @@ def _examples(
 
 def _thumbnail(images: Images, position: int) -> str:
     image = images.image(position)
-    if isinstance(image, torch.Tensor):
-        image = _picture(image)
+    image = _picture(image) if isinstance(image, torch.Tensor) else as_rgb(image)
     image.thumbnail((96, 96))
     if image.width < 64:
         image = image.resize((64, 64 * image.height // image.width), resample=0)

@@ -102,7 +102,7 @@ def terminal_table(results: pd.DataFrame, intervals: pd.DataFrame, costs: pd.Dat
         interval = "" if np.isnan(low) else f" [{low:.1f}, {high:.1f}]"
         table.add_row(
             escape(row["ood"]),
-            row["loss"],
+            escape(row["loss"]),
             row["detector"],
             _spread(row, "accuracy"),
             escape(_spread(row, "AUROC") + interval),

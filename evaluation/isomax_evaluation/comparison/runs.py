@@ -92,7 +92,15 @@ def ready_model(
         _claim_given(run, sets.given, divided, tested)
         return run.opened
     claim_run(run.job, sets.given, divided, sets.drawn, run.folder)
-    folder = train_model(run.job, divided, sets.test, run.folder, accelerator, progress)
+    decoding = run.job.decoding
+    folder = train_model(
+        run.job,
+        divided.decoded(decoding),
+        sets.test.decoded(decoding),
+        run.folder,
+        accelerator,
+        progress,
+    )
     network: Any = load_model(folder).to(accelerator.device)
     return Model(
         run.name,
@@ -101,6 +109,7 @@ def ready_model(
         sets.train.class_names,
         data_config(run.job, network),
         load_calibration(folder),
+        run.job.grey_range,
     )
 
 

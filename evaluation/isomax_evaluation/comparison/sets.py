@@ -11,11 +11,12 @@ from rich.progress import Progress
 
 from isomax_evaluation import data
 from isomax_evaluation.comparison.naming import no_doubles, unique_names
-from isomax_evaluation.data import Images, Splits
+from isomax_evaluation.data import Decoding, Images, Splits
 from isomax_evaluation.data.benchmarks import open_benchmark
 from isomax_evaluation.data.torch_datasets import open_torch
 from isomax_evaluation.output.errors import InputError
 from isomax_evaluation.output.folders import identity
+from isomax_evaluation.output.progress import tell, warn
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,8 @@ class Sets:
     @property
     def tensors(self) -> bool:
         """Whether the images are finished tensors, rather than images that a model prepares."""
-        return isinstance(self.train.image(0), torch.Tensor)
+        first = None if self.train.paths else self.train.source[int(self.train.indices[0])][0]
+        return isinstance(first, torch.Tensor)
 
 
 def open_sets(
@@ -87,38 +89,43 @@ def prepared(
     images_per_class: int | None,
     test_images: int | None,
     skip: bool,
+    decodings: Sequence[Decoding],
     workers: int,
     progress: Progress,
 ) -> Sets:
-    """Limited, and read once.
+    """Limited, and read once in each way that some model reads them; decoded in the first.
 
     :raises InputError: if some do not decode and ``skip`` is false, or a limit leaves none
     """
     for line in sets.found:
-        progress.console.print(f"{sets.train.name}, {line}", markup=False, highlight=False)
+        tell(progress, f"{sets.train.name}, {line}")
     for images in sets.unknown:
         if shared := sorted(set(images.class_names) & set(sets.train.class_names)):
-            progress.console.print(
-                f"[bold]warning[/bold]: {len(shared)} classes of the OOD set {images.name} also "
-                f"occur in {sets.train.name}: {', '.join(shared[:10])}"
+            warn(
+                progress,
+                f"{len(shared)} classes of the OOD set {images.name} also occur in "
+                f"{sets.train.name}: {', '.join(shared[:10])}",
             )
     train = data.limit_per_class(sets.train, images_per_class)
     unknown = [data.at_most(images, test_images) for images in sets.unknown]
-    train, test, *unknown = (
-        data.readable(images, skip, workers, progress) for images in (train, sets.test, *unknown)
-    )
+
+    def read(images: Images) -> Images:
+        for decoding in reversed(decodings):
+            images = data.readable(images.decoded(decoding), skip, workers, progress)
+        return images
+
+    train, test, *unknown = map(read, (train, sets.test, *unknown))
     data.check_counts(train, test)
-    held_out = sets.held_out
-    if held_out is not None:
-        held_out = data.readable(held_out, skip, workers, progress)
+    held_out = None if sets.held_out is None else read(sets.held_out)
     data.check_apart(train, test, *([] if held_out is None else [held_out]))
+    for doubt in data.warnings_of(train):
+        warn(progress, doubt)
     for images in unknown:
         if not len(images):
             raise InputError(f"{images.name} has no image that can be read")
     tuning = sets.tuning
     if tuning is not None:
-        some = data.at_most(tuning, test_images or 1000)
-        tuning = data.readable(some, skip, workers, progress).as_ood()
+        tuning = read(data.at_most(tuning, test_images or 1000)).as_ood()
     return replace(
         sets,
         train=train,

@@ -4,16 +4,19 @@ from isomax_evaluation.data.datasets import Splits, open_images, open_splits
 from isomax_evaluation.data.holding_out import Divided, divide
 from isomax_evaluation.data.images import (
     OOD_LABEL,
+    Decoding,
     Images,
     Transformed,
     at_most,
     limit_per_class,
     stratified_split,
 )
+from isomax_evaluation.data.pixels import grey_range_of, warnings_of
 from isomax_evaluation.data.reading import check_apart, check_counts, readable
 
 __all__ = [
     "OOD_LABEL",
+    "Decoding",
     "Divided",
     "Images",
     "Splits",
@@ -22,9 +25,11 @@ __all__ = [
     "check_apart",
     "check_counts",
     "divide",
+    "grey_range_of",
     "limit_per_class",
     "open_images",
     "open_splits",
     "readable",
     "stratified_split",
+    "warnings_of",
 ]

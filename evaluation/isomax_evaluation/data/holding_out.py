@@ -1,9 +1,9 @@
 """Held-out images, each for one purpose: what selects does not calibrate."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from isomax_adapters.onnx.images import Parts, split_parts
-from isomax_evaluation.data.images import Images, stratified_split
+from isomax_evaluation.data.images import Decoding, Images, stratified_split
 from isomax_evaluation.output.errors import InputError
 
 
@@ -22,6 +22,15 @@ class Divided:
         """How many images train nothing."""
         selecting = 0 if self.selection is None else len(self.selection)
         return selecting + len(self.calibration)
+
+    def decoded(self, decoding: Decoding) -> "Divided":
+        """The same images, decoded in another way."""
+        return replace(
+            self,
+            training=self.training.decoded(decoding),
+            selection=None if self.selection is None else self.selection.decoded(decoding),
+            calibration=self.calibration.decoded(decoding),
+        )
 
 
 def divide(train: Images, held_out: Images | None, needed: int, share: float, seed: int) -> Divided:

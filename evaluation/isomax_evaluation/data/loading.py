@@ -72,7 +72,9 @@ def _let_go(error: BaseException) -> None:
 def _of_a_worker(error: BaseException) -> bool:
     """Whether PyTorch's loader raises it for one of its processes: while it waits for a batch, or
     anywhere, since a signal tells it."""
-    modules = [frame.f_globals.get("__name__") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    modules = [
+        frame.f_globals.get("__name__") for frame, _ in traceback.walk_tb(error.__traceback__)
+    ]
     return "DataLoader worker" in str(error) or (
         not isinstance(error, RuntimeError) and "torch.utils.data.dataloader" in modules
     )

@@ -13,6 +13,7 @@ from torch.utils import data as torch_data
 
 from isomax_evaluation.data.images import Images
 from isomax_evaluation.output.errors import InputError, first_few, one_line
+from isomax_evaluation.output.progress import tell
 
 
 def readable(images: Images, skip: bool, workers: int, progress: Progress) -> Images:
@@ -32,7 +33,7 @@ def readable(images: Images, skip: bool, workers: int, progress: Progress) -> Im
             f"{len(bad)} of {len(images)} images of {images.name} do not decode: {listed}; "
             "remove them, or leave them out with --skip-bad-images"
         )
-    progress.console.print(f"left out {len(bad)} images that do not decode: {listed}")
+    tell(progress, f"left out {len(bad)} images that do not decode: {listed}")
     return images.take(np.setdiff1d(np.arange(len(images)), list(bad)))
 
 

@@ -8,16 +8,19 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
 from isomax.calibration import RejectionThreshold
 from isomax_adapters.onnx import export
-from isomax_adapters.onnx.exporting import CALIBRATION_IMAGES
+from isomax_adapters.onnx.exporting import CALIBRATION_IMAGES, grey_range_of
+from isomax_adapters.onnx.images import as_array
 from isomax_adapters.onnx.runtime import Scorer
 from isomax_adapters.timm import load_model
 from isomax_evaluation import data
-from isomax_evaluation.data import Images
+from isomax_evaluation.data import Decoding, Images
+from isomax_evaluation.data.preprocessing import preprocessing_of
 from isomax_evaluation.detection.metrics import ood_metrics
 from isomax_evaluation.output.errors import InputError
 
@@ -47,6 +50,8 @@ def export_and_measure(
     splits = data.open_splits(id, root)
     training, known = splits.train, splits.test
     model: Any = load_model(model_folder)  # a timm model: more attributes than nn.Module has
+    channels = preprocessing_of(model)["input_size"][0]
+    decoding = Decoding(channels, grey_range_of(Path(model_folder)))
     names = tuple(map(str, model.pretrained_cfg.get("label_names") or ()))
     if known.class_names != names:
         raise InputError(
@@ -57,7 +62,7 @@ def export_and_measure(
     places = np.linspace(0, len(training) - 1, min(len(training), CALIBRATION_IMAGES))
     training = training.take(places.round().astype(int))
     training, known, *unknown = (
-        data.readable(images, skip_bad_images, workers, progress)
+        data.readable(images.decoded(decoding), skip_bad_images, workers, progress)
         for images in (training, *(data.at_most(i, test_images) for i in (known, *unknown)))
     )
     with tempfile.TemporaryDirectory() as scratch:
@@ -122,7 +127,7 @@ def terminal_table(measured: pd.DataFrame) -> Table:
         title_justify="left",
     )
     sets = [name for name in measured.columns if name.startswith("AUROC/")]
-    columns = ("MB", "accuracy", "label as first", *(f"AUROC {s[6:]}" for s in sets))
+    columns = ("MB", "accuracy", "label as first", *(escape(f"AUROC {s[6:]}") for s in sets))
     for column in ("", *columns, "false alarms", "threshold", "threshold here"):
         table.add_column(column, justify="right" if column else "left", no_wrap=True)
     for row in measured.to_dict("records"):
@@ -160,5 +165,5 @@ def _outputs(
 def _source(images: Images, position: int) -> str | np.ndarray:
     """What the Scorer takes: the file, so that its threads decode it, where there is one."""
     if images.paths is None:
-        return np.asarray(images.image(position))
+        return as_array(images.image(position), images.decoding.channels)
     return images.paths[int(images.indices[position])]

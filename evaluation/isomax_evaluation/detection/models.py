@@ -10,7 +10,9 @@ import timm.data
 from torch import nn
 
 from isomax.calibration import Calibration
+from isomax_adapters.onnx.images import GreyRange
 from isomax_adapters.pytorch_ood import Parts
+from isomax_evaluation.data import Decoding
 from isomax_evaluation.extraction.store import digest_of_weights
 
 
@@ -25,6 +27,13 @@ class Model:
     #: as ``timm.data.create_transform`` takes it; ``None`` if images come as finished tensors
     preprocessing: Mapping[str, Any] | None
     calibration: Calibration | None = None  #: its own threshold, if it has one
+    grey_range: GreyRange | None = None  #: of grey images of more than 8 bits, if it has one
+
+    @property
+    def decoding(self) -> Decoding:
+        """How images are read for it."""
+        channels = 3 if self.preprocessing is None else self.preprocessing["input_size"][0]
+        return Decoding(channels, self.grey_range)
 
     @cached_property
     def transform(self) -> Any:

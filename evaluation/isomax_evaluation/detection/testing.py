@@ -62,13 +62,15 @@ class Bench:
 
     def keeper(self, images: Images) -> OutputsOnDisk:
         """Where the model's outputs on some images are kept."""
-        model = self.model
-        key = model.weights, model.preprocessing, digest(images)
-        return keeper(self.store, *key, len(images))
+        model, preprocessing = self.model, self.model.preprocessing
+        if preprocessing is not None and model.grey_range is not None:
+            preprocessing = {**preprocessing, "grey_range": model.grey_range}
+        return keeper(self.store, model.weights, preprocessing, digest(images), len(images))
 
     def loader(self, *sets: Images) -> Any:
         """Their batches, as the model takes them."""
-        return loader_of(self.model.transform, self.workers, *sets)
+        decoded = [images.decoded(self.model.decoding) for images in sets]
+        return loader_of(self.model.transform, self.workers, *decoded)
 
     def outputs(self, images: Images) -> Outputs:
         """The model's outputs on some images; computed if they are not kept."""
@@ -265,7 +267,8 @@ def _write_results(bench: Bench, names: Sequence[str]) -> None:
 
 
 def _write_costs(bench: Bench, detectors: dict[str, Detector]) -> None:
-    model, images, path = bench.model, bench.tested.known, bench.folder / "costs.csv"
+    model, path = bench.model, bench.folder / "costs.csv"
+    images = bench.tested.known.decoded(model.decoding)
     count = min(COST_IMAGES, len(images))
     batch = torch.stack([model.transform(images.image(i)) for i in range(count)])
     costs = cost_of_detectors(

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 def progress_bar(enabled: bool = True) -> Progress:
     """Bars with counts and the time that remains."""
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
@@ -21,10 +21,21 @@ def progress_bar(enabled: bool = True) -> Progress:
     )
 
 
+def tell(progress: Progress, text: str) -> None:
+    """A line that stays; of several processes the first one tells it."""
+    if not progress.disable:  # names may have brackets, which are no markup
+        progress.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def warn(progress: Progress, text: str) -> None:
+    """The same of something that may be wrong."""
+    tell(progress, f"warning: {text}")
+
+
 def say(progress: Progress, text: str) -> None:
     """A line for a log, where there is no terminal for a bar to move on."""
-    if not progress.disable and not progress.console.is_terminal:
-        progress.console.print(text, highlight=False, markup=False, soft_wrap=True)
+    if not progress.console.is_terminal:
+        tell(progress, text)
 
 
 @contextmanager

@@ -28,8 +28,8 @@ from isomax_evaluation.extraction.one_pass import one_pass
 from isomax_evaluation.extraction.store import Outputs, digest_of_weights, keeper, together
 from isomax_evaluation.output.errors import InputError
 from isomax_evaluation.output.progress import say, shown
+from isomax_evaluation.training.batches import Augmented, train_transform
 from isomax_evaluation.training.jobs import Job
-from isomax_evaluation.training.loop import Augmented, Draw, train_transform
 from isomax_evaluation.training.losses import LOSSES
 
 #: called with a model, its accuracy on the selection images and what it is
@@ -149,13 +149,13 @@ def _features(
     model.to(accelerator.device).eval()
     weights = digest_of_weights(model)
     train, plain = divided.training, timm.data.create_transform(**config)
-    passes: list[tuple[Images, Any, Any]] = [(train, Transformed(train, plain), dict(config))]
+    about = dict(config) | ({"grey_range": job.grey_range} if job.grey_range else {})
+    passes: list[tuple[Images, Any, Any]] = [(train, Transformed(train, plain), about)]
     for copy in range(1, job.recipe.augment_copies + 1):
-        draw = Draw(job.seed, COPIES + copy)
-        drawn = Augmented(train, train_transform(job.recipe, config), draw)
-        passes.append((train, drawn, {**config, "augmented": _augmentation(job, copy)}))
+        drawn = Augmented(train, train_transform(job.recipe, config), job.seed, COPIES + copy)
+        passes.append((train, drawn, {**about, "augmented": _augmentation(job, copy)}))
     if divided.selection is not None:
-        passes.append((divided.selection, Transformed(divided.selection, plain), dict(config)))
+        passes.append((divided.selection, Transformed(divided.selection, plain), about))
     found = [
         _outputs(parts, weights, *given, job, store, accelerator, progress) for given in passes
     ]

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,22 +15,27 @@ import torch
 import torch.distributed.nn.functional
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
+from timm.models import adapt_input_conv, get_model_input_config
 from timm.optim import (
     create_optimizer_v2,
     param_groups_layer_decay,
     param_groups_weight_decay,
 )
 from timm.scheduler import create_scheduler_v2
-from torch import nn
+from torch import Tensor, nn
 
 from isomax.calibration import RejectionThreshold
+from isomax_adapters.onnx.images import CHANNELS, check_grey_range
 from isomax_adapters.timm import attach, create_model
 from isomax_adapters.timm.attaching import classifier_names
 from isomax_adapters.timm.checkpoints import load_weights, read_checkpoint
+from isomax_evaluation.data import Decoding
 from isomax_evaluation.data.preprocessing import preprocessing_of
 from isomax_evaluation.output.errors import InputError
 from isomax_evaluation.training.losses import LOSSES
-from isomax_evaluation.training.recipes import Recipe, learning_rate
+from isomax_evaluation.training.recipes import Recipe, check_recipe, learning_rate
+
+WARMUP_LR = 1e-5
 
 
 @dataclass(frozen=True)
@@ -43,15 +48,38 @@ class Job:
     seed: int = 0
     pretrained: bool = False
     small_images: bool = False
-    image_size: int | None = None
+    image_size: int | tuple[int, int] | None = None  #: height and width, if not one for both
     alpha: float = 0.05
     workers: int = 2
     weights: str | None = None  #: a checkpoint file to start from
+    in_chans: int | None = None
+    grey_range: tuple[int, int] | None = None
+    crop_mode: str | None = None
+    crop_pct: float | None = None
+    interpolation: str | None = None
 
     @property
     def starts_trained(self) -> bool:
         """Whether the backbone has been trained before."""
         return self.pretrained or self.weights is not None or ":" in self.model
+
+    @property
+    def decoding(self) -> Decoding:
+        """How images are read for the model."""
+        return Decoding(self.in_chans or 3, self.grey_range)
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """What is other than the model's own, by timm's names."""
+        return {
+            "img_size": self.image_size or (32 if self.small_images else None),
+            "in_chans": self.in_chans,
+            "crop_mode": self.crop_mode,
+            "crop_pct": self.crop_pct,
+            "interpolation": self.interpolation,
+            "mean": self.recipe.mean or None,
+            "std": self.recipe.std or None,
+        }
 
 
 def check_job(job: Job) -> None:
@@ -61,50 +89,70 @@ def check_job(job: Job) -> None:
     """
     if job.loss not in LOSSES:
         raise InputError(f"unknown loss {job.loss!r}; choose from {', '.join(LOSSES)}")
-    if job.image_size is not None and job.image_size < 1:
-        raise InputError(f"the image size is {job.image_size}; expected at least 1")
+    check_preprocessing(job)
+    check_recipe(job.recipe)
     if not 0 <= job.seed < 2**32 or job.workers < 0:
         raise InputError(
             f"the seed is {job.seed} and there are {job.workers} workers; expected at least 0"
         )
-    if {len(job.recipe.mean), len(job.recipe.std)} - {0, 3} or any(s <= 0 for s in job.recipe.std):
+    if job.recipe.epochs == 0 and not job.starts_trained:
         raise InputError(
-            f"the normalisation has means {job.recipe.mean} and deviations {job.recipe.std}; "
-            "expected three of each, deviations above 0"
+            "epochs is 0; expected at least 1 (0 epochs, the head alone, take --pretrained or "
+            "--weights)"
         )
-    if job.recipe.augment not in ("timm", "pad-crop", "none"):
-        raise InputError(f"unknown augmentation {job.recipe.augment!r}; timm, pad-crop or none")
-    if job.recipe.in_memory and job.recipe.augment == "timm":
-        raise InputError("timm's augmentation works on files; with in_memory use pad-crop or none")
-    if job.recipe.mixed_precision not in ("no", "bf16", "fp16"):
-        raise InputError(f"unknown mixed_precision {job.recipe.mixed_precision!r}; no, bf16, fp16")
-    least = 0 if job.starts_trained else 1
-    if job.recipe.epochs < least or job.recipe.batch_size < 2:
+    means, deviations, wanted = job.recipe.mean, job.recipe.std, job.decoding.channels
+    if {len(means), len(deviations)} - {0, 1, wanted}:
         raise InputError(
-            f"epochs is {job.recipe.epochs} and batch size {job.recipe.batch_size}; expected at "
-            f"least {least} and 2 (0 epochs, the head alone, take --pretrained or --weights)"
-        )
-    if job.recipe.keep not in ("best", "last"):
-        raise InputError(f"unknown keep {job.recipe.keep!r}; best or last")
-    if job.recipe.head_start not in ("auto", "means", "paper"):
-        raise InputError(f"unknown head_start {job.recipe.head_start!r}; auto, means or paper")
-    if min(job.recipe.head_first or 0, job.recipe.augment_copies) < 0 or job.recipe.head_lr <= 0:
-        raise InputError(
-            f"head_first is {job.recipe.head_first}, augment_copies {job.recipe.augment_copies}, "
-            f"head_lr {job.recipe.head_lr}; expected at least 0, at least 0, and more than 0"
+            f"the normalisation has means {means} and deviations {deviations}; expected one or "
+            f"{wanted} of each"
         )
     if job.pretrained and job.weights:
         raise InputError("--pretrained and --weights are two places to start from; give one")
     mixes = job.recipe.mixup or job.recipe.cutmix or job.recipe.smoothing
     if LOSSES[job.loss].mosaic and mixes:
         raise InputError(f"{job.loss} makes mosaics of its own; switch mixup and smoothing off")
+    if LOSSES[job.loss].mosaic and job.recipe.class_weights:
+        raise InputError(
+            f"{job.loss} mixes the classes of a batch, so that class_weights do not reach them; "
+            "balanced_sampling does"
+        )
     try:
         RejectionThreshold(job.alpha)
         with torch.device("meta"):
             model = build_model(job, num_classes=2, pretrained=False)
+        channels, *_ = data_config(job, model)["input_size"]
+        if channels != job.decoding.channels:
+            raise InputError(f"{job.model} takes {channels} channels; give in_chans {channels}")
         make_scheduler(make_optimizer(model, job.recipe), job.recipe, updates=1)
+    except (AssertionError, TypeError, ValueError) as error:
+        raise InputError(str(error)) from error
+
+
+def check_preprocessing(job: Job) -> None:
+    """Refuse what images cannot be made into.
+
+    :raises InputError: naming the value and what it may be
+    """
+    size = job.image_size
+    sides = () if size is None else (size,) if isinstance(size, int) else size
+    if len(sides) > 2 or any(side < 1 for side in sides):
+        raise InputError(
+            f"the image size is {size}; expected at least 1, or height and width of at least 1"
+        )
+    try:
+        check_grey_range(job.grey_range)
     except ValueError as error:
         raise InputError(str(error)) from error
+    for name, value, allowed in (
+        ("in_chans", job.in_chans, CHANNELS),
+        ("crop_mode", job.crop_mode, ("center", "squash", "border")),
+        ("interpolation", job.interpolation, ("bicubic", "bilinear")),
+    ):
+        if value is not None and value not in allowed:
+            listed = ", ".join(map(str, allowed))
+            raise InputError(f"{name} is {value!r}; expected one of {listed}, which export takes")
+    if job.crop_pct is not None and not 0 < job.crop_pct <= 1:
+        raise InputError(f"crop_pct is {job.crop_pct}; expected a share in (0, 1]")
 
 
 def recipe_for(architecture: str, starts_trained: bool) -> str:
@@ -132,6 +180,8 @@ def build_model(job: Job, num_classes: int, pretrained: bool | None = None) -> n
     cfg = timm.models.get_pretrained_cfg(job.model) if timm.is_model(job.model) else None
     if job.image_size and cfg is not None and cfg.fixed_input_size:
         kwargs["img_size"] = job.image_size
+    if job.decoding.channels != 3:
+        kwargs["in_chans"] = job.decoding.channels
     from_hub = job.pretrained or ":" in job.model
     wanted = pretrained is not False
     pretrained = from_hub and wanted
@@ -159,9 +209,24 @@ def _load(model: nn.Module, job: Job) -> None:
     assert job.weights is not None
     path = Path(job.weights).expanduser()
     try:
-        load_weights(model, read_checkpoint(path), training_follows=True)
+        checkpoint = read_checkpoint(path)
+        if job.decoding.channels != 3:
+            checkpoint = replace(checkpoint, tensors=_of_channels(checkpoint.tensors, model, job))
+        load_weights(model, checkpoint, training_follows=True)
     except ValueError as error:
         raise InputError(str(error)) from error
+
+
+def _of_channels(tensors: dict[str, Tensor], model: Any, job: Job) -> dict[str, Tensor]:
+    """Weights for as many channels as a job has, as timm makes them of three."""
+    first = get_model_input_config(model)["first_conv"]
+    names = [f"{name}.weight" for name in ((first,) if isinstance(first, str) else first or ())]
+    made = {
+        name: adapt_input_conv(job.decoding.channels, tensors[name])
+        for name in names
+        if name in tensors and tensors[name].shape[1] == 3
+    }
+    return tensors | made
 
 
 def fetch_weights(job: Job, output: Path) -> None:
@@ -174,10 +239,11 @@ def fetch_weights(job: Job, output: Path) -> None:
 
 
 def data_config(job: Job, model: nn.Module) -> dict[str, Any]:
-    """Preprocessing, as ``timm.data.create_transform`` takes it."""
-    config = preprocessing_of(model, job.image_size or (32 if job.small_images else None))
-    given = {"mean": job.recipe.mean, "std": job.recipe.std}
-    return config | {name: values for name, values in given.items() if values}
+    """Preprocessing, as ``timm.data.create_transform`` takes it.
+
+    :raises ValueError: if the model is built for another size or number of channels
+    """
+    return preprocessing_of(model, job.preprocessing)
 
 
 @contextmanager
@@ -187,11 +253,14 @@ def accelerator_for(recipe: Recipe) -> Iterator[Accelerator]:
     # a process may train again, with another precision
     AcceleratorState._reset_state()
     ours = not torch.distributed.is_initialized()
-    accelerator = Accelerator(
-        mixed_precision=recipe.mixed_precision,
-        # without this Accelerate takes several processes on the CPU for one each
-        cpu=not torch.accelerator.is_available(),
-    )
+    try:
+        accelerator = Accelerator(
+            mixed_precision=recipe.mixed_precision,
+            # without this Accelerate takes several processes on the CPU for one each
+            cpu=not torch.accelerator.is_available(),
+        )
+    except ValueError as error:  # fp16 on a CPU
+        raise InputError(f"mixed_precision {recipe.mixed_precision}: {error}; give no") from error
     yield accelerator
     # not after an error, which the other processes need not have: they would wait for each other
     if ours and torch.distributed.is_initialized():
@@ -256,6 +325,8 @@ def make_scheduler(optimizer: torch.optim.Optimizer, recipe: Recipe, updates: in
         decay_milestones=list(recipe.decay_milestones),
         decay_rate=recipe.decay_rate,
         warmup_epochs=recipe.warmup_epochs,
+        # timm's own, unless the learning rate would fall from there
+        warmup_lr=WARMUP_LR if learning_rate(recipe) > WARMUP_LR else learning_rate(recipe) / 10,
         step_on_epochs=False,
         updates_per_epoch=updates,
     )

@@ -1,39 +1,36 @@
-"""The training loop: its batches, its randomness, its checkpoints."""
+"""The training loop and its checkpoints."""
 
 import json
-import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import timm.data
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object, set_seed
 from rich.progress import Progress
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.utils.data import DataLoader, Sampler
-from torchvision import transforms
+from torch.utils.data import DataLoader
 
-from isomax.functional import NaNFeaturesError, mosaic
+from isomax.functional import NaNFeaturesError
 from isomax_adapters.timm.attaching import classifier_names
-from isomax_evaluation.data import Images, Transformed
-from isomax_evaluation.data.decoded import AugmentedBatches, Decoded
-from isomax_evaluation.data.loading import workers_for
+from isomax_evaluation.data import Images
 from isomax_evaluation.output.errors import InputError
 from isomax_evaluation.output.files import write_lines, write_whole
 from isomax_evaluation.output.progress import say
+from isomax_evaluation.training.batches import (
+    Batches,
+    EpochBatches,
+    balanced,
+    hash_seed,
+    mixing,
+    train_loader,
+)
 from isomax_evaluation.training.jobs import Job, make_optimizer, make_scheduler
-from isomax_evaluation.training.losses import LOSSES
-from isomax_evaluation.training.recipes import Recipe
-
-Batches = DataLoader | Decoded | AugmentedBatches
+from isomax_evaluation.training.losses import LOSSES, criterion_of
 
 
 def fit(
@@ -58,7 +55,7 @@ def fit(
     :param before: what the head did when it was trained alone
     """
     recipe, loss = job.recipe, LOSSES[job.loss]
-    criterion = loss.criterion()
+    criterion = criterion_of(loss, recipe.class_weights, images).to(accelerator.device)
     if recipe.channels_last:
         model = model.to(memory_format=torch.channels_last)
     model = model.to(accelerator.device)
@@ -70,10 +67,11 @@ def fit(
         accelerator.process_index,
         accelerator.num_processes,
         recipe.accumulate,
+        balanced(images.labels) if recipe.balanced_sampling else None,
     )
     loader = train_loader(job, images, config, batches, accelerator)
     scheduler = make_scheduler(optimizer, recipe, batches.updates)
-    ema = ModelEmaV3(model, decay=recipe.ema_decay) if recipe.ema_decay else None
+    ema = ModelEmaV3(model, recipe.ema_decay, use_warmup=True) if recipe.ema_decay else None
     checkpoint = output / "checkpoint.pt"
     history: list[dict[str, Any]] = []
     if checkpoint.is_file():
@@ -81,7 +79,7 @@ def fit(
     if accelerator.is_main_process and (before or history):
         # killed between the two, the last epoch is not in here
         write_lines(output / "metrics.jsonl", [*before, *history])
-    mixup = _mixup(recipe, len(images.class_names), loss.mosaic)
+    mix = mixing(recipe, len(images.class_names), loss.mosaic)
     optimizer = accelerator.prepare_optimizer(optimizer)
     trained, frozen = None, None
     task = progress.add_task(
@@ -91,6 +89,9 @@ def fit(
     )
     for epoch in range(len(history), recipe.epochs):
         set_seed(hash_seed(job.seed, epoch, accelerator.process_index))
+        if isinstance(loader, DataLoader):
+            # as PyTorch's loaders draw a seed for their processes, but for those that live on
+            torch.empty((), dtype=torch.int64).random_()
         batches.epoch = epoch
         if frozen != (freeze := epoch < recipe.freeze_backbone) or trained is None:
             frozen = freeze
@@ -105,10 +106,8 @@ def fit(
             target = target.to(accelerator.device, non_blocking=True)
             if recipe.channels_last:
                 inputs = inputs.contiguous(memory_format=torch.channels_last)
-            if loss.mosaic:
-                inputs, target = mosaic(inputs, target, len(images.class_names))
-            elif mixup is not None:
-                inputs, target = mixup(inputs, target)
+            if mix is not None:
+                inputs, target = mix(inputs, target)
             last = (step + 1) % recipe.accumulate == 0
             with nullcontext() if last else accelerator.no_sync(trained):
                 try:
@@ -129,7 +128,7 @@ def fit(
                 update = epoch * batches.updates + (step + 1) // recipe.accumulate
                 scheduler.step_update(update)
                 if ema is not None:
-                    ema.update(model)
+                    ema.update(model, step=update)
             progress.advance(task)
         _stop_if_not_finite(losses, epoch, len(batches) - 1, output)
         train_loss = float(accelerator.reduce(torch.stack(losses).mean(), "mean"))
@@ -183,155 +182,9 @@ def evaluate(model: nn.Module, loader: Batches, accelerator: Accelerator) -> tup
     return logits, labels
 
 
-def train_loader(
-    job: Job,
-    images: Images,
-    config: dict[str, Any],
-    batches: "EpochBatches",
-    accelerator: Accelerator,
-) -> Batches:
-    """This process's share of the batches, augmented."""
-    recipe, workers = job.recipe, workers_for(images, job.workers)
-    if recipe.in_memory:
-        decoded = Decoded(images, config, accelerator.device, recipe.batch_size, workers)
-        padding = config["input_size"][-1] // 8 if recipe.augment == "pad-crop" else 0
-        hflip = recipe.hflip if recipe.augment == "pad-crop" else 0.0
-        return AugmentedBatches(decoded, batches, padding, hflip)
-    return DataLoader(
-        Augmented(images, train_transform(recipe, config), batches),
-        batch_sampler=batches,
-        num_workers=workers,
-        pin_memory=accelerator.device.type == "cuda",
-    )
-
-
-def eval_loader(
-    images: Images, config: dict[str, Any], job: Job, accelerator: Accelerator
-) -> Batches:
-    """This process's share of the images, in order."""
-    share = images.take(
-        np.arange(accelerator.process_index, len(images), accelerator.num_processes)
-    )
-    batch_size, workers = max(64, job.recipe.batch_size), workers_for(images, job.workers)
-    if job.recipe.in_memory:
-        return Decoded(share, config, accelerator.device, batch_size, workers)
-    transform = timm.data.create_transform(**config)
-    return DataLoader(Transformed(share, transform), batch_size=batch_size, num_workers=workers)
-
-
 def accuracy(logits: Tensor, labels: Tensor) -> float:
     """Share of the labels that the logits get right."""
     return float((logits.argmax(dim=1) == labels).float().mean())
-
-
-@dataclass(frozen=True)
-class Draw:
-    """What decides the random numbers of augmented images."""
-
-    seed: int
-    epoch: int
-
-
-class Augmented(Transformed):
-    """Images under a random transform, whose draws only the seed, the epoch and the image decide:
-    not the process that makes them, nor what else draws."""
-
-    def __init__(self, images: Images, transform: Any, draw: "Draw | EpochBatches") -> None:
-        """:param draw: seed and epoch; the latter may change between passes"""
-        super().__init__(images, transform)
-        self.draw = draw
-
-    def __getitem__(self, position: int) -> tuple[Tensor, int]:
-        states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
-        seed = hash_seed(self.draw.seed, self.draw.epoch, position)
-        random.seed(seed)
-        np.random.seed(seed)  # noqa: NPY002
-        torch.default_generator.manual_seed(seed)
-        try:
-            return super().__getitem__(position)
-        finally:
-            random.setstate(states[0])
-            np.random.set_state(states[1])  # noqa: NPY002
-            torch.set_rng_state(states[2])
-
-
-class EpochBatches(Sampler[list[int]]):
-    """Batches of an epoch, in an order that only the seed and the epoch decide.
-
-    Every process takes its part of each batch, so that the batches do not depend on how many
-    processes there are. The last, incomplete batch of a larger dataset is left out.
-    """
-
-    def __init__(
-        self, size: int, batch_size: int, seed: int, rank: int, processes: int, accumulate: int
-    ) -> None:
-        if batch_size % (processes * accumulate):
-            raise InputError(
-                f"batch size {batch_size} is not a multiple of {processes} processes times "
-                f"{accumulate} accumulated steps"
-            )
-        if size < batch_size:
-            batch_size = size - size % (processes * accumulate)
-        self.size, self.seed, self.rank, self.processes = size, seed, rank, processes
-        self.step_size = batch_size // accumulate
-        self.updates = size // batch_size
-        self.steps = self.updates * accumulate
-        self.epoch = 0
-
-    def __len__(self) -> int:
-        return self.steps
-
-    def __iter__(self) -> Iterator[list[int]]:
-        generator = torch.Generator().manual_seed(hash_seed(self.seed, self.epoch, 0))
-        order = torch.randperm(self.size, generator=generator).tolist()
-        for step in range(self.steps):
-            batch = order[step * self.step_size : (step + 1) * self.step_size]
-            share = len(batch) // self.processes
-            yield batch[self.rank * share : (self.rank + 1) * share]
-
-
-def hash_seed(seed: int, epoch: int, rank: int) -> int:
-    """A seed of its own for each epoch and process of a run."""
-    return int(np.random.SeedSequence([seed, epoch, rank]).generate_state(1)[0])
-
-
-def train_transform(recipe: Recipe, config: Mapping[str, Any]) -> Any:
-    """The random transform of a recipe, from an image to a tensor."""
-    if recipe.augment == "none":
-        return timm.data.create_transform(**config)
-    if recipe.augment == "timm":
-        return timm.data.create_transform(
-            **config,
-            is_training=True,
-            scale=recipe.scale,
-            hflip=recipe.hflip,
-            color_jitter=recipe.color_jitter,
-            auto_augment=recipe.auto_augment,
-            re_prob=recipe.reprob,
-        )
-    size = config["input_size"][-1]
-    resize, *rest = timm.data.create_transform(**config).transforms
-    crop = transforms.RandomCrop(size, padding=size // 8)
-    flip = [transforms.RandomHorizontalFlip(recipe.hflip)] if recipe.hflip else []
-    return transforms.Compose([resize, crop, *flip, *rest[1:]])
-
-
-def _mixup(recipe: Recipe, num_classes: int, mosaics: bool) -> Any:
-    if mosaics or not (recipe.mixup or recipe.cutmix or recipe.smoothing):
-        return None
-    if not (recipe.mixup or recipe.cutmix):
-
-        def smooth(inputs: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-            one_hot = F.one_hot(target, num_classes).float()
-            return inputs, one_hot * (1 - recipe.smoothing) + recipe.smoothing / num_classes
-
-        return smooth
-    return timm.data.Mixup(
-        mixup_alpha=recipe.mixup,
-        cutmix_alpha=recipe.cutmix,
-        label_smoothing=recipe.smoothing,
-        num_classes=num_classes,
-    )
 
 
 def _freeze_backbone(model: nn.Module, freeze: bool) -> None:

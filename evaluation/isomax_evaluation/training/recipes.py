@@ -1,12 +1,18 @@
 """How to train: recipes as data. Names and meanings are timm's."""
 
 import json
+import math
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from isomax_evaluation.output.errors import InputError
 
-def _is(default: Any, help: str) -> Any:
-    return field(default=default, metadata={"help": help})
+
+def _is(default: Any, help: str, *allowed: str) -> Any:
+    """
+    :param allowed: an interval such as ``(0, 1]``, or the texts that there are; none for anything
+    """
+    return field(default=default, metadata={"help": help, "allowed": allowed})
 
 
 @dataclass(frozen=True)
@@ -16,54 +22,89 @@ class Recipe:
     Each field is an option of ``isomax train`` and ``isomax compare``.
     """
 
-    epochs: int = _is(30, "Passes over the training images.")
-    batch_size: int = _is(64, "Images per update, over all processes and accumulated steps.")
-    opt: str = _is("sgd", "Optimiser, any of timm's; sgd has Nesterov momentum.")
-    lr: float | None = _is(0.05, "Learning rate; if not given, it follows --lr-base.")
-    lr_base: float = _is(
-        0.02, "Learning rate for 256 images per update, which --batch-size scales as timm does."
+    epochs: int = _is(30, "Passes over the training images.", "[0, inf)")
+    batch_size: int = _is(
+        64, "Images per update, over all processes and accumulated steps.", "[2, inf)"
     )
-    head_lr: float = _is(1.0, "Factor of the learning rate of the head.")
-    momentum: float = _is(0.9, "Momentum.")
-    weight_decay: float = _is(1e-4, "Weight decay.")
+    opt: str = _is("sgd", "Optimiser, any of timm's; sgd has Nesterov momentum.")
+    lr: float | None = _is(0.05, "Learning rate; if not given, it follows --lr-base.", "(0, inf)")
+    lr_base: float = _is(
+        0.02,
+        "Learning rate for 256 images per update, which --batch-size scales as timm does.",
+        "(0, inf)",
+    )
+    head_lr: float = _is(1.0, "Factor of the learning rate of the head.", "(0, inf)")
+    momentum: float = _is(0.9, "Momentum.", "[0, 1)")
+    weight_decay: float = _is(1e-4, "Weight decay.", "[0, inf)")
     decay_all: bool = _is(
         False, "Decay batch norm, biases and single numbers too, which timm leaves out."
     )
-    layer_decay: float | None = _is(None, "Factor of the learning rate from layer to layer.")
-    sched: str = _is("cosine", "Schedule of the learning rate, any of timm's.")
-    warmup_epochs: int = _is(0, "Epochs in which the learning rate rises.")
-    decay_milestones: tuple[int, ...] = _is((), "Epochs at which --sched multistep decays.")
-    decay_rate: float = _is(0.1, "Factor of each decay.")
-    clip_grad: float | None = _is(None, "Largest norm of the gradient.")
-    augment: str = _is("timm", "timm's training transform, pad-crop (CIFAR's) or none.")
-    mean: tuple[float, ...] = _is((), "Channel means of the normalisation, if not the model's.")
-    std: tuple[float, ...] = _is((), "Channel deviations of the normalisation.")
-    hflip: float = _is(0.5, "Probability of a horizontal flip.")
-    scale: tuple[float, ...] = _is((0.35, 1.0), "Area of the random resized crop, from and to.")
-    color_jitter: float = _is(0.0, "Strength of colour jitter.")
+    layer_decay: float | None = _is(
+        None, "Factor of the learning rate from layer to layer.", "(0, 1]"
+    )
+    sched: str = _is(
+        "cosine",
+        "Schedule of the learning rate, any of timm's that an interrupted run can go on with.",
+        *("cosine", "tanh", "step", "multistep", "poly", "constant", "wsd", "rsqrt"),
+    )
+    warmup_epochs: int = _is(0, "Epochs in which the learning rate rises.", "[0, inf)")
+    decay_milestones: tuple[int, ...] = _is(
+        (), "Epochs at which --sched multistep decays.", "[1, inf)"
+    )
+    decay_rate: float = _is(0.1, "Factor of each decay; the power of --sched poly.", "(0, inf)")
+    clip_grad: float | None = _is(None, "Largest norm of the gradient.", "(0, inf)")
+    augment: str = _is(
+        "timm", "timm's training transform, pad-crop (CIFAR's) or none.", "timm", "pad-crop", "none"
+    )
+    mean: tuple[float, ...] = _is(
+        (), "Channel means of the normalisation, if not the model's.", "(-inf, inf)"
+    )
+    std: tuple[float, ...] = _is((), "Channel deviations of the normalisation.", "(0, inf)")
+    hflip: float = _is(0.5, "Probability of a horizontal flip.", "[0, 1]")
+    scale: tuple[float, ...] = _is(
+        (0.35, 1.0), "Area of the random resized crop, from and to.", "(0, 1]"
+    )
+    color_jitter: float = _is(0.0, "Strength of colour jitter.", "[0, inf)")
     auto_augment: str | None = _is(None, "timm's AutoAugment policy, such as rand-m9-mstd0.5.")
-    reprob: float = _is(0.0, "Probability of random erasing.")
-    smoothing: float = _is(0.0, "Label smoothing.")
-    mixup: float = _is(0.0, "Alpha of mixup.")
-    cutmix: float = _is(0.0, "Alpha of cutmix.")
-    ema_decay: float = _is(0.0, "Decay of the moving average of the weights; 0 for none.")
-    freeze_backbone: int = _is(0, "Train only the head in the first N epochs, or 'all'.")
+    reprob: float = _is(0.0, "Probability of random erasing.", "[0, 1]")
+    smoothing: float = _is(0.0, "Label smoothing.", "[0, 1)")
+    mixup: float = _is(0.0, "Alpha of mixup.", "[0, inf)")
+    cutmix: float = _is(0.0, "Alpha of cutmix.", "[0, inf)")
+    class_weights: bool = _is(
+        False, "Weigh the loss of each image by how rare its class is, so that classes count alike."
+    )
+    balanced_sampling: bool = _is(False, "Draw images of each class alike often.")
+    ema_decay: float = _is(
+        0.0,
+        "Decay of the moving average of the weights, 0 for none; it starts small, by timm's "
+        "warm-up.",
+        "[0, 1)",
+    )
+    freeze_backbone: int = _is(
+        0, "Train only the head in the first N epochs, or 'all'.", "[0, inf)"
+    )
     head_first: int | None = _is(
         None,
         "Train the head of a pretrained network alone for N epochs, on features that are computed "
         "once; what its loss does best with if not given.",
+        "[0, inf)",
     )
     head_start: str = _is(
         "auto",
         "Where the head of a pretrained network begins: means (of each class's features), paper, "
         "or auto: what the loss does best with.",
+        *("auto", "means", "paper"),
     )
-    augment_copies: int = _is(0, "Augmented copies of the images that the head is trained on.")
+    augment_copies: int = _is(
+        0, "Augmented copies of the images that the head is trained on.", "[0, inf)"
+    )
     keep: str = _is(
-        "last", "Which weights are kept: last, or best (by accuracy on held-out images)."
+        "last",
+        "Which weights are kept: last, or best (by accuracy on held-out images).",
+        *("last", "best"),
     )
-    accumulate: int = _is(1, "Steps whose gradients are added up for one update.")
-    mixed_precision: str = _is("no", "no, bf16 or fp16.")
+    accumulate: int = _is(1, "Steps whose gradients are added up for one update.", "[1, inf)")
+    mixed_precision: str = _is("no", "no, bf16 or fp16.", "no", "bf16", "fp16")
     compile: bool = _is(False, "Compile the model.")
     channels_last: bool = _is(False, "Keep images channels-last in memory.")
     in_memory: bool = _is(
@@ -128,6 +169,8 @@ _FINETUNE_TRANSFORMER = Recipe(
     keep="best",
 )
 
+LARGE_SHARE = 0.1  # of the weights that a moving average begins with, in what it ends as
+
 RECIPES = {
     "finetune": _FINETUNE,
     "finetune-transformer": _FINETUNE_TRANSFORMER,
@@ -153,3 +196,71 @@ def same_recipe(found: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     learnt = {part.name: part.default for part in fields(Recipe) if part.name not in found}
     plain = json.loads(json.dumps(given))
     return found if found | json.loads(json.dumps(learnt)) == plain else plain
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """Refuse values that no training can have, each alone and together.
+
+    :raises InputError: naming the value and what it may be
+    """
+    for part in fields(Recipe):
+        given, allowed = getattr(recipe, part.name), part.metadata["allowed"]
+        for value in given if isinstance(given, tuple) else (given,):
+            if value is None or not allowed:
+                continue
+            if allowed[0][0] not in "([":
+                if value not in allowed:
+                    listed = f"{', '.join(allowed[:-1])} or {allowed[-1]}"
+                    raise InputError(f"{part.name} is {value!r}; expected {listed}")
+            elif not _lies_in(value, allowed[0]):
+                raise InputError(f"{part.name} is {value!r}; expected a number in {allowed[0]}")
+    if len(recipe.scale) != 2 or recipe.scale[0] > recipe.scale[1]:
+        raise InputError(f"scale is {recipe.scale}; expected two numbers, from and to")
+    if list(recipe.decay_milestones) != sorted(set(recipe.decay_milestones)):
+        raise InputError(f"decay_milestones are {recipe.decay_milestones}; expected them ascending")
+    if recipe.sched == "multistep" and not recipe.decay_milestones:
+        raise InputError("sched multistep takes decay_milestones, the epochs at which it decays")
+    if recipe.decay_rate > 1 and recipe.sched in ("step", "multistep"):
+        raise InputError(
+            f"decay_rate is {recipe.decay_rate}, so that the learning rate would grow; expected a "
+            f"number in (0, 1] with sched {recipe.sched}"
+        )
+    if recipe.warmup_epochs > recipe.epochs > 0:
+        raise InputError(
+            f"warmup_epochs is {recipe.warmup_epochs}, longer than the training of {recipe.epochs} "
+            f"epochs; expected at most {recipe.epochs}"
+        )
+    if recipe.in_memory and recipe.augment == "timm":
+        raise InputError("timm's augmentation works on files; with in_memory use pad-crop or none")
+    if recipe.class_weights and recipe.balanced_sampling:
+        raise InputError(
+            "class_weights and balanced_sampling both make up for rare classes; give one of them"
+        )
+
+
+def doubts_of_recipe(recipe: Recipe, updates: int) -> list[str]:
+    """What will not be what was asked for, each with the way out; none if nothing is known to.
+
+    :param updates: of all epochs together
+    """
+    found = []
+    if recipe.ema_decay and recipe.ema_decay**updates > LARGE_SHARE:
+        share, most = recipe.ema_decay**updates, LARGE_SHARE ** (1 / max(1, updates))
+        found.append(
+            f"ema_decay {recipe.ema_decay:g} alone would keep {share:.0%} of the initial weights "
+            f"over {updates} updates; timm's warm-up makes it smaller, so that it averages over "
+            f"fewer. For so few updates give at most {math.floor(1000 * most) / 1000:g}"
+        )
+    late = [at for at in recipe.decay_milestones if at >= recipe.epochs]
+    if recipe.sched == "multistep" and late:
+        found.append(
+            f"the learning rate does not decay at epoch {', '.join(map(str, late))}, since "
+            f"training ends after {recipe.epochs}; give earlier decay_milestones"
+        )
+    return found
+
+
+def _lies_in(value: float, interval: str) -> bool:
+    low, high = (float(end) for end in interval[1:-1].split(","))
+    above = value > low if interval[0] == "(" else value >= low
+    return above and (value < high if interval[-1] == ")" else value <= high)

@@ -20,14 +20,17 @@ from isomax_adapters.timm.attaching import head_modules
 from isomax_evaluation import data
 from isomax_evaluation.data import Divided, Images
 from isomax_evaluation.data.digests import describe, digest
+from isomax_evaluation.data.loading import decoding_errors
 from isomax_evaluation.output.errors import InputError
 from isomax_evaluation.output.files import read_lines, write_json
 from isomax_evaluation.output.folders import claim_folder, read_settings, same_source
-from isomax_evaluation.output.progress import progress_bar
+from isomax_evaluation.output.progress import progress_bar, shown, tell, warn
 from isomax_evaluation.output.provenance import write_provenance
 from isomax_evaluation.output.tables import write_table
+from isomax_evaluation.training.batches import eval_loader
 from isomax_evaluation.training.best import Best
 from isomax_evaluation.training.classes import far_above, rates_of_classes
+from isomax_evaluation.training.dry_run import dry_run
 from isomax_evaluation.training.head_first import head_first
 from isomax_evaluation.training.jobs import (
     Job,
@@ -37,7 +40,7 @@ from isomax_evaluation.training.jobs import (
     data_config,
     fetch_weights,
 )
-from isomax_evaluation.training.loop import accuracy, eval_loader, evaluate, fit
+from isomax_evaluation.training.loop import accuracy, evaluate, fit
 from isomax_evaluation.training.recipes import RECIPES, Recipe, same_recipe
 
 
@@ -50,9 +53,14 @@ def train(
     seed: int = 0,
     pretrained: bool = False,
     small_images: bool = False,
-    image_size: int | None = None,
+    image_size: int | tuple[int, int] | None = None,
     alpha: float = 0.05,
     weights: str | None = None,
+    in_chans: int | None = None,
+    grey_range: tuple[int, int] | str | None = None,
+    crop_mode: str | None = None,
+    crop_pct: float | None = None,
+    interpolation: str | None = None,
     root: str | None = None,
     images_per_class: int | None = None,
     val_share: float = 0.1,
@@ -75,8 +83,16 @@ def train(
     :param pretrained: start from timm's pretrained weights
     :param weights: start from a checkpoint file, whatever classes it is for
     :param small_images: a 3x3 stride-1 stem without pooling, and 32x32 inputs
-    :param image_size: input height and width, if not the model's own
+    :param image_size: input height and width, one number for both, if not the model's own
     :param alpha: false-alarm rate that the rejection threshold is calibrated for
+    :param in_chans: channels that images are read as: 1, grey; 3, RGB, by default; 4, RGB and a
+        fourth band as it is stored
+    :param grey_range: smallest and largest stored value of grey images of more than 8 bits, if not
+        those that their depth allows; ``"auto"`` for the training images' own
+    :param crop_mode: how an image becomes the input size, by timm's names: ``center``, ``squash``,
+        ``border``; the model's own by default, as the next two
+    :param crop_pct: share of the image that the centre crop keeps
+    :param interpolation: ``bicubic`` or ``bilinear``
     :param root: folder that named datasets are read from
     :param images_per_class: use at most so many training images of each class
     :param val_share: share of the training images (or groups) held out for validation and
@@ -90,39 +106,76 @@ def train(
     :raises InputError: if anything given cannot be used, before training starts
     """
     recipe = RECIPES[recipe] if isinstance(recipe, str) else recipe
+    auto = grey_range == "auto"
     job = Job(
-        model, loss, recipe, seed, pretrained, small_images, image_size, alpha, workers, weights
-    )
+        model, loss, recipe, seed, pretrained, small_images, one_side(image_size), alpha, workers,
+        weights, in_chans, None if auto else grey_range, crop_mode, crop_pct, interpolation,  # type: ignore[arg-type]
+    )  # fmt: skip
     check_job(job)
     if not 0 < val_share < 1:
         raise InputError(f"the share of validation images is {val_share}; expected 0 to 1")
     splits = data.open_splits(dataset, root, group_by, class_map)
     output = Path(output)
     with (
+        decoding_errors(),
         accelerator_for(recipe) as accelerator,
         progress_bar(enabled=accelerator.is_main_process) as progress,
     ):
         for line in splits.found:
-            progress.console.print(line, markup=False, highlight=False)
+            tell(progress, line)
         found = [data.limit_per_class(splits.train, images_per_class), splits.test]
         found += [] if splits.held_out is None else [splits.held_out]
-        train_images, test_images, *held = (
-            data.readable(images, skip_bad_images, workers, progress) for images in found
-        )
-        data.check_counts(train_images, test_images)
-        data.check_apart(train_images, test_images, *held)
-        divided = data.divide(
-            train_images, held[0] if held else None, samples_needed(job), val_share, seed
-        )
-        for note in divided.notes:
-            progress.console.print(note, markup=False, highlight=False)
+
+        def divide(train: Images, test: Images, *held: Images) -> Divided:
+            kept = held[0] if held else None
+            return data.divide(train, kept, samples_needed(job), val_share, seed)
+
         fetch_weights(job, output)
+        doubts = ready_to_train(job, divide(*found).training, output, accelerator, progress)
+        if auto:
+            grey_range = data.grey_range_of(found[0], workers, progress)
+            job = replace(job, grey_range=grey_range)
+            tell(progress, "grey values lie in {} to {}".format(*grey_range))
+        read = [
+            data.readable(images.decoded(job.decoding), skip_bad_images, workers, progress)
+            for images in found
+        ]
+        data.check_counts(*read[:2])
+        data.check_apart(*read)
+        for doubt in (*doubts, *data.warnings_of(read[0])):
+            warn(progress, doubt)
+        divided = divide(*read)
+        if sum(map(len, read)) < sum(map(len, found)):  # too few may be left
+            ready_to_train(job, divided.training, output, accelerator, progress)
+        for note in divided.notes:
+            tell(progress, note)
         if accelerator.is_main_process:
             claim_run(job, dataset, divided, splits.drawn, output)
             if started is not None:
                 started()
         accelerator.wait_for_everyone()
-        return train_model(job, divided, test_images, output, accelerator, progress)
+        return train_model(job, divided, read[1], output, accelerator, progress)
+
+
+def one_side(size: int | tuple[int, int] | None) -> int | tuple[int, int] | None:
+    """Height and width as one number, if they are."""
+    if isinstance(size, int) or size is None:
+        return size
+    return size[0] if len(set(size)) == 1 else size
+
+
+def ready_to_train(
+    job: Job, training: Images, output: Path, accelerator: Accelerator, progress: Progress
+) -> list[str]:
+    """Try one batch, unless the run has begun.
+
+    :return: what will not be what was asked for
+    :raises InputError: if it cannot be trained on
+    """
+    if _begun(output):
+        return []
+    with shown(progress, f"{job.loss}: trying one batch"):
+        return dry_run(job, training, accelerator)
 
 
 def samples_needed(job: Job) -> int:
@@ -162,12 +215,15 @@ def claim_run(job: Job, dataset: str, divided: Divided, drawn: bool, folder: Pat
                 f"the {' and '.join(changed)} images of {dataset} have changed since {folder} was "
                 "begun (their choice, labels, names or content); choose another output folder"
             )
+    if not _begun(folder):  # those of a run that has nothing to show, perhaps another one
+        (folder / "best.pt").unlink(missing_ok=True)
     claim_folder(folder, settings, grows=("digests",), begun=_begun)
 
 
 def _begun(folder: Path) -> bool:
-    """Whether an epoch was finished there."""
-    return (folder / "checkpoint.pt").is_file() or (folder / "model").is_dir()
+    """Whether an epoch was finished there, or a comparison has models there."""
+    files = ("checkpoint.pt", "model/*", "runs/*/*")
+    return any(next(folder.glob(file), None) for file in files)
 
 
 def train_model(
@@ -227,10 +283,7 @@ def train_model(
         calibration = replace(calibration, guarantee="not established")
     losses = [row["train_loss"] for row in read_lines(output / "metrics.jsonl") if "lr" in row]
     for doubt in doubts_of(model, calibration, logits, labels, losses):
-        if accelerator.is_main_process:
-            progress.console.print(
-                f"warning: {job.loss}, seed {job.seed}: {doubt}", markup=False, highlight=False
-            )
+        warn(progress, f"{job.loss}, seed {job.seed}: {doubt}")
     summary |= {"temperature": calibration.temperature, "guarantee": calibration.guarantee}
     if test_images is not None:
         test_loader = eval_loader(test_images, config, job, accelerator)
@@ -245,10 +298,12 @@ def train_model(
             )
             write_table(output / "classes.csv", table)
             if above := far_above(table, job.alpha):
-                progress.console.print(f"warning: {above}", markup=False, highlight=False)
+                warn(progress, f"{job.loss}, seed {job.seed}: {above}")
     if accelerator.is_main_process:
         write_json(output / "summary.json", summary)
-        save_model(model, folder, train_images.class_names, config, calibration)
+        save_model(
+            model, folder, train_images.class_names, config, calibration, grey_range=job.grey_range
+        )
     accelerator.wait_for_everyone()
     return folder
 

@@ -70,8 +70,8 @@ def test_training_lowered_the_loss(compared):
 
 
 def test_losses_of_a_seed_share_backbone_and_batches(compared, tmp_path):
+    from isomax_evaluation.training.batches import EpochBatches
     from isomax_evaluation.training.jobs import Job, build_model
-    from isomax_evaluation.training.loop import EpochBatches
 
     job = Job("test_resnet", "softmax", RECIPES["digits"], seed=3)
     softmax = build_model(job, 5).state_dict()

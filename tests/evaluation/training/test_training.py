@@ -17,8 +17,8 @@ from isomax.calibration import Calibration
 from isomax_adapters.timm import load_calibration, load_model
 from isomax_evaluation import data, train
 from isomax_evaluation.output.errors import InputError
+from isomax_evaluation.training.batches import EpochBatches, train_loader
 from isomax_evaluation.training.jobs import Job
-from isomax_evaluation.training.loop import EpochBatches, train_loader
 from isomax_evaluation.training.losses import LOSSES
 from isomax_evaluation.training.recipes import RECIPES
 from isomax_evaluation.training.train import doubts_of
@@ -219,18 +219,18 @@ def test_other_settings_are_listed(tmp_path):
 
 
 def test_a_loss_that_is_nan_stops_and_keeps_the_last_epoch(tmp_path, monkeypatch):
-    from isomax_evaluation.training import loop as fitting
+    from isomax_evaluation.training import batches
 
-    original, calls = fitting.mosaic, 0
+    original, calls = batches.mosaic, 0
 
-    def spoil(inputs, target, classes):
+    def spoil(inputs, target, num_classes):
         nonlocal calls
         calls += 1
-        inputs, target = original(inputs, target, classes)
-        return (inputs * torch.nan if calls > 8 else inputs), target
+        inputs, target = original(inputs, target, num_classes)
+        return (inputs * torch.nan if calls > 9 else inputs), target
 
-    monkeypatch.setattr(fitting, "mosaic", spoil)
-    # 34 images per class and seven classes: seven steps in an epoch
+    monkeypatch.setattr(batches, "mosaic", spoil)
+    # one batch is tried; 34 images per class and seven classes: seven steps in an epoch
     with pytest.raises(InputError, match=r"NaN|loss is nan") as error:
         train(
             "digits", tmp_path, model="test_resnet", loss="dismax+fpr", recipe=SHORT,
@@ -286,11 +286,11 @@ def test_images_that_do_not_decode_are_refused_or_left_out(tmp_path, photos, cap
     ("change", "message"),
     [
         ({"opt": "sgdd"}, "optimiser 'sgdd'"),
-        ({"sched": "spiral"}, "scheduler 'spiral'"),
-        ({"augment": "magic"}, "augmentation 'magic'"),
+        ({"sched": "spiral"}, "sched is 'spiral'; expected cosine, tanh"),
+        ({"augment": "magic"}, "augment is 'magic'; expected timm, pad-crop or none"),
         ({"batch_size": 31, "accumulate": 2}, "not a multiple"),
         ({"epochs": 0}, "at least 1"),
-        ({"mixed_precision": "fp4"}, "mixed_precision 'fp4'"),
+        ({"mixed_precision": "fp4"}, "mixed_precision is 'fp4'"),
         ({"in_memory": True, "augment": "timm"}, "use pad-crop or none"),
     ],
 )
