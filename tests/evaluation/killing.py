@@ -19,7 +19,7 @@ from isomax_evaluation.training.recipes import RECIPES
 
 def training(folder):
     """With everything that keeps state from step to step or draws random numbers."""
-    recipe = replace(RECIPES["digits"], epochs=8, ema_decay=0.9, mixup=0.2, hflip=0.5)
+    recipe = replace(RECIPES["digits"], epochs=12, ema_decay=0.9, mixup=0.2, hflip=0.5)
     train("digits", folder, model="test_resnet", recipe=recipe, image_size=32, images_per_class=60)
 
 

@@ -1,7 +1,8 @@
 import pytest
 
-from isomax_evaluation.comparison.naming import identity, no_doubles, split_name, unique_names
+from isomax_evaluation.comparison.naming import no_doubles, split_name, unique_names
 from isomax_evaluation.output.errors import InputError
+from isomax_evaluation.output.folders import identity
 
 
 def test_a_name_stands_before_the_source(tmp_path, monkeypatch):
