@@ -174,7 +174,7 @@ def ready_to_train(
     """
     if _begun(output):
         return []
-    with shown(progress, f"{job.loss}: trying one batch"):
+    with shown(progress, f"trying one batch, {job.loss}"):
         return dry_run(job, training, accelerator)
 
 
