@@ -232,7 +232,10 @@ def test_train_then_export_then_score(isomax, tmp_path, photos):
         (["train", "--data", "{bad}", "--seed", "-3"], "the seed is -3"),
         (["train", "--data", "{bad}", "--image-size", "0"], "the image size is 0"),
         (["train", "--data", "{bad}", "--val-share", "1"], "validation images is 1.0"),
-        (["train", "--data", "{bad}"], "1 of 10 images of bad do not decode: "),
+        (
+            ["train", "--data", "{bad}", "--alpha", "0.4", "--val-share", "0.5"],
+            "1 of 10 images of bad do not decode: ",
+        ),
         (["compare", "--output", "{one}"], "holds no run of isomax"),
         (["score", "{junk}", "{junk}"], "is not an ONNX model"),
         (["score", "{junk}", "/no/such/image"], "no such file or folder: /no/such/image"),

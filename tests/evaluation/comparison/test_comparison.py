@@ -193,8 +193,9 @@ def test_a_second_call_computes_nothing_again(compared, monkeypatch):
     settings = json.loads((compared.output / "settings.json").read_text())
     from isomax_evaluation.training.recipes import Recipe
 
-    recipe = settings["recipe"] | {
-        name: tuple(settings["recipe"][name]) for name in ("decay_milestones", "scale")
+    recipe = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in settings["recipe"].items()
     }
     again = compare(output=compared.output, seeds=2, recipe=Recipe(**recipe))
     assert again.results.equals(compared.results)
