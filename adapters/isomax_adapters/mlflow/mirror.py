@@ -246,7 +246,7 @@ class Mirror:
         metrics = {
             name: float(value)
             for name, value in found.items()
-            if name != "val_accuracy" and not isinstance(value, str)
+            if name != "val_accuracy" and isinstance(value, (int, float))
         }
         for row in read_rows(self.folder / RESULTS):
             metrics |= {name: float(row[name]) for name in ("accuracy", "ECE")}

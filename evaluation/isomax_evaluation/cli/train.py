@@ -1,5 +1,6 @@
 """``isomax train``."""
 
+import json
 import os
 from pathlib import Path
 from typing import Annotated, Any
@@ -33,6 +34,8 @@ from isomax_evaluation.cli.options import (
     with_recipe_options,
 )
 from isomax_evaluation.cli.terminal import one_line_errors, status, tracking
+
+SHOWN_CLASSES = 20  # in the terminal
 
 
 @with_recipe_options
@@ -124,7 +127,10 @@ def train(
         )
         if os.environ.get("RANK", "0") != "0":
             return  # of several processes the first one speaks
-        typer.echo((output / "summary.json").read_text().strip())
+        summary = json.loads((output / "summary.json").read_text())
+        if len(summary.get("classes", ())) > SHOWN_CLASSES:
+            summary["classes"] = f"{len(summary['classes'])}, in {output / 'classes.csv'}"
+        typer.echo(json.dumps(summary, indent=1, ensure_ascii=False))
         typer.echo(f"model folder: {folder}, next: isomax export {folder} model.onnx")
         if register:
             with status("exporting"):

@@ -58,6 +58,14 @@ FILES: dict[str, dict[str, str]] = {
         "fit_images": "on how many of them, where it was fitted on a random sample; empty: on all",
     },
     "errors.csv": {**_CELL, "error": "why this cell of the table has no value"},
+    "classes.csv": {
+        **_MODEL,
+        "class": "an ID class",
+        "images": "how many of the whole ID test set are of it",
+        "recall": "share of these that the model classifies right",
+        "false_alarm_rate": "share of these that lie above the model's threshold; empty if it has "
+        "none",
+    },
     "left_out.csv": {
         "loss": _MODEL["loss"],
         "detector": _CELL["detector"],

@@ -26,7 +26,14 @@ from isomax_evaluation.comparison.runs import (
     write_splits,
 )
 from isomax_evaluation.comparison.sets import Sets, open_sets, prepared
-from isomax_evaluation.comparison.tables import first_runs, intervals, left_out, together, tuned
+from isomax_evaluation.comparison.tables import (
+    classes,
+    first_runs,
+    intervals,
+    left_out,
+    together,
+    tuned,
+)
 from isomax_evaluation.data import grey_range_of, limit_per_class
 from isomax_evaluation.data.digests import describe
 from isomax_evaluation.data.loading import decoding_errors
@@ -72,6 +79,7 @@ class Comparison:
     left_out: pd.DataFrame  #: model, detector and why it cannot work on the model
     errors: pd.DataFrame  #: cells without a value: model, seed, detector, OOD set and the error
     hyperparameters: pd.DataFrame  #: of every detector of every model
+    classes: pd.DataFrame  #: recall and false-alarm rate: one row per model, seed and ID class
     output: Path
     onnx: Path | None  #: the exported model; none if no model is calibrated
 
@@ -295,16 +303,18 @@ def _finish(output: Path, plan: Plan, runs: Sequence[Run], tested: Tested) -> Co
         left_out=left_out(runs, plan.detectors),
         errors=errors,
         hyperparameters=hyperparameters,
+        classes=classes(runs),
         output=output,
         onnx=_export(output, runs),
     )
-    for name in ("results", "intervals", "costs", "left_out", "errors", "hyperparameters"):
+    names = ("results", "intervals", "costs", "left_out", "errors", "hyperparameters", "classes")
+    for name in names:
         write_table(output / f"{name}.csv", getattr(done, name))
     write_guide(output)
     write_report(
         output, results, done.intervals, done.costs, done.left_out, errors, tested.known,
         tested.unknown, plan.job.model if plan.losses else None,
-        tested.tuning.name if tested.tuning else None, tuned(runs),
+        tested.tuning.name if tested.tuning else None, tuned(runs), done.classes,
     )  # fmt: skip
     return done
 

@@ -22,6 +22,7 @@ from isomax_evaluation.output.files import write_whole
 
 QUANTILES = 500  # of each set of scores, so that the file stays small whatever their number
 EXAMPLES = 8
+CLASSES = 100  # rows of them
 
 
 def write_report(
@@ -36,6 +37,7 @@ def write_report(
     trained: str | None,
     tuned_on: str | None = None,
     tuned: Sequence[dict[str, object]] = (),
+    classes: pd.DataFrame | None = None,
 ) -> Path:
     """``report.html`` in the output folder: works from the file, offline.
 
@@ -49,6 +51,7 @@ def write_report(
     :param trained: the architecture that was trained with each loss, if one was
     :param tuned_on: the OOD set that hyperparameters were chosen by
     :param tuned: detector, values and runs of each choice
+    :param classes: one row per loss, seed and ID class
     """
     write_plots(output, results, id_test.name)
     scores = scores_of(output, results, id_test.name)
@@ -67,6 +70,8 @@ def write_report(
         trained=trained,
         tuned_on=tuned_on,
         tuned=tuned,
+        classes=_worst_classes(classes),
+        most_classes=CLASSES,
         id_name=id_test.name,
         left_out=left_out.to_dict("records"),
         errors=errors.to_dict("records"),
@@ -81,6 +86,18 @@ def write_report(
     path = output / "report.html"
     write_whole(path, lambda partial: partial.write_text(html, encoding="utf-8"))
     return path
+
+
+def _worst_classes(classes: pd.DataFrame | None) -> list[dict[str, Any]]:
+    """Mean over seeds of each model and class, those that are rejected most often first."""
+    if classes is None or classes.empty:
+        return []
+    by = classes.groupby(["loss", "class"], sort=False)[["images", "recall", "false_alarm_rate"]]
+    rows = by.mean().reset_index().sort_values(
+        ["false_alarm_rate", "recall"], ascending=[False, True], kind="stable"
+    )  # fmt: skip
+    found: list[dict[str, Any]] = rows.head(CLASSES).to_dict("records")
+    return found
 
 
 def _for_script(content: Any) -> str:

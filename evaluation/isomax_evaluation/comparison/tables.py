@@ -24,6 +24,19 @@ def together(runs: Sequence[Run], name: str) -> pd.DataFrame:
     return pd.concat(full, ignore_index=True) if full else pd.DataFrame()
 
 
+def classes(runs: Sequence[Run]) -> pd.DataFrame:
+    """What each model does with the ID test images of each class."""
+    tables = []
+    for run in runs:
+        if (path := run.folder / "classes.csv").is_file():
+            table = read_table(path)
+            table.insert(0, "loss", run.name)
+            table.insert(1, "seed", run.seed)
+            tables.append(table)
+    columns = ["loss", "seed", "class", "images", "recall", "false_alarm_rate"]
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns)
+
+
 def first_runs(runs: Sequence[Run]) -> list[Run]:
     """One run of each model."""
     return [run for run in runs if run.seed == 0]

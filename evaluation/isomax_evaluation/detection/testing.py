@@ -25,6 +25,7 @@ from isomax_evaluation.detection.predictions import write_predictions
 from isomax_evaluation.detection.scores import add_scores, read_failed, read_scores
 from isomax_evaluation.detection.scoring import score
 from isomax_evaluation.detection.tuning import tune
+from isomax_evaluation.extraction.classes import rates_of_classes, summed_up
 from isomax_evaluation.extraction.store import Outputs, OutputsOnDisk, keeper, together
 from isomax_evaluation.output.files import write_json
 from isomax_evaluation.output.progress import shown
@@ -229,17 +230,21 @@ def _write_hyperparameters(
 
 def _write_summary(bench: Bench) -> None:
     """What training writes of a model that it has trained: accuracy and calibration error on the
-    whole ID test set; the latter at the model's temperature, if it has one."""
+    whole ID test set, the latter at the model's temperature, if it has one; and of each class."""
     outputs, calibration = bench.outputs(bench.tested.all_known), bench.model.calibration
     logits, labels = outputs.logits, outputs.labels
     temperature = 1.0 if calibration is None else calibration.temperature
-    summary = {
+    summary: dict[str, Any] = {
         "test_accuracy": float((logits.argmax(dim=1) == labels).float().mean()),
         "test_ECE": expected_calibration_error(logits / temperature, labels),
     }
+    alarms = None
     if calibration is not None:
-        alarms = calibration.score_of(logits) > calibration.threshold
+        alarms = ~(calibration.score_of(logits) <= calibration.threshold)
         summary["test_false_alarm_rate"] = float(alarms.float().mean())
+    table = rates_of_classes(logits.argmax(dim=1), labels, alarms, bench.model.class_names)
+    summary["classes"] = summed_up(table)
+    write_table(bench.folder / "classes.csv", table)
     write_json(bench.folder / "summary.json", summary)
 
 

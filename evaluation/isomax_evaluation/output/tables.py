@@ -9,7 +9,7 @@ from isomax_evaluation.output.files import write_whole
 
 def read_table(path: Path) -> pd.DataFrame:
     """A table of results as it was written: a dataset called 007 or NA keeps its name."""
-    names = dict.fromkeys(("loss", "detector", "ood", "error", "reason"), str)
+    names = dict.fromkeys(("loss", "detector", "ood", "error", "reason", "class"), str)
     return pd.read_csv(path, dtype=names, keep_default_na=False, na_values=[""])
 
 

@@ -21,6 +21,7 @@ from isomax_evaluation import data
 from isomax_evaluation.data import Divided, Images
 from isomax_evaluation.data.digests import describe, digest
 from isomax_evaluation.data.loading import decoding_errors
+from isomax_evaluation.extraction.classes import far_above, rates_of_classes, summed_up
 from isomax_evaluation.output.errors import InputError
 from isomax_evaluation.output.files import read_lines, write_json
 from isomax_evaluation.output.folders import claim_folder, read_settings, same_source
@@ -29,7 +30,6 @@ from isomax_evaluation.output.provenance import write_provenance
 from isomax_evaluation.output.tables import write_table
 from isomax_evaluation.training.batches import eval_loader
 from isomax_evaluation.training.best import Best
-from isomax_evaluation.training.classes import far_above, rates_of_classes
 from isomax_evaluation.training.dry_run import dry_run
 from isomax_evaluation.training.head_first import head_first
 from isomax_evaluation.training.jobs import (
@@ -292,10 +292,9 @@ def train_model(
         summary["test_accuracy"] = accuracy(logits, labels)
         summary["test_ECE"] = expected_calibration_error(logits / calibration.temperature, labels)
         summary["test_false_alarm_rate"] = float(rejected.float().mean())
+        table = rates_of_classes(logits.argmax(dim=1), labels, rejected, train_images.class_names)
+        summary["classes"] = summed_up(table)
         if accelerator.is_main_process:
-            table = rates_of_classes(
-                logits.argmax(dim=1), labels, rejected, train_images.class_names
-            )
             write_table(output / "classes.csv", table)
             if above := far_above(table, job.alpha):
                 warn(progress, f"{job.loss}, seed {job.seed}: {above}")

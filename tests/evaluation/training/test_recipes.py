@@ -1,0 +1,90 @@
+"""Values that no training can have are refused; those that will not do what they say are named."""
+
+from dataclasses import fields, replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from isomax_evaluation.output.errors import InputError
+from isomax_evaluation.training.recipes import RECIPES, Recipe, check_recipe, doubts_of_recipe
+
+WITH_INTERVAL = [
+    part
+    for part in fields(Recipe)
+    if part.metadata["allowed"] and part.metadata["allowed"][0][0] in "(["
+]
+WITH_TEXTS = [
+    part
+    for part in fields(Recipe)
+    if part.metadata["allowed"] and part.metadata["allowed"][0][0] not in "(["
+]
+
+
+def test_recipes_that_are_shipped_are_allowed():
+    for recipe in RECIPES.values():
+        check_recipe(recipe)
+
+
+def test_every_number_has_an_interval():
+    numbers = {
+        part.name
+        for part in fields(Recipe)
+        if any(kind in str(part.type) for kind in ("int", "float"))
+    }
+    assert numbers == {part.name for part in WITH_INTERVAL}
+
+
+@given(st.sampled_from(WITH_INTERVAL), st.floats(allow_nan=True, allow_infinity=True))
+def test_a_number_outside_of_its_interval_is_refused_with_its_name(part, value):
+    low, high = map(float, part.metadata["allowed"][0][1:-1].split(","))
+    given_ = (value,) if "tuple" in str(part.type) else value
+    if low < value < high:
+        return
+    if value in (low, high) and part.metadata["allowed"][0][0 if value == low else -1] in "[]":
+        return
+    with pytest.raises(InputError, match=rf"^{part.name} is .*expected a number in [(\[]"):
+        check_recipe(replace(Recipe(), **{part.name: given_}))
+
+
+@pytest.mark.parametrize("name", [part.name for part in WITH_TEXTS])
+def test_other_texts_are_refused_with_those_that_there_are(name):
+    with pytest.raises(InputError, match=rf"{name} is 'nonsense'; expected .* or "):
+        check_recipe(replace(Recipe(), **{name: "nonsense"}))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"smoothing": 1.5}, r"smoothing is 1.5; expected a number in \[0, 1\)"),
+        ({"clip_grad": -1.0}, "clip_grad is -1.0"),
+        ({"hflip": 2.0}, r"hflip is 2.0; expected a number in \[0, 1\]"),
+        ({"reprob": 3.0}, "reprob is 3.0"),
+        ({"accumulate": 0}, "accumulate is 0"),
+        ({"scale": (0.5,)}, "expected two numbers"),
+        ({"scale": (0.8, 0.2)}, "expected two numbers, from and to"),
+        ({"sched": "plateau"}, "sched is 'plateau'"),
+        ({"sched": "multistep"}, "takes decay_milestones"),
+        ({"sched": "multistep", "decay_milestones": (5, 3)}, "expected them ascending"),
+        ({"sched": "step", "decay_rate": 10.0}, "would grow"),
+        ({"epochs": 5, "warmup_epochs": 6}, "longer than the training of 5 epochs"),
+        ({"class_weights": True, "balanced_sampling": True}, "give one of them"),
+    ],
+)
+def test_what_cannot_be_meant(change, message):
+    with pytest.raises(InputError, match=message):
+        check_recipe(replace(Recipe(), **change))
+
+
+def test_a_moving_average_that_is_longer_than_the_training_is_named():
+    (said,) = doubts_of_recipe(Recipe(ema_decay=0.9998), updates=78)
+    assert "98% of the initial weights over 78 updates" in said
+    at_most = float(said.rpartition(" ")[2])
+    assert 0.05 < at_most**78 <= 0.1
+    assert not doubts_of_recipe(Recipe(ema_decay=at_most), updates=78)
+
+
+def test_decays_that_come_after_the_end_are_named():
+    (said,) = doubts_of_recipe(replace(RECIPES["macedo2022"], epochs=200), updates=10**6)
+    assert "epoch 200, 250, since training ends after 200" in said
+    assert not doubts_of_recipe(RECIPES["macedo2022"], updates=10**6)
