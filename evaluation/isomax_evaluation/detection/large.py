@@ -18,6 +18,7 @@ from isomax_evaluation.extraction.store import Outputs
 
 LARGE = 2 * 2**30  # bytes of features or logits, from which on they are looked at in chunks
 CHUNK = 16_384  # images at a time
+PAIRS = 16  # classes whose differences to all others are held at a time
 SAMPLE = 50_000  # images that a detector keeps which keeps images
 MOST = 6 * 2**30  # bytes that a detector may hold for good
 
@@ -66,9 +67,10 @@ def fit_large(detector: Any, outputs: Outputs, fit: Callable[[Any, Outputs], Non
 
 
 def _streamed(detector: Detector) -> Callable[[Any, Outputs], None] | None:
-    if isinstance(detector, (ood.DICE, ood.fDBD, ood.NCI)):
+    if isinstance(detector, (ood.DICE, ood.NCI)):
         return _mean_of_features
     by_kind: dict[type, Callable[[Any, Outputs], None]] = {
+        ood.fDBD: _fdbd,
         ood.SHE: _she,
         ood.KLMatching: _kl_matching,
     }
@@ -96,6 +98,14 @@ def _mean_of_features(detector: Any, outputs: Outputs) -> None:
     # all that these keep of the features is their mean
     mean = _mean(outputs.features).float()[None]
     detector.fit_features(mean, torch.zeros(1, dtype=torch.long))
+
+
+def _fdbd(detector: Any, outputs: Outputs) -> None:
+    detector.train_mean = _mean(outputs.features).float()
+    weight = detector.head.weight.detach()
+    # its own takes the difference of every pair of classes at once, C x C x D values
+    apart = [(rows[:, None] - weight).norm(dim=2) for rows in weight.split(PAIRS)]
+    detector._denom_matrix = torch.cat(apart).fill_diagonal_(1)
 
 
 def _she(detector: Any, outputs: Outputs) -> None:
