@@ -153,6 +153,8 @@ def check_preprocessing(job: Job) -> None:
             raise InputError(f"{name} is {value!r}; expected one of {listed}, which export takes")
     if job.crop_pct is not None and not 0 < job.crop_pct <= 1:
         raise InputError(f"crop_pct is {job.crop_pct}; expected a share in (0, 1]")
+    if job.in_chans == 4 and job.recipe.auto_augment:
+        raise InputError("auto_augment works on grey and RGB; leave it out with in_chans 4")
 
 
 def recipe_for(architecture: str, starts_trained: bool) -> str:
@@ -259,8 +261,10 @@ def accelerator_for(recipe: Recipe) -> Iterator[Accelerator]:
             # without this Accelerate takes several processes on the CPU for one each
             cpu=not torch.accelerator.is_available(),
         )
-    except ValueError as error:  # fp16 on a CPU
+    except ValueError as error:  # of a device that cannot
         raise InputError(f"mixed_precision {recipe.mixed_precision}: {error}; give no") from error
+    if recipe.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise InputError("mixed_precision fp16 takes a GPU, without one it does nothing; give bf16")
     yield accelerator
     # not after an error, which the other processes need not have: they would wait for each other
     if ours and torch.distributed.is_initialized():

@@ -202,7 +202,7 @@ def claim_run(job: Job, dataset: str, divided: Divided, drawn: bool, folder: Pat
     found = read_settings(folder)
     if found is not None and "recipe" in found:
         settings["recipe"] = same_recipe(found["recipe"], settings["recipe"])
-    if found is not None and _begun(folder):
+    if found is not None and "data" in found and _begun(folder):
         settings["data"] = same_source(found.get("data"), dataset)
         if "digests" not in found and drawn:
             raise InputError(

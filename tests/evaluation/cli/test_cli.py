@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -264,3 +265,42 @@ def test_bad_input_is_one_line_and_costs_nothing(isomax, tmp_path, arguments, me
     assert message.format(**places) in lines[0]
     assert "Traceback" not in run.stderr
     assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_a_training_that_loses_an_image_half_way_goes_on_when_it_is_back(isomax, tmp_path):
+    """One line, nothing lost: also of a class whose name has brackets."""
+    root = make_folder(tmp_path / "set", ("ash", "b [old]"), 20)
+    gone, kept = sorted((root / "b [old]").iterdir())[5:], tmp_path / "kept"
+    kept.mkdir()
+    arguments = (
+        *("train", "--data", root, "--output", tmp_path / "out", "--model", "test_resnet"),
+        *("--recipe", "digits", "--epochs", 40, "--batch-size", 16, "--image-size", "32,32"),
+        *("--alpha", 0.5, "--workers", 1, "--no-track", "--keep", "last"),
+    )
+
+    def lose():
+        while not (tmp_path / "out/checkpoint.pt").exists():
+            time.sleep(0.05)
+        for path in gone:  # the model is trained on some of these
+            shutil.move(path, kept)
+
+    with ThreadPoolExecutor(1) as pool:
+        losing = pool.submit(lose)
+        run = isomax(*arguments)
+        losing.result()
+    assert run.returncode == 2, run.stderr
+    (line,) = [line for line in run.stderr.splitlines() if line.startswith("isomax: ")]
+    assert re.search(r"b \[old\]/\d+\.jpg cannot be read: FileNotFoundError", line)
+    assert "Traceback" not in run.stderr
+    done = len((tmp_path / "out/metrics.jsonl").read_text().splitlines())
+    assert 0 < done < 40
+    without = isomax(*arguments)
+    assert without.returncode == 2
+    assert "images of" in without.stderr
+    assert "have changed since" in without.stderr
+    for path in kept.iterdir():
+        shutil.move(path, gone[0].parent)
+    again = isomax(*arguments)
+    assert again.returncode == 0, again.stderr
+    assert f"epoch {done} of 40" not in again.stderr
+    assert "'b [old]'" in again.stderr or "b [old]" in again.stdout

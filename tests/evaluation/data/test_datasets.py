@@ -7,6 +7,7 @@ from isomax_evaluation import data
 from isomax_evaluation.data.reading import read_once
 from isomax_evaluation.data.torch_datasets import from_dataset
 from isomax_evaluation.output.errors import InputError
+from isomax_evaluation.output.progress import progress_bar, warn
 
 from ...image_folders import make_folder
 
@@ -144,3 +145,17 @@ def test_folders_that_cannot_be_classified_are_refused(tmp_path):
     make_folder(tmp_path / "single", ("a", "b"), 1)
     with pytest.raises(InputError, match="of one of the images only"):
         data.open_splits(str(tmp_path / "single"))
+
+
+def test_names_with_brackets_are_said_as_they_are(tmp_path, capfd):
+    """Rich takes brackets for markup."""
+    root = make_folder(tmp_path / "set [old]", ("a", "b [red]"), 4)
+    (root / "b [red]" / "cut [2].jpg").write_bytes(b"no image")
+    images = data.open_images(str(root))
+    with progress_bar() as progress:
+        data.readable(images, True, 0, progress)
+        warn(progress, "classes b [red] and [/] are rare")
+    said = capfd.readouterr().err
+    assert "cut [2].jpg" in said
+    assert "checking set [old]" in said or "checking" not in said
+    assert "warning: classes b [red] and [/] are rare" in said
