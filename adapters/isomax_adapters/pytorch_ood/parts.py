@@ -144,6 +144,18 @@ class Parts:
         logits: Tensor = self.classifier(features)
         return logits.flatten(1)
 
+    @cached_property
+    def classifies_features(self) -> bool:
+        """Whether the logits are the classifier's of the features, and nothing else.
+
+        Found by running one black image.
+        """
+        if len(self.classifiers) > 1:
+            return False
+        with torch.no_grad():
+            logits, features = self._run_once(self.logits_and_features)
+            return torch.allclose(logits.flatten(1), self.classify(features), atol=1e-5)
+
     def logits_and_features(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Both from one forward pass.
 

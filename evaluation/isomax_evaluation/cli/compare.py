@@ -24,6 +24,7 @@ from isomax_evaluation.cli.options import (
     SkipBad,
     SmallImages,
     Track,
+    Weights,
     Workers,
     grey_range_of,
     image_size_of,
@@ -71,6 +72,7 @@ def compare(
     seeds: Annotated[int, typer.Option(help="Train with so many seeds.")] = 3,
     output: Output = Path("isomax-out"),
     pretrained: Pretrained = False,
+    weights: Weights = None,
     small_images: SmallImages = False,
     image_size: ImageSize = None,
     in_chans: InChans = None,
@@ -129,12 +131,18 @@ def compare(
             detectors=names,
             model=architecture,
             recipe=recipe_of(
-                recipe or ("digits" if digits else jobs.recipe_for(architecture, pretrained)),
+                recipe
+                or (
+                    "digits"
+                    if digits
+                    else jobs.recipe_for(architecture, pretrained or weights is not None)
+                ),
                 recipe_options,
             ),
             seeds=seeds,
             output=output,
             pretrained=pretrained,
+            weights=weights,
             small_images=small_images,
             image_size=image_size_of(image_size),
             in_chans=in_chans,

@@ -15,6 +15,14 @@ Output = Annotated[Path, typer.Option(help="Folder for everything that is writte
 Model = Annotated[str, typer.Option(help="A timm architecture, such as resnet18.")]
 Root = Annotated[str | None, typer.Option(help="Folder that named datasets are read from.")]
 Pretrained = Annotated[bool, typer.Option(help="Start from timm's pretrained weights.")]
+Weights = Annotated[
+    str | None,
+    typer.Option(
+        "--weights",
+        "--initial-checkpoint",
+        help="Start from a checkpoint file, .safetensors or .pth, whatever classes it is for.",
+    ),
+]
 SmallImages = Annotated[
     bool, typer.Option(help="3x3 stride-1 stem without pooling, 32x32 inputs (CIFAR).")
 ]

@@ -27,6 +27,7 @@ from isomax_evaluation.cli.options import (
     SkipBad,
     SmallImages,
     Track,
+    Weights,
     Workers,
     grey_range_of,
     image_size_of,
@@ -55,14 +56,7 @@ def train(
     recipe: RecipeName = None,
     seed: Annotated[int, typer.Option(help="Seed of all randomness.")] = 0,
     pretrained: Pretrained = False,
-    weights: Annotated[
-        str | None,
-        typer.Option(
-            "--weights",
-            "--initial-checkpoint",
-            help="Start from a checkpoint file, .safetensors or .pth, whatever classes it is for.",
-        ),
-    ] = None,
+    weights: Weights = None,
     small_images: SmallImages = False,
     image_size: ImageSize = None,
     in_chans: InChans = None,

@@ -94,6 +94,7 @@ def compare(
     seeds: int = 3,
     output: str | Path = "isomax-out",
     pretrained: bool = False,
+    weights: str | None = None,
     small_images: bool = False,
     image_size: int | tuple[int, int] | None = None,
     in_chans: int | None = None,
@@ -135,6 +136,7 @@ def compare(
     :param seeds: number of seeds to train with, 0 to ``seeds - 1``
     :param output: folder for tables, report, model folders and the ONNX file
     :param pretrained: start training from timm's pretrained weights
+    :param weights: start training from a checkpoint file, whatever classes it is for
     :param small_images: a 3x3 stride-1 stem without pooling, and 32x32 inputs
     :param image_size: input height and width, one number for both, if not the model's own
     :param in_chans: channels that images are read as for models that are trained here, see
@@ -173,7 +175,8 @@ def compare(
     image_size, auto = one_side(image_size), grey_range == "auto"
     job = Job(
         model, losses[0] if losses else "", recipe, 0, pretrained, small_images, image_size, alpha,
-        workers, None, in_chans, None if auto else grey_range, crop_mode, crop_pct, interpolation,  # type: ignore[arg-type]
+        workers, weights, in_chans, None if auto else grey_range, crop_mode, crop_pct,  # type: ignore[arg-type]
+        interpolation,
     )  # fmt: skip
     named_ood: list[tuple[str | None, Any]] = (
         list(ood.items()) if isinstance(ood, Mapping) else [split_name(one) for one in ood]
@@ -214,16 +217,17 @@ def compare(
             started()
         runs = runs_of(output, plan, opened)
         tested = Tested(sets.known, sets.unknown, sets.test, sets.tuning)
+        store = output / "outputs"
         overall = progress.add_task("models", total=len(runs))
         for run in runs:
             divided = divide(run, sets, plan.job.alpha, tune is not None)
-            ready = ready_model(run, sets, divided, tested, accelerator, progress)
+            ready = ready_model(run, sets, divided, tested, store, accelerator, progress)
             training = limit_per_class(divided.training, fit_images)
             write_splits(run, replace(divided, training=training), tested)
             bench = Bench(
                 ready,
                 run.folder,
-                output / "outputs",
+                store,
                 training,
                 divided.selection,
                 tested,

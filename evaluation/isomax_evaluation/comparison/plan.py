@@ -20,7 +20,7 @@ from isomax_evaluation.training.recipes import Recipe, same_recipe
 #: adding to these goes on with a comparison; changing anything else makes another one
 GROWING = ("losses", "models", "detectors", "ood", "ood_names", "seeds", "images", "digests")
 _TRAINING = ("model", "recipe", "pretrained", "small_images", "alpha")  # settings of a job
-_PIXELS = ("in_chans", "grey_range", "crop_mode", "crop_pct", "interpolation")
+_OPTIONAL = ("weights", "in_chans", "grey_range", "crop_mode", "crop_pct", "interpolation")
 
 
 @dataclass(frozen=True)
@@ -79,14 +79,14 @@ def grown(plan: Plan, output: Path) -> Plan:
     mine = {(given.name, given.seed): given for given in plan.given}
     there = [_given_of(model, mine) for model in found.get("models", [])]
     given = _union(there, plan.given)
-    pixels = {
+    kept = {
         key: found[key]
-        for key in _PIXELS
+        for key in _OPTIONAL
         if getattr(plan.job, key) is None and found.get(key) is not None
     }
     return replace(
         plan,
-        job=replace(job, loss=losses[0] if losses else "", **_tuples(pixels)),
+        job=replace(job, loss=losses[0] if losses else "", **_tuples(kept)),
         losses=losses,
         seeds=seeds,
         given=given,
@@ -119,7 +119,7 @@ def claim(
         | {"id test": len(sets.test), "id scored": len(sets.known)},
         "class_names": list(sets.train.class_names),
         "image_size": plan.image_size,
-        **{key: training[key] for key in _PIXELS if training[key] is not None},
+        **{key: training[key] for key in _OPTIONAL if training[key] is not None},
         **({"tune": tune} if tune else {}),
         **({"fit_images": fit_images} if fit_images else {}),
         **({"seeds": plan.seeds} if plan.losses else {}),

@@ -83,6 +83,7 @@ def ready_model(
     sets: Sets,
     divided: Divided,
     tested: Tested,
+    store: Path,
     accelerator: Accelerator,
     progress: Progress,
 ) -> Model:
@@ -100,6 +101,7 @@ def ready_model(
         run.folder,
         accelerator,
         progress,
+        store,
     )
     network: Any = load_model(folder).to(accelerator.device)
     return Model(

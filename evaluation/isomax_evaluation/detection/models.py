@@ -13,7 +13,7 @@ from isomax.calibration import Calibration
 from isomax_adapters.onnx.images import GreyRange
 from isomax_adapters.pytorch_ood import Parts
 from isomax_evaluation.data import Decoding
-from isomax_evaluation.extraction.store import digest_of_weights
+from isomax_evaluation.extraction.store import Digests, digests_of_weights
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,14 @@ class Model:
         return timm.data.create_transform(**self.preprocessing)
 
     @cached_property
+    def digests(self) -> Digests:
+        """Of the network, whole and without its heads."""
+        return digests_of_weights(self.parts.model, self.parts.classifiers)
+
+    @property
     def weights(self) -> str:
         """Digest of the network."""
-        return digest_of_weights(self.parts.model)
+        return self.digests.whole
 
     def softmax_twin(self) -> nn.Module:
         """The same network with a linear classifier: what plain classification costs.

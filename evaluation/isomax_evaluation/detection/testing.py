@@ -26,6 +26,7 @@ from isomax_evaluation.detection.scores import add_scores, read_failed, read_sco
 from isomax_evaluation.detection.scoring import score
 from isomax_evaluation.detection.tuning import tune
 from isomax_evaluation.extraction.classes import rates_of_classes, summed_up
+from isomax_evaluation.extraction.sharing import adopt
 from isomax_evaluation.extraction.store import Outputs, OutputsOnDisk, keeper, together
 from isomax_evaluation.output.files import write_json
 from isomax_evaluation.output.progress import shown
@@ -66,7 +67,9 @@ class Bench:
         model, preprocessing = self.model, self.model.preprocessing
         if preprocessing is not None and model.grey_range is not None:
             preprocessing = {**preprocessing, "grey_range": model.grey_range}
-        return keeper(self.store, model.weights, preprocessing, digest(images), len(images))
+        kept = keeper(self.store, model.digests, preprocessing, digest(images), len(images))
+        adopt(kept, model.parts)
+        return kept
 
     def loader(self, *sets: Images) -> Any:
         """Their batches, as the model takes them."""

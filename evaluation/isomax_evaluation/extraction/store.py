@@ -3,7 +3,7 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -26,6 +26,14 @@ class Outputs:
     logits: Tensor  #: :math:`N \times C`
     features: Tensor  #: :math:`N \times D`
     labels: Tensor  #: :math:`N`; OOD < 0
+
+
+@dataclass(frozen=True)
+class Digests:
+    """What tells a model from others."""
+
+    whole: str
+    backbone: str  #: without its heads
 
 
 def together(*several: Outputs) -> Outputs:
@@ -99,7 +107,7 @@ class OutputsOnDisk:
         :param count: number of images
         """
         self.folder, self.count = folder, count
-        self._about = dict(about)
+        self.about = dict(about)
         self._partial = folder.with_name(f".{folder.name}.partial")
         self._files: dict[str, BinaryIO] = {}
         self._written = 0
@@ -138,7 +146,7 @@ class OutputsOnDisk:
         self._files = {}
         if kind is None:
             assert self._written == self.count, (self._written, self.count)
-            write_json(self._partial / "about.json", self._about)
+            write_json(self._partial / "about.json", self.about)
             self._partial.replace(self.folder)
         else:
             shutil.rmtree(self._partial, ignore_errors=True)
@@ -170,31 +178,37 @@ class OutputsOnDisk:
         return self._files[name]
 
 
-def keeper(store: Path, weights: str, preprocessing: Any, images: str, count: int) -> OutputsOnDisk:
+def keeper(
+    store: Path, weights: Digests, preprocessing: Any, images: str, count: int
+) -> OutputsOnDisk:
     """The place of one model's outputs on one set of images.
 
     :param store: folder of all outputs
-    :param weights: digest of the model, from :func:`digest_of_weights`
+    :param weights: digests of the model, from :func:`digests_of_weights`
     :param preprocessing: what is done to an image before the model sees it
     :param images: digest of the images, in their order
     :param count: their number
     """
     about = {
-        "weights": weights,
+        "weights": weights.whole,
         "preprocessing": repr(preprocessing),
         "images": images,
         "dtype": "float32",
     }
     key = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:24]
-    return OutputsOnDisk(store / key, about, count)
+    return OutputsOnDisk(store / key, about | {"backbone": weights.backbone}, count)
 
 
-def digest_of_weights(model: nn.Module) -> str:
+def digests_of_weights(model: nn.Module, heads: Sequence[nn.Module] = ()) -> Digests:
     """24 hexadecimal digits that change with the names, shapes and values of a model's tensors, and
-    with its kind."""
-    found = hashlib.sha256(type(model).__name__.encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+    with its kind; and as many that do not change with those of its heads."""
+    of_heads = {id(t) for head in heads for t in head.state_dict(keep_vars=True).values()}
+    whole = hashlib.sha256(type(model).__name__.encode())
+    backbone = whole.copy()
+    for name, tensor in sorted(model.state_dict(keep_vars=True).items()):
         flat = tensor.detach().cpu().contiguous().reshape(-1)
-        found.update(flat.view(torch.uint8).numpy())
-    return found.hexdigest()[:24]
+        described = f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode()
+        for found in (whole,) if id(tensor) in of_heads else (whole, backbone):
+            found.update(described)
+            found.update(flat.view(torch.uint8).numpy())
+    return Digests(whole.hexdigest()[:24], backbone.hexdigest()[:24])

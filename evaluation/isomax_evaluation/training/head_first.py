@@ -25,7 +25,14 @@ from isomax_evaluation.data import Divided, Images, Transformed
 from isomax_evaluation.data.digests import digest
 from isomax_evaluation.data.loading import workers_for
 from isomax_evaluation.extraction.one_pass import one_pass
-from isomax_evaluation.extraction.store import Outputs, digest_of_weights, keeper, together
+from isomax_evaluation.extraction.sharing import adopt
+from isomax_evaluation.extraction.store import (
+    Digests,
+    Outputs,
+    digests_of_weights,
+    keeper,
+    together,
+)
 from isomax_evaluation.output.errors import InputError
 from isomax_evaluation.output.progress import say, shown
 from isomax_evaluation.training.batches import Augmented, train_transform
@@ -147,7 +154,7 @@ def _features(
     """Of the training images, as they are and augmented, and of the selection images."""
     model: Any = parts.model
     model.to(accelerator.device).eval()
-    weights = digest_of_weights(model)
+    weights = digests_of_weights(model, parts.classifiers)
     train, plain = divided.training, timm.data.create_transform(**config)
     about = dict(config) | ({"grey_range": job.grey_range} if job.grey_range else {})
     passes: list[tuple[Images, Any, Any]] = [(train, Transformed(train, plain), about)]
@@ -165,7 +172,7 @@ def _features(
 
 def _outputs(
     parts: Parts,
-    weights: str,
+    weights: Digests,
     images: Images,
     dataset: Dataset,
     about: Any,
@@ -175,6 +182,8 @@ def _outputs(
     progress: Progress,
 ) -> Outputs:
     kept = keeper(store, weights, about, digest(images), len(images))
+    if accelerator.is_main_process:
+        adopt(kept, parts)
     if accelerator.is_main_process and kept.read() is None:
         workers = workers_for(images, job.workers)
         loader: DataLoader = DataLoader(dataset, batch_size=64, num_workers=workers)

@@ -233,9 +233,11 @@ def train_model(
     output: Path,
     accelerator: Accelerator,
     progress: Progress,
+    store: Path | None = None,
 ) -> Path:
     """Train one model into its output folder; nothing to do if it is there already.
 
+    :param store: folder of kept features; if not given, the run's own
     :return: the model folder
     """
     folder = output / "model"
@@ -262,7 +264,14 @@ def train_model(
     before: list[dict[str, float]] = []
     if job.starts_trained and not (output / "checkpoint.pt").is_file():
         before = head_first(
-            job, model, divided, config, output / "outputs", best.offer, accelerator, progress
+            job,
+            model,
+            divided,
+            config,
+            store or output / "outputs",
+            best.offer,
+            accelerator,
+            progress,
         )
     model = fit(
         job, model, train_images, config, selection, output, best.offer, accelerator, progress,

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from isomax_adapters.pytorch_ood import Parts
 from isomax_evaluation.extraction.one_pass import one_pass
 from isomax_evaluation.extraction.store import (
+    Digests,
     OutputsInMemory,
     OutputsOnDisk,
-    digest_of_weights,
+    digests_of_weights,
     keeper,
 )
 from isomax_evaluation.output.errors import InputError
@@ -113,8 +114,9 @@ def test_a_full_disk_is_one_line_and_keeps_nothing(tmp_path):
 
 @pytest.mark.parametrize("change", ["nothing", "weights", "preprocessing", "images"])
 def test_the_place_depends_on_weights_preprocessing_and_images(tmp_path, change):
-    given_ = {"weights": "a", "preprocessing": {"crop_pct": 1.0}, "images": "b"}
-    other = {change: {"crop_pct": 0.9} if change == "preprocessing" else "c"}
+    given_ = {"weights": Digests("a", "a"), "preprocessing": {"crop_pct": 1.0}, "images": "b"}
+    changed = {"preprocessing": {"crop_pct": 0.9}, "weights": Digests("c", "a")}
+    other = {change: changed.get(change, "c")}
     places = [
         keeper(tmp_path, **given_, count=3).folder,
         keeper(tmp_path, **(given_ | other if change != "nothing" else given_), count=3).folder,
@@ -125,12 +127,12 @@ def test_the_place_depends_on_weights_preprocessing_and_images(tmp_path, change)
 def test_the_digest_of_weights_changes_with_any_tensor():
     torch.manual_seed(0)
     model = timm.create_model("test_resnet", num_classes=3)
-    digests = [digest_of_weights(model), digest_of_weights(model)]
+    digests = [digests_of_weights(model).whole, digests_of_weights(model).whole]
     with torch.no_grad():
         model.fc.bias[1] += 1e-6
-    digests.append(digest_of_weights(model))
+    digests.append(digests_of_weights(model).whole)
     model.get_buffer("bn1.running_mean")[0] += 1
-    digests.append(digest_of_weights(model))
+    digests.append(digests_of_weights(model).whole)
     assert len(set(digests)) == 3
 
 
