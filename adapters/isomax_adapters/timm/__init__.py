@@ -21,6 +21,7 @@ from isomax_adapters.timm.folder import (
 )
 from isomax_adapters.timm.importing import folder_from_checkpoint, model_from_checkpoint
 from isomax_adapters.timm.pooling import pool_distances
+from isomax_adapters.timm.publishing import push_model
 from isomax_adapters.timm.registry import create_model, register_models
 from isomax_adapters.timm.starting import start_heads
 
@@ -40,6 +41,7 @@ __all__ = [
     "load_model",
     "load_weights",
     "model_from_checkpoint",
+    "push_model",
     "read_checkpoint",
     "register_models",
     "save_calibration",

@@ -62,6 +62,15 @@ def export(
         except ValueError as error:
             raise InputError(str(error)) from error
         typer.echo(f"wrote {path}, verified against PyTorch")
+        _warn_of(model_folder)
+
+
+def _warn_of(folder: Path) -> None:
+    from isomax_adapters.timm import load_calibration, load_model
+    from isomax_evaluation.extraction.doubts import doubts_without_images
+
+    for doubt in doubts_without_images(load_model(folder), load_calibration(folder)):
+        typer.echo(f"warning: {doubt}", err=True)
 
 
 def _export_and_measure(**arguments: Any) -> None:

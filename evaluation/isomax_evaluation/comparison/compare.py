@@ -44,6 +44,7 @@ from isomax_evaluation.output.files import write_json
 from isomax_evaluation.output.progress import progress_bar, warn
 from isomax_evaluation.output.provenance import write_provenance
 from isomax_evaluation.output.tables import write_table
+from isomax_evaluation.training.card import write_card
 from isomax_evaluation.training.jobs import (
     Job,
     accelerator_for,
@@ -236,6 +237,8 @@ def compare(
                 measure_costs=run.seed == 0,
             )
             test_model(bench, plan.detectors)
+            if run.job is not None:
+                write_card(run.folder)
             progress.advance(overall)
         task = progress.add_task("exporting to ONNX, writing the report", total=None)
         done = _finish(output, plan, runs, tested)

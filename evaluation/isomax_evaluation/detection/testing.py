@@ -26,10 +26,11 @@ from isomax_evaluation.detection.scores import add_scores, read_failed, read_sco
 from isomax_evaluation.detection.scoring import score
 from isomax_evaluation.detection.tuning import tune
 from isomax_evaluation.extraction.classes import rates_of_classes, summed_up
+from isomax_evaluation.extraction.doubts import doubts_of
 from isomax_evaluation.extraction.sharing import adopt
 from isomax_evaluation.extraction.store import Outputs, OutputsOnDisk, keeper, together
 from isomax_evaluation.output.files import write_json
-from isomax_evaluation.output.progress import shown
+from isomax_evaluation.output.progress import shown, warn
 from isomax_evaluation.output.tables import read_table, write_table
 from isomax_evaluation.speed.costs import cost_of_detectors
 
@@ -247,6 +248,8 @@ def _write_summary(bench: Bench) -> None:
         summary["test_false_alarm_rate"] = float(alarms.float().mean())
     table = rates_of_classes(logits.argmax(dim=1), labels, alarms, bench.model.class_names)
     summary["classes"] = summed_up(table)
+    for doubt in doubts_of(bench.model.parts.model, calibration, logits, labels):
+        warn(bench.progress, f"{bench.model.name}: {doubt}")
     write_table(bench.folder / "classes.csv", table)
     write_json(bench.folder / "summary.json", summary)
 

@@ -72,7 +72,7 @@ def dry_run(job: Job, training: Images, accelerator: Accelerator) -> list[str]:
         scheduler = make_scheduler(optimizer, recipe, batches.updates)
         optimizer.step()
         scheduler.step_update(1)
-    return doubts_of_recipe(recipe, recipe.epochs * batches.updates)
+    return doubts_of_recipe(recipe, recipe.epochs * batches.updates, job.starts_trained)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ The backbone runs once over the images; its features are kept, and the head trai
 seconds.
 """
 
+import copy
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -110,8 +111,14 @@ def head_first(
             else:
                 start_at_means(head, *training)
                 judge("class means, nothing trained")
-        epochs = epochs_of_head(job)
+        epochs, given = epochs_of_head(job), job.recipe.head_first
         if not epochs:
+            if validation is not None and job.recipe.keep == "best" and given is None:
+                # whatever the whole network then comes to, this is among what is kept
+                begun = copy.deepcopy(head.state_dict())
+                fit_head(head, *training, epochs=ALONE, seed=job.seed)
+                judge(f"the head alone, {ALONE} epochs")
+                head.load_state_dict(begun)
             _put_back(parts, head)
             return []
         with shown(progress, f"{job.loss}, seed {job.seed}: the head alone, {epochs} epochs"):
@@ -158,9 +165,9 @@ def _features(
     train, plain = divided.training, timm.data.create_transform(**config)
     about = dict(config) | ({"grey_range": job.grey_range} if job.grey_range else {})
     passes: list[tuple[Images, Any, Any]] = [(train, Transformed(train, plain), about)]
-    for copy in range(1, job.recipe.augment_copies + 1):
-        drawn = Augmented(train, train_transform(job.recipe, config), job.seed, COPIES + copy)
-        passes.append((train, drawn, {**about, "augmented": _augmentation(job, copy)}))
+    for number in range(1, job.recipe.augment_copies + 1):
+        drawn = Augmented(train, train_transform(job.recipe, config), job.seed, COPIES + number)
+        passes.append((train, drawn, {**about, "augmented": _augmentation(job, number)}))
     if divided.selection is not None:
         passes.append((divided.selection, Transformed(divided.selection, plain), about))
     found = [

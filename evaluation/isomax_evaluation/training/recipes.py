@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from isomax_evaluation.output.errors import InputError
@@ -169,6 +169,7 @@ _FINETUNE_TRANSFORMER = Recipe(
     keep="best",
 )
 
+FAR = 4  # times a usual learning rate, or a part of it
 LARGE_SHARE = 0.1  # of the weights that a moving average begins with, in what it ends as
 
 RECIPES = {
@@ -238,12 +239,13 @@ def check_recipe(recipe: Recipe) -> None:
         )
 
 
-def doubts_of_recipe(recipe: Recipe, updates: int) -> list[str]:
+def doubts_of_recipe(recipe: Recipe, updates: int, starts_trained: bool) -> list[str]:
     """What will not be what was asked for, each with the way out; none if nothing is known to.
 
     :param updates: of all epochs together
+    :param starts_trained: whether the backbone has been trained before
     """
-    found = []
+    found = _doubts_of_rate(recipe, starts_trained) if recipe.epochs else []
     if recipe.ema_decay and recipe.ema_decay**updates > LARGE_SHARE:
         share, most = recipe.ema_decay**updates, LARGE_SHARE ** (1 / max(1, updates))
         found.append(
@@ -258,6 +260,38 @@ def doubts_of_recipe(recipe: Recipe, updates: int) -> list[str]:
             f"training ends after {recipe.epochs}; give earlier decay_milestones"
         )
     return found
+
+
+def _doubts_of_rate(recipe: Recipe, starts_trained: bool) -> list[str]:
+    """Of a recipe for pretrained networks on one that is not, and the other way round."""
+    rate = learning_rate(recipe)
+    like = [named for named in (_FINETUNE, _FINETUNE_TRANSFORMER) if named.opt == recipe.opt]
+    usual = [learning_rate(replace(named, batch_size=recipe.batch_size)) for named in like]
+    if starts_trained and usual and rate >= FAR * usual[0]:
+        return [
+            f"the learning rate {rate:g} is {rate / usual[0]:.3g} times that of fine-tuning with "
+            f"{recipe.opt}, {usual[0]:g} for batches of {recipe.batch_size}, and can undo what the "
+            "network has learnt; give the recipe finetune, or a lower rate"
+        ]
+    if starts_trained:
+        return []
+    if recipe.layer_decay is not None and recipe.layer_decay < 1:
+        return [
+            f"layer_decay {recipe.layer_decay:g} leaves the first layers nearly as they are, and "
+            "those of an untrained network have learnt nothing; give the recipe scratch, or start "
+            "from --pretrained or --weights"
+        ]
+    scratch = RECIPES["scratch"]
+    if recipe.opt == scratch.opt:
+        usual_rate = learning_rate(scratch) * recipe.batch_size / scratch.batch_size
+        if rate <= usual_rate / FAR:
+            return [
+                f"the learning rate {rate:g} is {rate / usual_rate:.2g} of what an untrained "
+                f"network takes with {recipe.opt}, {usual_rate:g} for batches of "
+                f"{recipe.batch_size}; give the recipe scratch, or start from --pretrained or "
+                "--weights"
+            ]
+    return []
 
 
 def _lies_in(value: float, interval: str) -> bool:

@@ -1,15 +1,14 @@
 """Train or fine-tune a timm model with any of the losses: resumable, on one process or several."""
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 from rich.progress import Progress
-from torch import Tensor, nn
 
-from isomax import doubts
 from isomax.calibration import (
     Calibration,
     RejectionThreshold,
@@ -17,11 +16,13 @@ from isomax.calibration import (
 )
 from isomax_adapters.timm import save_model
 from isomax_adapters.timm.attaching import head_modules
+from isomax_adapters.timm.publishing import CARD
 from isomax_evaluation import data
 from isomax_evaluation.data import Divided, Images
 from isomax_evaluation.data.digests import describe, digest
 from isomax_evaluation.data.loading import decoding_errors
 from isomax_evaluation.extraction.classes import far_above, rates_of_classes, summed_up
+from isomax_evaluation.extraction.doubts import doubts_of
 from isomax_evaluation.output.errors import InputError
 from isomax_evaluation.output.files import read_lines, write_json
 from isomax_evaluation.output.folders import claim_folder, read_settings, same_source
@@ -30,6 +31,7 @@ from isomax_evaluation.output.provenance import write_provenance
 from isomax_evaluation.output.tables import write_table
 from isomax_evaluation.training.batches import eval_loader
 from isomax_evaluation.training.best import Best
+from isomax_evaluation.training.card import write_card
 from isomax_evaluation.training.dry_run import dry_run
 from isomax_evaluation.training.head_first import head_first
 from isomax_evaluation.training.jobs import (
@@ -215,9 +217,28 @@ def claim_run(job: Job, dataset: str, divided: Divided, drawn: bool, folder: Pat
                 f"the {' and '.join(changed)} images of {dataset} have changed since {folder} was "
                 "begun (their choice, labels, names or content); choose another output folder"
             )
+    if found is not None and _begun(folder):
+        _refuse_more_epochs(job, found, settings, folder)
     if not _begun(folder):  # those of a run that has nothing to show, perhaps another one
         (folder / "best.pt").unlink(missing_ok=True)
     claim_folder(folder, settings, grows=("digests",), begun=_begun)
+
+
+def _refuse_more_epochs(
+    job: Job, found: dict[str, Any], given: dict[str, Any], folder: Path
+) -> None:
+    """Say how a run is trained for longer, whose schedule was made for fewer epochs."""
+    if "recipe" not in found:
+        return
+    before, now = found["recipe"], json.loads(json.dumps(given["recipe"]))
+    if before["epochs"] < now["epochs"] and before | {"epochs": now["epochs"]} == now:
+        instead = "instead of --pretrained " if job.pretrained else ""
+        raise InputError(
+            f"{folder} holds a training of {before['epochs']} epochs, along whose length its "
+            f"learning rate falls. To train {now['epochs']} more from its weights, give the same "
+            f"command with --weights {folder / 'model/model.safetensors'} {instead}and --output "
+            f"{folder.with_name(folder.name + '-longer')}"
+        )
 
 
 def _begun(folder: Path) -> bool:
@@ -242,6 +263,8 @@ def train_model(
     """
     folder = output / "model"
     if (folder / "calibration.json").is_file():
+        if accelerator.is_main_process and not (folder / CARD).is_file():  # killed in between
+            write_card(output)
         return folder
     train_images, classes = divided.training, len(divided.training.class_names)
     if accelerator.is_main_process:
@@ -312,32 +335,6 @@ def train_model(
         save_model(
             model, folder, train_images.class_names, config, calibration, grey_range=job.grey_range
         )
+        write_card(output)
     accelerator.wait_for_everyone()
     return folder
-
-
-def doubts_of(
-    model: nn.Module,
-    calibration: Calibration,
-    logits: Tensor,
-    labels: Tensor,
-    losses: Sequence[float],
-) -> list[str]:
-    """What makes a trained model no good, each with the way out; none if nothing is known to.
-
-    :param logits: of the images that it was calibrated on, :math:`N \times C`
-    :param labels: their classes, :math:`N`
-    :param losses: mean training loss of each epoch
-    """
-    heads, classes = head_modules(model), logits.shape[1]
-    head = heads[0] if heads else None
-    found = [
-        doubts.of_accuracy(logits.argmax(dim=1), labels),
-        doubts.of_scores(calibration.score_of(logits), classes),
-        doubts.of_threshold(
-            calibration.threshold, doubts.largest_score(calibration.score, classes, head)
-        ),
-        doubts.of_loss(losses, classes),
-        *(doubts.of_distance_scale(one) for one in heads),
-    ]
-    return [text for text in found if text]

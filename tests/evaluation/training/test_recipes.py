@@ -77,14 +77,46 @@ def test_what_cannot_be_meant(change, message):
 
 
 def test_a_moving_average_that_is_longer_than_the_training_is_named():
-    (said,) = doubts_of_recipe(Recipe(ema_decay=0.9998), updates=78)
+    (said,) = doubts_of_recipe(Recipe(ema_decay=0.9998), updates=78, starts_trained=False)
     assert "98% of the initial weights over 78 updates" in said
     at_most = float(said.rpartition(" ")[2])
     assert 0.05 < at_most**78 <= 0.1
-    assert not doubts_of_recipe(Recipe(ema_decay=at_most), updates=78)
+    assert not doubts_of_recipe(Recipe(ema_decay=at_most), updates=78, starts_trained=False)
 
 
 def test_decays_that_come_after_the_end_are_named():
-    (said,) = doubts_of_recipe(replace(RECIPES["macedo2022"], epochs=200), updates=10**6)
+    (said,) = doubts_of_recipe(
+        replace(RECIPES["macedo2022"], epochs=200), updates=10**6, starts_trained=False
+    )
     assert "epoch 200, 250, since training ends after 200" in said
-    assert not doubts_of_recipe(RECIPES["macedo2022"], updates=10**6)
+    assert not doubts_of_recipe(RECIPES["macedo2022"], updates=10**6, starts_trained=False)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "starts_trained", "said"),
+    [
+        (
+            RECIPES["scratch"],
+            True,
+            "10 times that of fine-tuning with sgd, 0.005 for batches of 64",
+        ),
+        (replace(RECIPES["finetune"], lr=0.02), True, "is 4 times that of fine-tuning"),
+        (replace(RECIPES["finetune-transformer"], lr=0.01), True, "times that of fine-tuning"),
+        (RECIPES["finetune"], False, "is 0.1 of what an untrained network takes with sgd, 0.05"),
+        (RECIPES["finetune-transformer"], False, "layer_decay 0.75 leaves the first layers"),
+    ],
+)
+def test_a_recipe_for_the_other_kind_of_network_is_doubted(recipe, starts_trained, said):
+    (doubt,) = doubts_of_recipe(recipe, 1000, starts_trained)
+    assert said in doubt
+    assert "give the recipe" in doubt
+
+
+@pytest.mark.parametrize("batch_size", [16, 64, 1024])
+@pytest.mark.parametrize("name", RECIPES)
+def test_no_recipe_is_doubted_where_it_belongs(name, batch_size):
+    recipe = RECIPES[name]
+    if recipe.lr is None:
+        recipe = replace(recipe, batch_size=batch_size)
+    assert not doubts_of_recipe(recipe, 10**6, name.startswith("finetune"))
+    assert not doubts_of_recipe(replace(RECIPES["scratch"], epochs=0), 0, True)

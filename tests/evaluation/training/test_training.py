@@ -16,12 +16,12 @@ from safetensors.torch import load_file
 from isomax.calibration import Calibration
 from isomax_adapters.timm import load_calibration, load_model
 from isomax_evaluation import data, train
+from isomax_evaluation.extraction.doubts import doubts_of
 from isomax_evaluation.output.errors import InputError
 from isomax_evaluation.training.batches import EpochBatches, train_loader
 from isomax_evaluation.training.jobs import Job
 from isomax_evaluation.training.losses import LOSSES
 from isomax_evaluation.training.recipes import RECIPES
-from isomax_evaluation.training.train import doubts_of
 
 from ...leftover_threads import NONE_LEFT
 from ..killing import in_own_process, training

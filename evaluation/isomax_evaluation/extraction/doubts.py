@@ -1,0 +1,42 @@
+"""What makes a trained model no good, of what it gave for images that it was not trained on."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from isomax import doubts
+from isomax.calibration import Calibration
+from isomax_adapters.timm.attaching import head_modules
+
+
+def doubts_of(
+    model: nn.Module,
+    calibration: Calibration | None,
+    logits: Tensor,
+    labels: Tensor,
+    losses: Sequence[float] = (),
+) -> list[str]:
+    r"""Each with the way out; none if nothing is known to be wrong.
+
+    :param calibration: its threshold, if it has one
+    :param logits: of images that it was not trained on, :math:`N \times C`
+    :param labels: their classes, :math:`N`
+    :param losses: mean training loss of each epoch, if it has been trained here
+    """
+    classes = logits.shape[1]
+    found = [doubts.of_accuracy(logits.argmax(dim=1), labels), doubts.of_loss(losses, classes)]
+    if calibration is not None:
+        found.append(doubts.of_scores(calibration.score_of(logits), classes))
+    return [*filter(None, found), *doubts_without_images(model, calibration)]
+
+
+def doubts_without_images(model: nn.Module, calibration: Calibration | None) -> list[str]:
+    """The same of a model's heads and of its threshold, as they are."""
+    heads = head_modules(model)
+    found = [doubts.of_distance_scale(head) for head in heads]
+    if calibration is not None:
+        classes: Any = model.num_classes
+        largest = doubts.largest_score(calibration.score, classes, heads[0] if heads else None)
+        found.append(doubts.of_threshold(calibration.threshold, largest))
+    return [text for text in found if text]

@@ -1,0 +1,159 @@
+"""The model card: what a model is, for whoever finds it on the Hugging Face Hub."""
+
+import json
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCardData
+from jinja2 import Environment, StrictUndefined
+from safetensors import safe_open
+
+from isomax_adapters.timm.publishing import CARD, UNNAMED
+from isomax_evaluation.output.files import write_whole
+from isomax_evaluation.output.tables import read_table
+
+TOP = 3  # detectors per OOD set
+
+
+def write_card(run: Path) -> Path:
+    """``README.md`` in the model folder of a run, made of what the run's folder holds besides:
+    settings, summary, provenance and, if it was compared, its table of results.
+
+    :param run: output folder of a training, or of one model of a comparison
+    :raises InputError: if it cannot be written
+    """
+    folder = run / "model"
+    settings, summary, provenance = (
+        json.loads((run / f"{name}.json").read_text(encoding="utf-8"))
+        for name in ("settings", "summary", "provenance")
+    )
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    calibration = json.loads((folder / "calibration.json").read_text(encoding="utf-8"))
+    parts = provenance["datasets"]
+    title = f"{config['architecture']}.{parts[0]['name']}"
+    environment = Environment(
+        undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True
+    )
+    environment.filters["cell"] = _cell
+    template = files("isomax_evaluation.training").joinpath("templates", "card.md")
+    text = environment.from_string(template.read_text(encoding="utf-8")).render(
+        card_data=_header(title, config, summary, parts).to_yaml(),
+        title=_cell(title),
+        architecture=config["architecture"],
+        parameters=f"{_parameters(folder):,}",
+        loss=settings["loss"],
+        source=UNNAMED,
+        folder=folder.name,
+        calibration=calibration,
+        guarantee=calibration.get("guarantee", "established"),
+        measured=_measured(summary),
+        unknown=_unknown(run),
+        classes=_classes(settings["class_names"], summary.get("classes", {})),
+        parts=parts,
+        kept=summary.get("kept", ""),
+        start=_start(settings),
+        recipe=_recipe(settings["recipe"]),
+        versions=provenance["versions"],
+    )
+    write_whole(folder / CARD, lambda partial: partial.write_text(text, encoding="utf-8"))
+    return folder / CARD
+
+
+def _header(
+    title: str, config: dict[str, Any], summary: dict[str, Any], parts: list[dict[str, Any]]
+) -> ModelCardData:
+    results = [
+        EvalResult(
+            task_type="image-classification",
+            dataset_type=part["name"],
+            dataset_name=part["name"],
+            dataset_split="test",
+            metric_type="accuracy",
+            metric_value=round(summary["test_accuracy"], 4),
+        )
+        for part in parts
+        if part["split"] == "test" and "test_accuracy" in summary
+    ]
+    return ModelCardData(
+        library_name="timm",
+        pipeline_tag="image-classification",
+        tags=["image-classification", "timm", "isomax", "out-of-distribution-detection"],
+        metrics=["accuracy"],
+        model_name=title,
+        eval_results=results or None,
+        ignore_metadata_errors=True,
+    )
+
+
+def _parameters(folder: Path) -> int:
+    total = 0
+    with safe_open(folder / "model.safetensors", "pt") as weights:
+        for name in weights.keys():  # noqa: SIM118, it is no dictionary
+            count = 1
+            for side in weights.get_slice(name).get_shape():
+                count *= side
+            total += count
+    return total
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.1f}"
+
+
+def _measured(summary: dict[str, Any]) -> list[tuple[str, str]]:
+    names = {
+        "test_accuracy": "accuracy, percent",
+        "test_ECE": "expected calibration error, percent",
+        "test_false_alarm_rate": "test images that are rejected, percent",
+        "val_accuracy": "accuracy on the images that chose the weights, percent",
+    }
+    return [(text, _percent(summary[key])) for key, text in names.items() if key in summary]
+
+
+def _unknown(run: Path) -> list[dict[str, Any]]:
+    path = run / "results.csv"
+    if not path.is_file():
+        return []
+    rows: list[dict[str, Any]] = []
+    for _, group in read_table(path).groupby("ood", sort=False):
+        best = group.dropna(subset="AUROC").sort_values("AUROC", ascending=False).head(TOP)
+        rows += [
+            {"ood": row["ood"], "detector": row["detector"]}
+            | {name: _percent(row[name]) for name in ("AUROC", "FPR95TPR")}
+            for row in best.to_dict("records")
+        ]
+    return rows
+
+
+def _classes(names: list[str], rates: dict[str, Any]) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": name,
+            "images": rates.get(name, {}).get("images", ""),
+            "recall": _percent(rates.get(name, {}).get("recall")),
+            "false_alarms": _percent(rates.get(name, {}).get("false_alarm_rate")),
+        }
+        for name in names
+    ]
+
+
+def _start(settings: dict[str, Any]) -> str:
+    if settings.get("weights"):
+        return f"the weights in `{Path(settings['weights']).name}`"
+    if settings.get("pretrained") or ":" in settings["model"]:
+        return "timm's pretrained weights"
+    return "random weights"
+
+
+def _recipe(recipe: dict[str, Any]) -> str:
+    given = {k: v for k, v in recipe.items() if v not in (None, False, [], 0, 0.0)}
+    return "Recipe: " + ", ".join(f"{key} {value}" for key, value in given.items())
+
+
+def _cell(text: str) -> str:
+    """What a folder may be called, in a table of Markdown."""
+    plain = " ".join(str(text).split())
+    for special in ("\\", "|", "<", "`", "*", "_", "[", "]"):
+        plain = plain.replace(special, "\\" + special)
+    return plain
