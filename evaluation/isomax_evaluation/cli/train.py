@@ -74,6 +74,16 @@ def train(
     alpha: Alpha = 0.05,
     skip_bad_images: SkipBad = False,
     workers: Workers = 2,
+    auto_batch: Annotated[
+        bool, typer.Option(help="As many images per update as fit into memory.")
+    ] = False,
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check",
+            help="Look before: images, model, recipe, memory and time; train and write nothing.",
+        ),
+    ] = False,
     track: Track = True,
     offline_ok: OfflineOk = False,
     register: Annotated[
@@ -86,6 +96,8 @@ def train(
 
     Run the same command again to go on after an interruption.
     """
+    if check:
+        track, register = False, None
     with one_line_errors(), tracking(track, output, offline_ok, register) as started:
         with status("loading PyTorch"):
             from isomax_evaluation.training import jobs
@@ -117,8 +129,12 @@ def train(
             class_map=class_map,
             skip_bad_images=skip_bad_images,
             workers=workers,
+            auto_batch=auto_batch,
+            check=check,
             started=started,
         )
+        if check:
+            return
         if os.environ.get("RANK", "0") != "0":
             return  # of several processes the first one speaks
         summary = json.loads((output / "summary.json").read_text())

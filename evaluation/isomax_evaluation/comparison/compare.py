@@ -289,13 +289,12 @@ def _ready_to_train(
     """
     first = [run for run in runs_of(output, plan, []) if run.seed == 0]
     training = divide(first[0], sets, plan.job.alpha, False).training
-    doubts = [
-        doubt
+    tried = [
+        ready_to_train(run.job, training, run.folder, accelerator, progress)
         for run in first
         if run.job is not None
-        for doubt in ready_to_train(run.job, training, run.folder, accelerator, progress)
     ]
-    return list(dict.fromkeys(doubts))
+    return list(dict.fromkeys(doubt for one in tried if one for doubt in one.doubts))
 
 
 def _finish(output: Path, plan: Plan, runs: Sequence[Run], tested: Tested) -> Comparison:

@@ -1,11 +1,14 @@
 """One batch of the real size through everything that trains, before anything is begun."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
 from PIL import Image
+from torch import Tensor, nn
 
 from isomax_evaluation.data import Images
 from isomax_evaluation.output.errors import InputError, one_line
@@ -21,7 +24,19 @@ from isomax_evaluation.training.losses import LOSSES, criterion_of
 from isomax_evaluation.training.recipes import doubts_of_recipe
 
 
-def dry_run(job: Job, training: Images, accelerator: Accelerator) -> list[str]:
+@dataclass(frozen=True)
+class Tried:
+    """What one batch has shown."""
+
+    doubts: list[str]  #: what will not be what was asked for, though it can be done
+    images: int  #: in a step of one process
+    updates: int  #: in an epoch
+    seconds: float  #: that a step took, the first of all
+    per_image: float  #: bytes that are kept of an image from the forward pass to the backward one
+    fixed: int  #: bytes of weights, gradients and the optimiser's state
+
+
+def dry_run(job: Job, training: Images, accelerator: Accelerator) -> Tried:
     """Find out whether a job can train: transform, mixing, model, loss, optimiser and schedule, on
     a picture that is made up and as many of it as a step takes.
 
@@ -29,7 +44,6 @@ def dry_run(job: Job, training: Images, accelerator: Accelerator) -> list[str]:
     memory cannot hold is found too.
 
     :param training: the images that it will be trained on
-    :return: what will not be what was asked for, though it can be done
     :raises InputError: if something does not go through; names it, and the way out
     """
     recipe, loss, classes = job.recipe, LOSSES[job.loss], len(training.class_names)
@@ -63,16 +77,49 @@ def dry_run(job: Job, training: Images, accelerator: Accelerator) -> list[str]:
             inputs, target = mix(inputs, target)
     what = f"a step of {count} images of {channels}x{height}x{width} with {job.model}"
     with _going_through(what, "choose another image size, batch size, accumulate or model"):
-        with accelerator.autocast():
-            logits = model(inputs)
+        started, kept = time.perf_counter(), Kept(model)
         criterion = criterion_of(loss, recipe.class_weights, training).to(accelerator.device)
-        criterion(logits.float(), target).backward()
+        with kept:
+            with accelerator.autocast():
+                logits = model(inputs)
+            value = criterion(logits.float(), target)
+        value.backward()
+        seconds = time.perf_counter() - started
     with _going_through("an update", "choose another opt or sched"):
         optimizer = make_optimizer(model, recipe)
         scheduler = make_scheduler(optimizer, recipe, batches.updates)
         optimizer.step()
         scheduler.step_update(1)
-    return doubts_of_recipe(recipe, recipe.epochs * batches.updates, job.starts_trained)
+    states = [t for state in optimizer.state.values() for t in state.values()]
+    fixed = [*model.state_dict().values(), *(p.grad for p in model.parameters()), *states]
+    return Tried(
+        doubts_of_recipe(recipe, recipe.epochs * batches.updates, job.starts_trained),
+        count,
+        batches.updates,
+        seconds,
+        kept.bytes / count,
+        sum(t.nbytes for t in fixed if isinstance(t, Tensor)),
+    )
+
+
+class Kept(torch.autograd.graph.saved_tensors_hooks):
+    """Counts the bytes that a forward pass keeps for the backward pass, but for the weights."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._weights = {t.untyped_storage().data_ptr() for t in model.state_dict().values()}
+        self._seen: dict[int, int] = {}
+        super().__init__(self._pack, lambda tensor: tensor)
+
+    @property
+    def bytes(self) -> int:
+        """So far; memory that several tensors share is counted once."""
+        return sum(self._seen.values())
+
+    def _pack(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in self._weights:
+            self._seen[storage.data_ptr()] = storage.nbytes()
+        return tensor
 
 
 @contextmanager

@@ -29,10 +29,11 @@ from isomax_evaluation.output.folders import claim_folder, read_settings, same_s
 from isomax_evaluation.output.progress import progress_bar, shown, tell, warn
 from isomax_evaluation.output.provenance import write_provenance
 from isomax_evaluation.output.tables import write_table
+from isomax_evaluation.training import look
 from isomax_evaluation.training.batches import eval_loader
 from isomax_evaluation.training.best import Best
 from isomax_evaluation.training.card import write_card
-from isomax_evaluation.training.dry_run import dry_run
+from isomax_evaluation.training.dry_run import Tried, dry_run
 from isomax_evaluation.training.head_first import head_first
 from isomax_evaluation.training.jobs import (
     Job,
@@ -70,6 +71,8 @@ def train(
     workers: int = 2,
     group_by: str | None = None,
     class_map: str | None = None,
+    auto_batch: bool = False,
+    check: bool = False,
     started: Callable[[], object] | None = None,
 ) -> Path:
     """Train a model and calibrate it on held-out training images; the test images are not touched
@@ -103,6 +106,8 @@ def train(
     :param workers: processes that decode images
     :param group_by: which images belong together, see :func:`isomax_evaluation.data.open_splits`
     :param class_map: timm's file of class names
+    :param auto_batch: as many images per update as fit into memory, in the place of the recipe's
+    :param check: say what would be trained, how fast and in how much memory, and write nothing
     :param started: called when all that was given has turned out to be of use, before training
     :return: the model folder
     :raises InputError: if anything given cannot be used, before training starts
@@ -133,7 +138,10 @@ def train(
             return data.divide(train, kept, samples_needed(job), val_share, seed)
 
         fetch_weights(job, output)
-        doubts = ready_to_train(job, divide(*found).training, output, accelerator, progress)
+        if auto_batch:
+            job = _as_large_as_fits(job, divide(*found).training, output, accelerator)
+            tell(progress, f"{job.recipe.batch_size} images per update")
+        tried = ready_to_train(job, divide(*found).training, output, accelerator, progress)
         if auto:
             grey_range = data.grey_range_of(found[0], workers, progress)
             job = replace(job, grey_range=grey_range)
@@ -144,13 +152,19 @@ def train(
         ]
         data.check_counts(*read[:2])
         data.check_apart(*read)
-        for doubt in (*doubts, *data.warnings_of(read[0])):
+        for doubt in (*(tried.doubts if tried else ()), *data.warnings_of(read[0])):
             warn(progress, doubt)
         divided = divide(*read)
         if sum(map(len, read)) < sum(map(len, found)):  # too few may be left
             ready_to_train(job, divided.training, output, accelerator, progress)
         for note in divided.notes:
             tell(progress, note)
+        if tried:
+            for line in look.lines_of(job, divided, read[1], tried, accelerator):
+                tell(progress, line)
+        if check:
+            tell(progress, look.time_of_an_epoch(job, divided.training, accelerator))
+            return output / "model"
         if accelerator.is_main_process:
             claim_run(job, dataset, divided, splits.drawn, output)
             if started is not None:
@@ -168,16 +182,23 @@ def one_side(size: int | tuple[int, int] | None) -> int | tuple[int, int] | None
 
 def ready_to_train(
     job: Job, training: Images, output: Path, accelerator: Accelerator, progress: Progress
-) -> list[str]:
+) -> Tried | None:
     """Try one batch, unless the run has begun.
 
-    :return: what will not be what was asked for
     :raises InputError: if it cannot be trained on
     """
     if _begun(output):
-        return []
+        return None
     with shown(progress, f"trying one batch, {job.loss}"):
         return dry_run(job, training, accelerator)
+
+
+def _as_large_as_fits(job: Job, training: Images, output: Path, accelerator: Accelerator) -> Job:
+    """The job with the largest batch; with that of the run, if it has begun."""
+    found = read_settings(output)
+    if found is not None and "recipe" in found and _begun(output):
+        return replace(job, recipe=replace(job.recipe, batch_size=found["recipe"]["batch_size"]))
+    return look.with_largest_batch(job, training, accelerator)
 
 
 def samples_needed(job: Job) -> int:

@@ -1,0 +1,185 @@
+"""What a training will be, said before it begins: images, model, recipe, memory and time."""
+
+import math
+import time
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import psutil
+import torch
+from accelerate import Accelerator
+from PIL import Image
+
+from isomax_adapters.onnx.images import open_image
+from isomax_evaluation.data import Divided, Images
+from isomax_evaluation.training.batches import EpochBatches, mixing, train_loader
+from isomax_evaluation.training.dry_run import Tried, dry_run
+from isomax_evaluation.training.head_first import epochs_of_head
+from isomax_evaluation.training.jobs import Job, build_model, data_config
+from isomax_evaluation.training.losses import LOSSES, criterion_of
+from isomax_evaluation.training.recipes import learning_rate
+
+SHARE = 0.8  # of the free memory that a batch may take
+WORKSPACE = 1.25  # what a layer needs while it is computed, beside what is kept
+FEWEST_UPDATES = 20  # in an epoch
+BATCHES = 3  # that are timed
+SHOWN = 4  # sizes and modes
+LOOKED_AT = 2000  # files
+
+
+def lines_of(
+    job: Job, divided: Divided, test: Images, tried: Tried, accelerator: Accelerator
+) -> list[str]:
+    """A line each of the images' parts, their files, the model, the recipe, and what it takes."""
+    with torch.device("meta"):
+        model = build_model(job, len(divided.training.class_names), pretrained=False)
+    config, recipe = data_config(job, model), job.recipe
+    parts = [("training", divided.training), ("selection", divided.selection)]
+    parts += [("calibration", divided.calibration), ("test", test)]
+    counted = [
+        f"{len(images):,} {name}" for name, images in parts if images is not None and len(images)
+    ]
+    whole = ", ".join(counted)
+    channels, height, width = config["input_size"]
+    parameters = sum(p.numel() for p in model.parameters())
+    alone = epochs_of_head(job) if job.starts_trained else 0
+    lines = [
+        f"images: {whole}; the smallest class has {_smallest(divided.training)} to train on",
+        *_of_files(divided.training),
+        f"model: {job.model}, {parameters:,} parameters, {job.loss}; images become "
+        f"{channels}x{height}x{width} ({config['crop_mode']}, {config['crop_pct']:g} of them, "
+        f"{config['interpolation']})",
+        "recipe: "
+        + f"the head alone for {alone} epochs on kept features, then " * bool(alone)
+        + f"{recipe.epochs} epochs of {tried.updates} updates of {recipe.batch_size} images, "
+        f"{recipe.opt} at {learning_rate(recipe):g}, {recipe.augment} augmentation, the "
+        f"{recipe.keep} weights are kept",
+    ]
+    needed = tried.fixed + WORKSPACE * tried.per_image * tried.images
+    free = free_memory(accelerator.device)
+    lines.append(
+        f"memory: about {_gigabytes(needed)} of the {_gigabytes(free)} that are free on "
+        f"{accelerator.device.type}; the largest batch that fits is "
+        f"{largest_batch(job, tried, len(divided.training), accelerator, updates=1)}"
+    )
+    return lines
+
+
+def time_of_an_epoch(job: Job, training: Images, accelerator: Accelerator) -> str:
+    """Measured on a few batches of the images themselves, read, augmented and trained on."""
+    recipe, classes = job.recipe, len(training.class_names)
+    processes = accelerator.num_processes
+    whole = EpochBatches(
+        len(training), recipe.batch_size, job.seed, 0, processes, recipe.accumulate
+    )
+    step = whole.step_size
+    count = min(len(training), (BATCHES + 1) * step)
+    few = training.take(np.linspace(0, len(training) - 1, count).astype(int))
+    batches = EpochBatches(len(few), min(step, len(few)), job.seed, 0, processes, 1)
+    model = build_model(job, classes, pretrained=False).to(accelerator.device).train()
+    loader = train_loader(job, few, data_config(job, model), batches, accelerator)
+    mix = mixing(recipe, classes, LOSSES[job.loss].mosaic)
+    criterion = criterion_of(LOSSES[job.loss], recipe.class_weights, training)
+    criterion, seconds = criterion.to(accelerator.device), []
+    started = time.perf_counter()
+    for inputs, target in loader:
+        inputs, target = inputs.to(accelerator.device), target.to(accelerator.device)
+        if mix is not None:
+            inputs, target = mix(inputs, target)
+        with accelerator.autocast():
+            logits = model(inputs)
+        criterion(logits.float(), target).backward()
+        seconds.append(time.perf_counter() - started)
+        started = time.perf_counter()
+    typical = float(np.median(seconds[1:] or seconds))
+    total = typical * whole.steps
+    return (
+        f"time: {len(whole) * step / total:,.0f} images a second, measured on {len(seconds)} "
+        f"batches; an epoch takes about {_duration(total)}, {recipe.epochs} of them "
+        f"{_duration(total * recipe.epochs)}"
+    )
+
+
+def largest_batch(
+    job: Job, tried: Tried, size: int, accelerator: Accelerator, updates: int = FEWEST_UPDATES
+) -> int:
+    """The most images per update whose training fits into the memory that is free, in whole
+    multiples of eight (and of processes and accumulated steps), so that an epoch still has some
+    updates.
+
+    .. math:: B = \\frac{s M - F}{1.25 \\, a}
+
+    with M free bytes, of which a share s is used, F those of weights, gradients and optimiser, a
+    those kept per image.
+
+    :param size: number of training images
+    :param updates: how many an epoch is to have at least
+    """
+    free = SHARE * free_memory(accelerator.device) - tried.fixed
+    fitting = free / (WORKSPACE * max(1.0, tried.per_image))
+    several = accelerator.num_processes * job.recipe.accumulate
+    fitting = min(fitting * several, size / updates)
+    unit = math.lcm(8, several)
+    return max(several if several > 1 else 2, int(fitting // unit) * unit)
+
+
+def with_largest_batch(job: Job, training: Images, accelerator: Accelerator) -> Job:
+    """The job with as many images per update as fit, tried out.
+
+    :raises InputError: if nothing fits
+    """
+    several = accelerator.num_processes * job.recipe.accumulate
+    small = replace(job, recipe=replace(job.recipe, batch_size=max(8, several)))
+    tried = dry_run(small, training, accelerator)
+    size = largest_batch(job, tried, len(training), accelerator)
+    return replace(job, recipe=replace(job.recipe, batch_size=size))
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free where the model is trained."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)
+
+
+def _smallest(images: Images) -> int:
+    return int(np.bincount(images.labels, minlength=len(images.class_names)).min())
+
+
+def _of_files(images: Images) -> list[str]:
+    if not images.paths:
+        return []
+    sizes: Counter[str] = Counter()
+    modes: Counter[str] = Counter()
+    looked = np.linspace(0, len(images) - 1, min(LOOKED_AT, len(images))).astype(int)
+    for position in looked:
+        try:
+            with open_image(images.name_of(position)) as image:
+                sizes[f"{image.width}x{image.height}"] += 1
+                modes[_mode(image)] += 1
+        except OSError:  # readable() names the file
+            continue
+    few = f" of {len(looked):,} that were looked at" * (len(looked) < len(images))
+    return [f"files: sizes {_most(sizes)}; modes {_most(modes)}{few}"]
+
+
+def _mode(image: Image.Image) -> str:
+    return "grey of more than 8 bits" if image.mode.startswith("I") else image.mode
+
+
+def _most(counts: Counter[str]) -> str:
+    shown = [f"{name} {count:,}" for name, count in counts.most_common(SHOWN)]
+    rest = len(counts) - len(shown)
+    return ", ".join(shown + ([f"{rest} others"] if rest else []))
+
+
+def _gigabytes(count: float) -> str:
+    return f"{count / 2**30:.1f} GiB"
+
+
+def _duration(seconds: float) -> str:
+    for unit, name in ((3600, "h"), (60, "min")):
+        if seconds >= 2 * unit:
+            return f"{seconds / unit:.1f} {name}"
+    return f"{seconds:.1f} s"

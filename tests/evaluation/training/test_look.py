@@ -1,0 +1,102 @@
+"""What is said of a training before it begins."""
+
+import json
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import timm
+import torch
+from accelerate import Accelerator
+from hypothesis import given
+from hypothesis import strategies as st
+
+from isomax_evaluation import data, train
+from isomax_evaluation.training import look
+from isomax_evaluation.training.dry_run import Kept, Tried, dry_run
+from isomax_evaluation.training.jobs import Job
+from isomax_evaluation.training.recipes import RECIPES
+
+from ...image_folders import make_folder
+
+SHORT = replace(RECIPES["digits"], epochs=1, batch_size=16)
+
+
+def looked(root, output, **change):
+    given_ = {"model": "test_resnet", "recipe": SHORT, "image_size": 32, "alpha": 0.2, "workers": 0}
+    return train(str(root), output, **(given_ | change))
+
+
+def test_a_check_says_what_would_be_done_and_writes_nothing(tmp_path, capfd):
+    root = make_folder(tmp_path / "set", ("ash", "birch"), 40)
+    looked(root, tmp_path / "out", check=True)
+    said = capfd.readouterr().err
+    assert not (tmp_path / "out").exists()
+    for part in (
+        "images: 58 training, 6 calibration, 16 test; the smallest class has 29 to train on",
+        "files: sizes",
+        "modes RGB 58",
+        "model: test_resnet",
+        "images become 3x32x32",
+        "recipe: 1 epochs of 3 updates of 16 images, sgd at 0.1, pad-crop augmentation",
+        "memory: about",
+        "images a second, measured on",
+    ):
+        assert part in said
+    looked(root, tmp_path / "out")
+    begun = capfd.readouterr().err
+    assert "recipe: 1 epochs of 3 updates" in begun
+    assert "images a second" not in begun
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
+def test_what_is_kept_for_the_backward_pass_grows_with_the_images(name):
+    model = timm.create_model(name, num_classes=3)
+    size = model.default_cfg["input_size"][1]
+    found = []
+    for count in (2, 4):
+        with (kept := Kept(model)):
+            output = model(torch.randn(count, 3, size, size))
+        assert output.requires_grad
+        found.append(kept.bytes)
+    assert found[1] == pytest.approx(2 * found[0], rel=0.01)
+    first = next(m for m in model.modules() if isinstance(m, torch.nn.Conv2d))
+    assert found[0] > 2 * 4 * first.out_channels
+
+
+@given(
+    st.integers(10**6, 10**12), st.integers(0, 10**9), st.floats(1, 10**9), st.integers(50, 10**6),
+    st.integers(1, 4),
+)  # fmt: skip
+def test_the_largest_batch_fits_and_the_next_one_does_not(free, fixed, per_image, size, accumulate):
+    recipe = replace(SHORT, accumulate=accumulate)
+    tried = Tried([], 8, 1, 1.0, per_image, fixed)
+    place = SimpleNamespace(device=torch.device("cpu"), num_processes=1)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(look, "free_memory", lambda device: free)
+        found = look.largest_batch(Job("a", "softmax", recipe), tried, size, place)
+    smallest = max(2, accumulate)
+    assert found % accumulate == 0
+    assert found >= smallest
+
+    def fits(batch):
+        memory = fixed + look.WORKSPACE * per_image * batch / accumulate
+        return memory <= look.SHARE * free and batch <= size / look.FEWEST_UPDATES
+
+    assert fits(found) or found == smallest
+    assert not fits(found + 8 * accumulate)
+
+
+def test_a_training_takes_the_largest_batch_and_goes_on_with_it(tmp_path, monkeypatch, capfd):
+    root = make_folder(tmp_path / "set", ("ash", "birch"), 240)
+    images = data.open_images(str(root))
+    tried = dry_run(Job("test_resnet", "isomax", SHORT, image_size=32), images, Accelerator())
+    assert tried.fixed > 3 * 4 * 300_000  # weights, gradients, momentum
+    for free, batch in ((20, 8), (1000, 8)):  # it goes on as it was begun
+        monkeypatch.setattr(
+            look, "free_memory", lambda device, n=free: tried.fixed / 0.8 + n * tried.per_image
+        )
+        looked(root, tmp_path / "out", auto_batch=True)
+        settings = json.loads((tmp_path / "out/settings.json").read_text())
+        assert settings["recipe"]["batch_size"] == batch
+        assert f"{batch} images per update" in capfd.readouterr().err
