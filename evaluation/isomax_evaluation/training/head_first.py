@@ -121,6 +121,7 @@ def head_first(
                 head.load_state_dict(begun)
             _put_back(parts, head)
             return []
+        started = time.perf_counter()
         with shown(progress, f"{job.loss}, seed {job.seed}: the head alone, {epochs} epochs"):
             history = fit_head(head, *training, epochs=epochs, validation=validation, seed=job.seed)
     except ValueError as error:
@@ -131,9 +132,14 @@ def head_first(
     if "val_accuracy" in last:
         told += f", validation accuracy {last['val_accuracy']:.1%}"
     say(progress, f"{job.loss}, seed {job.seed}: the head alone, {told}")
-    now = time.time()
+    now, seconds = time.time(), (time.perf_counter() - started) / epochs
     return [
-        {"epoch": row.pop("epoch"), "time": now, **{f"head_{name}": v for name, v in row.items()}}
+        {
+            "epoch": row.pop("epoch"),
+            "time": now,
+            "head_seconds": seconds,
+            **{f"head_{name}": v for name, v in row.items()},
+        }
         for row in history
     ]
 

@@ -44,16 +44,16 @@ def lines_of(
     channels, height, width = config["input_size"]
     parameters = sum(p.numel() for p in model.parameters())
     alone = epochs_of_head(job) if job.starts_trained else 0
+    first = f"the head alone for {alone} epochs on kept features of unchanged images, then "
+    first = first if alone else ""
     lines = [
         f"images: {whole}; the smallest class has {_smallest(divided.training)} to train on",
         *_of_files(divided.training),
         f"model: {job.model}, {parameters:,} parameters, {job.loss}; images become "
         f"{channels}x{height}x{width} ({config['crop_mode']}, {config['crop_pct']:g} of them, "
         f"{config['interpolation']})",
-        "recipe: "
-        + f"the head alone for {alone} epochs on kept features, then " * bool(alone)
-        + f"{recipe.epochs} epochs of {tried.updates} updates of {recipe.batch_size} images, "
-        f"{recipe.opt} at {learning_rate(recipe):g}, {recipe.augment} augmentation, the "
+        f"recipe: {first}{recipe.epochs} epochs of {tried.updates} updates of {recipe.batch_size} "
+        f"images, {recipe.opt} at {learning_rate(recipe):g}, {recipe.augment} augmentation, the "
         f"{recipe.keep} weights are kept",
     ]
     needed = tried.fixed + WORKSPACE * tried.per_image * tried.images

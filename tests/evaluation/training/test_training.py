@@ -2,16 +2,18 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import timm
 import timm.data
 import torch
 from accelerate import Accelerator
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from isomax.calibration import Calibration
 from isomax_adapters.timm import load_calibration, load_model
@@ -101,13 +103,20 @@ except SystemExit as ended:
 """
 
 
-def test_two_processes_give_the_loss_curve_of_one(tmp_path, free_port, isomax):
-    """Half of each batch each, without augmentation, on a backbone without batch norm."""
-    arguments = (
+@pytest.mark.parametrize("first", [False, True])
+def test_two_processes_give_the_loss_curve_of_one(first, tmp_path, free_port, isomax):
+    """Half of each batch each, without augmentation, on a backbone without batch norm; also with
+    the head first."""
+    arguments = [
         "train", "--data", "digits", "--model", "test_vit", "--image-size", 32, "--epochs", 3,
         "--recipe", "digits", "--augment", "none", "--lr", 0.01, "--images-per-class", 60,
         "--no-track", "--alpha", 0.1,
-    )  # fmt: skip
+    ]  # fmt: skip
+    if first:
+        torch.manual_seed(0)
+        model = timm.create_model("test_vit", num_classes=5, img_size=32)
+        save_file(model.state_dict(), tmp_path / "vit.safetensors")
+        arguments += ["--weights", tmp_path / "vit.safetensors", "--head-first", 2, "--epochs", 1]
     alone = isomax(*arguments, "--output", tmp_path / "alone")
     assert alone.returncode == 0, alone.stderr
     together = subprocess.run(
@@ -131,8 +140,9 @@ def test_two_processes_give_the_loss_curve_of_one(tmp_path, free_port, isomax):
     assert together.returncode == 0, together.stderr
     assert together.stdout.count("model folder:") == 1
     assert not list((tmp_path / "together").glob("*.partial"))
+    kinds = ("train_loss", "val_accuracy", "head_train_loss", "head_val_accuracy")
     curves = [
-        [(e["train_loss"], e["val_accuracy"]) for e in epochs_of(tmp_path / name)]
+        [[row.get(kind, 0.0) for kind in kinds] for row in epochs_of(tmp_path / name)]
         for name in ("alone", "together")
     ]
     assert len(curves[0]) == 3
@@ -197,6 +207,23 @@ def test_a_model_that_knows_no_class_is_warned_of():
     assert len(found) == 1
     assert "no better than by naming the largest class" in found[0]
     assert not doubts_of(model, Calibration.fit(-wrong, labels), -wrong, labels, [1.0, 0.5])
+
+
+def test_a_finished_run_says_how_to_train_it_for_longer(tmp_path):
+    digits(tmp_path / "out", epochs=1)
+    with pytest.raises(InputError, match="holds a training of 1 epochs") as refused:
+        digits(tmp_path / "out", epochs=3)
+    said = str(refused.value)
+    weights = re.search("--weights ([^ ]+)", said)[1]
+    output = re.search("--output ([^ ]+)", said)[1]
+    train(
+        "digits", output, model="test_resnet", recipe=replace(SHORT, epochs=3), image_size=32,
+        images_per_class=40, alpha=0.1, weights=weights,
+    )  # fmt: skip
+    losses = [epochs_of(folder)[-1]["train_loss"] for folder in (tmp_path / "out", Path(output))]
+    assert losses[1] < losses[0]
+    with pytest.raises(InputError, match="holds another run"):
+        digits(tmp_path / "out", epochs=3, lr=0.5)
 
 
 def test_weights_that_cannot_be_had_leave_no_folder(isomax, tmp_path):
