@@ -13,6 +13,7 @@ import torch
 
 from isomax_adapters.pytorch_ood import NAMES
 from isomax_adapters.timm import load_model
+from isomax_evaluation.claims.fine_tuning import gather_fine_tuning, starts_trained
 from isomax_evaluation.claims.inference_cost import measure_inference
 from isomax_evaluation.output.errors import InputError
 from isomax_evaluation.output.files import write_json
@@ -25,8 +26,9 @@ def gather(outputs: Sequence[Path], folder: Path) -> None:
     """Put the results of several comparisons into small tables.
 
     :param outputs: output folders of ``isomax compare``, the main one first; the others with
-        other lengths of training or fewer images per class
-    :param folder: gets ``detection.csv``, ``intervals.csv``, ``costs.csv``, ``inference.csv`` and
+        other lengths of training or fewer images per class, or from a pretrained backbone
+    :param folder: gets ``finetuning.csv`` of those from a pretrained backbone, and
+        ``detection.csv``, ``intervals.csv``, ``costs.csv``, ``inference.csv`` and
         ``setting.json``; the last four of the main comparison
     :raises InputError: if a folder is no finished comparison
     """
@@ -35,6 +37,15 @@ def gather(outputs: Sequence[Path], folder: Path) -> None:
             f"{', '.join(missing)}: no finished comparison there; run isomax compare first"
         )
     settings = [json.loads((output / "settings.json").read_text()) for output in outputs]
+    tuned = [
+        output for output, given in zip(outputs, settings, strict=True) if starts_trained(given)
+    ]
+    if tuned:
+        write_table(folder / "finetuning.csv", gather_fine_tuning(tuned))
+    outputs = [output for output in outputs if output not in tuned]
+    if not outputs:
+        return
+    settings = [given for given in settings if not starts_trained(given)]
     tables = []
     for output, given in zip(outputs, settings, strict=True):
         table = read_table(output / "results.csv")

@@ -10,6 +10,7 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from isomax_adapters.pytorch_ood import NAMES
+from isomax_evaluation.claims.fine_tuning import sections
 from isomax_evaluation.comparison.rows import needs
 from isomax_evaluation.detection.metrics import METRICS
 from isomax_evaluation.output.errors import InputError
@@ -39,6 +40,7 @@ def write_page(folder: Path, page: Path) -> Path:
         raise InputError(f"{folder} has no {', '.join(missing)}; gather them first with --from")
     tables = {name: read_table(folder / f"{name}.csv") for name in names}
     setting = json.loads((folder / "setting.json").read_text())
+    tuned = folder / "finetuning.csv"
     environment = Environment(
         loader=PackageLoader("isomax_evaluation.claims", "templates"),
         undefined=StrictUndefined,
@@ -66,6 +68,7 @@ def write_page(folder: Path, page: Path) -> Path:
         needs=_needs(tables["costs"]),
         inference=tables["inference"].to_dict("records"),
         paper=_paper(tables["paper"], main),
+        tuned=sections(read_table(tuned)) if tuned.is_file() else [],
         metrics=METRICS,
         spread=spread,
     )

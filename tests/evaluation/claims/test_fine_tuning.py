@@ -1,0 +1,94 @@
+"""Comparisons that start from a pretrained backbone, on the page of results."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from isomax_evaluation import compare
+from isomax_evaluation.claims.fine_tuning import ALL, HEAD, NOTHING, sections
+from isomax_evaluation.claims.gathering import gather
+from isomax_evaluation.claims.results_page import spread, write_page
+from isomax_evaluation.training.recipes import RECIPES
+
+HERE = Path(__file__).parents[3] / "evaluation"
+DETECTORS = ("MaxSoftmax", "EnergyBased", "EntropicScore", "MinimumDistanceScore")
+
+
+@pytest.fixture(scope="module")
+def stages(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("stages")
+    torch.manual_seed(0)
+    network = timm.create_model("test_resnet", num_classes=5)
+    save_file(network.state_dict(), folder / "weights.safetensors")
+    made = []
+    for epochs, first in ((0, 0), (0, 3), (1, 0)):
+        recipe = replace(
+            RECIPES["digits"], epochs=epochs, head_first=first, head_start="means", keep="best"
+        )
+        made.append(
+            compare(
+                losses=["softmax", "isomax+"], seeds=1, detectors=DETECTORS, images_per_class=40,
+                recipe=recipe, weights=str(folder / "weights.safetensors"), alpha=0.1,
+                test_images=50, output=folder / f"{epochs}-{first}",
+            )
+        )  # fmt: skip
+    return made
+
+
+def test_each_stage_is_a_part_of_the_page(stages, tmp_path):
+    shutil.copytree(HERE / "results", tmp_path / "results")
+    gather([stage.output for stage in stages], tmp_path / "results")
+    text = write_page(tmp_path / "results", tmp_path / "RESULTS.md").read_text()
+    for stage, name in zip(stages, (NOTHING, HEAD, ALL), strict=True):
+        rows = stage.results.query("loss == 'isomax+' and detector == 'MinimumDistanceScore'")
+        start = f"| {name} | isomax+ | MinimumDistanceScore |"
+        (line,) = [line for line in text.splitlines() if line.startswith(start)]
+        assert f"| {spread(rows.drop_duplicates('seed')['accuracy'])} |" in line
+        for auroc in rows["AUROC"]:
+            assert f"{100 * auroc:.1f} [" in line
+    assert "**Does accuracy drop?** At its best stage isomax+ is" in text
+    # the tables of the other comparisons are as they were
+    for name in ("detection.csv", "setting.json"):
+        assert (tmp_path / "results" / name).read_bytes() == (HERE / "results" / name).read_bytes()
+
+
+def test_one_backbone_runs_once_for_all_heads(stages):
+    """Two heads that are trained alone: one set of features, and logits of each."""
+    frozen = stages[0]
+    kept = pd.DataFrame(
+        [pd.read_json(path, typ="series") for path in frozen.output.glob("outputs/*/about.json")]
+    )
+    assert kept["backbone"].nunique() == 1
+    assert kept["weights"].nunique() == 4  # two heads, as they begin and as they end
+
+
+def test_what_is_said_follows_from_the_numbers():
+    row = {"id": "a", "classes": 2, "per_class": 5, "model": "m", "size": 32, "stage": HEAD}
+    row |= {"epochs": 0, "head_epochs": 20, "seed": 0, "low": 0.1, "high": 0.9, "seconds": 1.0}
+    values = [
+        ("softmax", "MaxSoftmax", 0.9, 0.7),
+        ("softmax", "EnergyBased", 0.9, 0.8),
+        ("isomax+", "MinimumDistanceScore", 0.87, 0.75),
+    ]
+    table = pd.DataFrame(
+        [
+            row | {"loss": loss, "detector": detector, "accuracy": accuracy, "AUROC": auroc}
+            | {"ood": ood, "near": ood == "near"}
+            for loss, detector, accuracy, auroc in values
+            for ood in ("near", "far")
+        ]
+    )  # fmt: skip
+    (part,) = sections(table)
+    (accuracy,) = part["accuracy"]
+    assert accuracy["gap"] == pytest.approx(-3)
+    assert not accuracy["holds"]
+    (near,) = part["near"]
+    assert near["gap"] == pytest.approx(-5)
+    assert part["best"][0]["what"] == f"EnergyBased on softmax ({HEAD})"
+    assert part["best"][0]["own"] == pytest.approx(75)
