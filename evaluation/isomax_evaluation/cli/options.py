@@ -1,6 +1,7 @@
 """Options that several commands share; every field of a recipe as one."""
 
 import inspect
+import os
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
@@ -8,12 +9,23 @@ from typing import Annotated, Any
 
 import typer
 
+from isomax_evaluation.cli.terminal import path_of
 from isomax_evaluation.output.errors import InputError
 from isomax_evaluation.training.recipes import RECIPES, Recipe
 
-Output = Annotated[Path, typer.Option(help="Folder for everything that is written.")]
+Output = Annotated[
+    Path,
+    typer.Option(help="Folder for everything that is written.", parser=path_of, metavar="PATH"),
+]
 Model = Annotated[str, typer.Option(help="A timm architecture, such as resnet18.")]
-Root = Annotated[str | None, typer.Option(help="Folder that named datasets are read from.")]
+Root = Annotated[
+    str | None,
+    typer.Option(
+        help="Folder that named datasets are read from.",
+        parser=os.path.expanduser,
+        metavar="TEXT",
+    ),
+]
 Pretrained = Annotated[bool, typer.Option(help="Start from timm's pretrained weights.")]
 Weights = Annotated[
     str | None,

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from isomax_evaluation.cli.terminal import one_line_errors
+from isomax_evaluation.cli.terminal import one_line_errors, path_of
 from isomax_evaluation.output.errors import InputError
 
 
@@ -22,13 +22,15 @@ def score(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Write a .csv, .jsonl or .parquet file; an interrupted one is continued."
+            help="Write a .csv, .jsonl or .parquet file; an interrupted one is continued.",
+            parser=path_of,
+            metavar="PATH",
         ),
     ] = None,
 ) -> None:
     """Label, confidence, outlier score and verdict of each image. Exit status 1 if some failed."""
     with one_line_errors():
-        from isomax_adapters.onnx.images import find_images
+        from isomax_adapters.onnx.images import LeavingOut, find_images
         from isomax_adapters.onnx.runtime import Scorer
 
         # a name can be too long to exist, or lie in a folder that cannot be read
@@ -38,14 +40,17 @@ def score(
             scorer = Scorer(model, alpha=alpha)
         except ValueError as error:
             raise InputError(str(error)) from error
-        images = find_images(paths)
+        left_out = LeavingOut()
+        images = find_images(paths, left_out.add)
         first = next(images, None)
         if first is None:
-            raise InputError(f"no images in {', '.join(map(str, paths))}")
+            raise InputError(f"no images in {', '.join(map(str, paths))}{left_out}")
         images = chain([first], images)
         # what is wrong with an image is said in its row
         warnings.filterwarnings("ignore", module=r"PIL\.")
         failed = _score_to_file(scorer, images, out) if out else _score_to_screen(scorer, images)
+    if reasons := left_out.listed():
+        typer.echo(f"left out: {'; '.join(map(str, reasons))}", err=True)
     if failed:
         typer.echo(f"{failed} could not be scored", err=True)
         raise typer.Exit(1)

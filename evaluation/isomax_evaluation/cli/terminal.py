@@ -13,6 +13,11 @@ import typer
 from isomax_evaluation.output.errors import InputError
 
 
+def path_of(text: str | Path) -> Path:
+    """A path as it was given; a shell leaves the ``~`` of ``--output=~/run`` to the program."""
+    return Path(text).expanduser()
+
+
 @contextmanager
 def tracking(
     wanted: bool, output: Path, offline_ok: bool, register: str | None = None

@@ -41,6 +41,7 @@ from isomax_evaluation.detection.models import Model
 from isomax_evaluation.detection.testing import Bench, Tested, test_model
 from isomax_evaluation.output.errors import InputError
 from isomax_evaluation.output.files import write_json
+from isomax_evaluation.output.folders import check_outside
 from isomax_evaluation.output.progress import progress_bar, warn
 from isomax_evaluation.output.provenance import write_provenance
 from isomax_evaluation.output.tables import write_table
@@ -186,7 +187,8 @@ def compare(
     plan.check(ood_is_given=benchmark is None)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError("compare runs in one process; start it without torchrun or accelerate")
-    output = Path(output)
+    output = Path(output).expanduser()
+    check_outside(output, id, tune, *(source for _, source in plan.ood))
     plan = grown(plan, output)
     with (
         decoding_errors(),

@@ -13,7 +13,13 @@ from isomax_evaluation.comparison.sets import Sets
 from isomax_evaluation.data.digests import digest
 from isomax_evaluation.detection.models import Model
 from isomax_evaluation.output.errors import InputError
-from isomax_evaluation.output.folders import claim_folder, identity, read_settings, same_source
+from isomax_evaluation.output.folders import (
+    claim_folder,
+    identity,
+    read_settings,
+    resolved,
+    same_source,
+)
 from isomax_evaluation.training.jobs import Job, check_job, check_preprocessing
 from isomax_evaluation.training.recipes import Recipe, same_recipe
 
@@ -120,7 +126,7 @@ def claim(
         "class_names": list(sets.train.class_names),
         "image_size": plan.image_size,
         **{key: training[key] for key in _OPTIONAL if training[key] is not None},
-        **({"tune": tune} if tune else {}),
+        **({"tune": resolved(tune)} if tune else {}),
         **({"fit_images": fit_images} if fit_images else {}),
         **({"seeds": plan.seeds} if plan.losses else {}),
         **({key: training[key] for key in _TRAINING} if plan.losses else {}),
@@ -130,7 +136,7 @@ def claim(
             {
                 "name": model.name,
                 "seed": model.seed,
-                "source": given.described,
+                "source": given.described if given.in_memory else resolved(given.described),
                 "in_memory": given.in_memory,
                 "weights": model.weights,
             }
@@ -160,8 +166,13 @@ def _continued(output: Path, found: Mapping[str, Any], given: dict[str, Any]) ->
     if "recipe" in found and "recipe" in given:
         given["recipe"] = same_recipe(found["recipe"], given["recipe"])
     for key in ("id", "tune"):
-        if key in given:
-            given[key] = same_source(found.get(key), given[key])
+        if key in given and same_source(found.get(key), given[key]):
+            given[key] = found[key]
+    known, now = found.get("digests", {}), given["digests"]
+    if all(known.get(part) == now[part] for part in ("train", "test")) and (
+        Path(str(found.get("id"))).name == Path(given["id"]).name
+    ):
+        given["id"] = found["id"]  # moved, or seen from elsewhere
     changed = _changed(found, given) if found.get("id") == given["id"] else []
     for name, before, now in changed:
         raise InputError(

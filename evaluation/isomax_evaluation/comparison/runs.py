@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from accelerate import Accelerator
 from rich.progress import Progress
 
@@ -143,16 +142,4 @@ def write_splits(run: Run, divided: Divided, tested: Tested) -> None:
         *(("ood", images) for images in tested.unknown),
         ("tuning", tested.tuning),
     ]
-    tables = [
-        pd.DataFrame(
-            {
-                "set": images.name,
-                "split": kind,
-                "path": [images.name_of(position) for position in range(len(images))],
-                "class": [images.class_of(position) for position in range(len(images))],
-            }
-        )
-        for kind, images in sets
-        if images is not None and len(images)
-    ]
-    write_table(run.folder / "splits.csv", pd.concat(tables, ignore_index=True))
+    write_table(run.folder / "splits.csv", data.table_of_splits(sets))

@@ -15,7 +15,7 @@ from isomax_evaluation.data import Decoding, Images, Splits
 from isomax_evaluation.data.benchmarks import open_benchmark
 from isomax_evaluation.data.torch_datasets import open_torch
 from isomax_evaluation.output.errors import InputError
-from isomax_evaluation.output.folders import identity
+from isomax_evaluation.output.folders import identity, resolved
 from isomax_evaluation.output.progress import tell, warn
 
 
@@ -62,13 +62,13 @@ def open_sets(
     else:
         splits = _open_id(id, root, group_by, class_map)
         train, test = splits.train, splits.test
-        given = id if isinstance(id, str) else train.name
+        given = resolved(str(id)) if isinstance(id, (str, Path)) else train.name
         names = [name for name, _ in ood]
         texts = [source for name, source in ood if name is None]
         own = dict(zip(texts, unique_names(texts, [train.name, *filter(None, names)]), strict=True))
         named = [(own[source] if name is None else name, source) for name, source in ood]
         unknown = [replace(_open(source, name, root), name=name) for name, source in named]
-        given_ood = [(n, s if isinstance(s, str) else n) for n, s in named]
+        given_ood = [(n, resolved(str(s)) if isinstance(s, (str, Path)) else n) for n, s in named]
     no_doubles("test sets", [test.name, *(images.name for images in unknown)])
     tuning = None
     if tune is not None:
@@ -99,6 +99,9 @@ def prepared(
     """
     for line in sets.found:
         tell(progress, f"{sets.train.name}, {line}")
+    for images in (*sets.unknown, *([] if sets.tuning is None else [sets.tuning])):
+        if images.found:
+            tell(progress, f"{images.name}: {images.found}")
     for images in sets.unknown:
         if shared := sorted(set(images.class_names) & set(sets.train.class_names)):
             warn(
@@ -117,7 +120,7 @@ def prepared(
     train, test, *unknown = map(read, (train, sets.test, *unknown))
     data.check_counts(train, test)
     held_out = None if sets.held_out is None else read(sets.held_out)
-    data.check_apart(train, test, *([] if held_out is None else [held_out]))
+    data.check_apart(train=train, test=test, validation=held_out)
     for doubt in data.warnings_of(train):
         warn(progress, doubt)
     for images in unknown:

@@ -1,7 +1,7 @@
 """Images by name, folder, table or list; what a data set is."""
 
 from isomax_evaluation.data.datasets import Splits, open_images, open_splits
-from isomax_evaluation.data.holding_out import Divided, divide
+from isomax_evaluation.data.holding_out import Divided, divide, table_of_splits
 from isomax_evaluation.data.images import (
     OOD_LABEL,
     Decoding,
@@ -31,5 +31,6 @@ __all__ = [
     "open_splits",
     "readable",
     "stratified_split",
+    "table_of_splits",
     "warnings_of",
 ]

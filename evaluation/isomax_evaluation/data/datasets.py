@@ -184,7 +184,7 @@ def _images_of(listing: Listing, name: str) -> Images:
     paths = listing.paths
     return Images(
         name, _Files(paths), listing.labels, listing.class_names, np.arange(len(listing)), paths,
-        groups=groups,
+        groups=groups, names=listing.names,
     )  # fmt: skip
 
 
@@ -203,8 +203,9 @@ def _unlabelled(folder: str, split: str) -> Images:
     labels = np.array([names.index(one) for one in inside])
     paths = listing.paths
     return Images(
-        Path(folder).resolve().name, _Files(paths), labels, names, np.arange(len(paths)), paths
-    )
+        Path(folder).resolve().name, _Files(paths), labels, names, np.arange(len(paths)), paths,
+        names=listing.names, found=str(listing),
+    )  # fmt: skip
 
 
 class _Files:

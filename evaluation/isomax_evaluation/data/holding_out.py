@@ -1,6 +1,9 @@
 """Held-out images, each for one purpose: what selects does not calibrate."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+
+import pandas as pd
 
 from isomax_adapters.onnx.images import Parts, split_parts
 from isomax_evaluation.data.images import Decoding, Images, stratified_split
@@ -52,14 +55,15 @@ def divide(train: Images, held_out: Images | None, needed: int, share: float, se
                 _names(train), train.labels, needed, share, train.groups.tolist(), seed
             )
             return _divided(train.take(parts.training), train, parts)
+        more = "put more into its validation set"
         if held_out is None:
             train, held_out = stratified_split(train, share, seed)
+            more = "give more training images, hold out more of them (isomax train --val-share)"
         groups = None if held_out.groups is None else held_out.groups.tolist()
         if groups is None and len(held_out) < needed:
             raise ValueError(
-                f"the threshold takes {needed} validation images, there are {len(held_out)}; give "
-                "more training images, hold out more of them (isomax train --val-share), or choose "
-                "a larger alpha"
+                f"the threshold takes {needed} validation images, there are {len(held_out)}; "
+                f"{more}, or choose a larger alpha"
             )
         parts = split_parts(_names(held_out), held_out.labels, needed, 1.0, groups, seed)
         return _divided(train, held_out, parts)
@@ -67,6 +71,26 @@ def divide(train: Images, held_out: Images | None, needed: int, share: float, se
         raise
     except ValueError as error:
         raise InputError(str(error)) from error
+
+
+def table_of_splits(sets: Sequence[tuple[str, Images | None]]) -> pd.DataFrame:
+    """Which image was of which part: set, split, path, class.
+
+    :param sets: each with the name of its part
+    """
+    tables = [
+        pd.DataFrame(
+            {
+                "set": images.name,
+                "split": split,
+                "path": [images.name_of(position) for position in range(len(images))],
+                "class": [images.class_of(position) for position in range(len(images))],
+            }
+        )
+        for split, images in sets
+        if images is not None and len(images)
+    ]
+    return pd.concat(tables, ignore_index=True)
 
 
 def _divided(training: Images, held: Images, parts: Parts) -> Divided:
@@ -81,4 +105,4 @@ def _divided(training: Images, held: Images, parts: Parts) -> Divided:
 
 
 def _names(images: Images) -> list[str]:
-    return [images.name_of(position) for position in range(len(images))]
+    return [images.key_of(position) for position in range(len(images))]

@@ -45,7 +45,11 @@ class Images:
     fingerprints: np.ndarray | None = field(default=None, repr=False)
     #: of which patient, camera or day each image is that ``indices`` names
     groups: np.ndarray | None = field(default=None, repr=False)
+    #: of the source's files, below the data set's folder, wherever that lies
+    names: Sequence[str] | None = field(default=None, repr=False)
     decoding: Decoding = Decoding()
+    #: what was read and what was left out, in a line; empty where nothing could be
+    found: str = field(default="", repr=False)
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -70,6 +74,10 @@ class Images:
         """The file of an image; its number where there are no files."""
         index = int(self.indices[position])
         return self.paths[index] if self.paths else f"image {index}"
+
+    def key_of(self, position: int) -> str:
+        """What tells an image from the others, however the path of the data set is written."""
+        return self.names[int(self.indices[position])] if self.names else self.name_of(position)
 
     def class_of(self, position: int) -> str:
         """The name of an image's class; empty if it is OOD."""

@@ -4,6 +4,7 @@ fingerprint of their content."""
 import hashlib
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -37,27 +38,26 @@ def readable(images: Images, skip: bool, workers: int, progress: Progress) -> Im
     return images.take(np.setdiff1d(np.arange(len(images)), list(bad)))
 
 
-def check_apart(train: Images, *others: Images) -> None:
-    """No file to validate or test on is one that was trained on.
+def check_apart(**sets: Images | None) -> None:
+    """No file is in two of the sets.
 
-    :param train: images that have been read once, as the others
+    :param sets: what each is for, and its images, which have been read once
     :raises InputError: naming files of one content
     """
-    for other in others:
-        if not train.paths or not other.paths:
-            continue  # sets with a name come as their makers split them
-        assert train.fingerprints is not None
-        assert other.fingerprints is not None
-        first = {print_: at for at, print_ in enumerate(train.fingerprints.tolist())}
+    given = {kind: images for kind, images in sets.items() if images is not None and images.paths}
+    for (kind, images), (other_kind, others) in combinations(given.items(), 2):
+        assert images.fingerprints is not None
+        assert others.fingerprints is not None
+        first = {print_: at for at, print_ in enumerate(images.fingerprints.tolist())}
         shared = [
-            f"{train.name_of(first[print_])} and {other.name_of(at)}"
-            for at, print_ in enumerate(other.fingerprints.tolist())
+            f"{images.name_of(first[print_])} and {others.name_of(at)}"
+            for at, print_ in enumerate(others.fingerprints.tolist())
             if print_ in first
         ]
         if shared:
             raise InputError(
-                f"{len(shared)} images to validate or test on are also trained on: "
-                f"{first_few(shared, 3)}; remove them from one of the two"
+                f"{len(shared)} {other_kind} images of {images.name} are also {kind} images, to "
+                f"the byte: {first_few(shared, 3)}; keep one of each"
             )
 
 

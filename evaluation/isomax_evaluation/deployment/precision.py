@@ -1,5 +1,6 @@
 """What an ONNX file of lower precision gives up: measured on the user's images, beside float32."""
 
+import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -39,7 +40,9 @@ def export_and_measure(
 ) -> pd.DataFrame:
     """Export a model folder; say what its precision costs against float32.
 
-    ``int8`` is calibrated on training images of ``id``. All files are measured on its test images.
+    ``int8`` is calibrated on training images of ``id``, of which those that were held out are no
+    part: what the threshold was calibrated on, nothing else reads. All files are measured on its
+    test images.
 
     :param id: the model's classes: a folder or a name, see :mod:`isomax_evaluation.data`
     :param ood: OOD sets, as in :func:`isomax_evaluation.compare`
@@ -59,6 +62,7 @@ def export_and_measure(
             f"{model_folder} are {', '.join(names[:5])}, ...: give the data it was trained on"
         )
     unknown = [data.open_images(name, "test", root).as_ood() for name in ood]
+    training = training.take(_trained_on(model_folder, training))
     places = np.linspace(0, len(training) - 1, min(len(training), CALIBRATION_IMAGES))
     training = training.take(places.round().astype(int))
     training, known, *unknown = (
@@ -77,6 +81,18 @@ def export_and_measure(
         table = measure(files, known, unknown, lambda done: progress.advance(task, done))
         progress.remove_task(task)
     return table
+
+
+def _trained_on(model_folder: Path, images: Images) -> np.ndarray:
+    """Positions of the images that a model was trained on; of all where that is not known."""
+    table = Path(model_folder).parent / "splits.csv"
+    if not table.is_file():
+        return np.arange(len(images))
+    splits = pd.read_csv(table, dtype=str, keep_default_na=False)
+    held = splits[splits["split"].isin(["validation", "calibration"])]["path"]
+    held_out = set(map(os.path.realpath, held))
+    paths = [os.path.realpath(images.name_of(at)) for at in range(len(images))]
+    return np.flatnonzero([path not in held_out for path in paths])
 
 
 def measure(

@@ -70,6 +70,23 @@ def claim_folder(
         write_json(folder / SETTINGS, settings)
 
 
+def check_outside(output: Path, *sources: Any) -> None:
+    """A new output folder lies in none of what is read: its plots would be images the next time.
+
+    :param sources: folders; names and data sets in memory are none
+    :raises InputError: if it does
+    """
+    for source in sources:
+        folder = Path(source).expanduser() if isinstance(source, (str, Path)) else None
+        if folder is None or not folder.is_dir() or read_settings(output) is not None:
+            continue
+        if output.resolve().is_relative_to(folder.resolve()):
+            raise InputError(
+                f"the output folder {output} lies in {source}, so that what is written would be "
+                "read as data the next time; choose one outside of it"
+            )
+
+
 def _is_foreign(path: Path) -> bool:
     # a run killed at its very start leaves a file half written, or an empty subfolder
     return not (path.name.endswith(".partial") or (path.is_dir() and not any(path.iterdir())))
@@ -87,13 +104,19 @@ def _differences(found: Any, given: Any, where: str = "") -> list[str]:
     return [] if found == given else [f"{where}: {found!r} there, {given!r} given"]
 
 
+def resolved(source: str) -> str:
+    """A file or folder by its whole path, the same in every working directory; anything else as it
+    is."""
+    path = Path(source).expanduser()
+    return str(path.resolve()) if path.exists() else source
+
+
 def identity(source: str) -> str:
     """What all ways to name one folder, file or data set have in common."""
     path = Path(source).expanduser()
     return str(path.resolve()) if path.exists() else source.rpartition("/")[2].lower()
 
 
-def same_source(found: Any, given: Any) -> Any:
-    """What a folder says it was made of, if that is what is given now by another way to name it."""
-    both = isinstance(found, str) and isinstance(given, str)
-    return found if both and identity(found) == identity(given) else given
+def same_source(found: Any, given: Any) -> bool:
+    """Whether two are names of one folder, file or data set."""
+    return isinstance(found, str) and isinstance(given, str) and identity(found) == identity(given)

@@ -25,7 +25,13 @@ from isomax_evaluation.extraction.classes import far_above, rates_of_classes, su
 from isomax_evaluation.extraction.doubts import doubts_of
 from isomax_evaluation.output.errors import InputError
 from isomax_evaluation.output.files import read_lines, write_json
-from isomax_evaluation.output.folders import claim_folder, read_settings, same_source
+from isomax_evaluation.output.folders import (
+    check_outside,
+    claim_folder,
+    read_settings,
+    resolved,
+    same_source,
+)
 from isomax_evaluation.output.progress import progress_bar, shown, tell, warn
 from isomax_evaluation.output.provenance import write_provenance
 from isomax_evaluation.output.tables import write_table
@@ -121,8 +127,9 @@ def train(
     check_job(job)
     if not 0 < val_share < 1:
         raise InputError(f"the share of validation images is {val_share}; expected 0 to 1")
+    output = Path(output).expanduser()
+    check_outside(output, dataset)
     splits = data.open_splits(dataset, root, group_by, class_map)
-    output = Path(output)
     with (
         decoding_errors(),
         accelerator_for(recipe) as accelerator,
@@ -151,8 +158,13 @@ def train(
             for images in found
         ]
         data.check_counts(*read[:2])
+<<<<<<< HEAD
         data.check_apart(*read)
         for doubt in (*(tried.doubts if tried else ()), *data.warnings_of(read[0])):
+=======
+        data.check_apart(**dict(zip(("train", "test", "validation"), read, strict=False)))
+        for doubt in (*doubts, *data.warnings_of(read[0])):
+>>>>>>> 2bed8e3 (A run is known by its images, wherever its folder lies and however its path is written; test images are part of that; no file in two sets; what is left out of scoring and of OOD sets is named; output does not lie in what is read)
             warn(progress, doubt)
         divided = divide(*read)
         if sum(map(len, read)) < sum(map(len, found)):  # too few may be left
@@ -166,7 +178,7 @@ def train(
             tell(progress, look.time_of_an_epoch(job, divided.training, accelerator))
             return output / "model"
         if accelerator.is_main_process:
-            claim_run(job, dataset, divided, splits.drawn, output)
+            claim_run(job, dataset, divided, splits.drawn, output, read[1])
             if started is not None:
                 started()
         accelerator.wait_for_everyone()
@@ -206,16 +218,25 @@ def samples_needed(job: Job) -> int:
     return RejectionThreshold(job.alpha).samples_needed
 
 
-def claim_run(job: Job, dataset: str, divided: Divided, drawn: bool, folder: Path) -> None:
+def claim_run(
+    job: Job,
+    dataset: str,
+    divided: Divided,
+    drawn: bool,
+    folder: Path,
+    test_images: Images | None = None,
+) -> None:
     """Make the folder that of this job, or find that it is.
 
     :param drawn: whether the test images were drawn from the training images
+    :param test_images: where nothing else remembers them
     :raises InputError: if it holds another run, or one on other images
     """
     parts = {"train": divided.training, "calibration": divided.calibration}
     parts |= {} if divided.selection is None else {"selection": divided.selection}
+    parts |= {} if test_images is None else {"test": test_images}
     settings = {
-        "data": dataset,
+        "data": resolved(dataset),
         "images": {"train": len(divided.training), "validation": divided.held_out},
         "class_names": list(divided.training.class_names),
         **asdict(job),
@@ -226,7 +247,6 @@ def claim_run(job: Job, dataset: str, divided: Divided, drawn: bool, folder: Pat
     if found is not None and "recipe" in found:
         settings["recipe"] = same_recipe(found["recipe"], settings["recipe"])
     if found is not None and "data" in found and _begun(folder):
-        settings["data"] = same_source(found.get("data"), dataset)
         if "digests" not in found and drawn:
             raise InputError(
                 f"{folder} was made by version 0.1, which drew the test images of {dataset} in "
@@ -238,8 +258,14 @@ def claim_run(job: Job, dataset: str, divided: Divided, drawn: bool, folder: Pat
                 f"the {' and '.join(changed)} images of {dataset} have changed since {folder} was "
                 "begun (their choice, labels, names or content); choose another output folder"
             )
+<<<<<<< HEAD
     if found is not None and _begun(folder):
         _refuse_more_epochs(job, found, settings, folder)
+=======
+        # images are known by what they are, wherever they lie by now
+        if before or same_source(found["data"], dataset):
+            settings["data"] = found["data"]
+>>>>>>> 2bed8e3 (A run is known by its images, wherever its folder lies and however its path is written; test images are part of that; no file in two sets; what is left out of scoring and of OOD sets is named; output does not lie in what is read)
     if not _begun(folder):  # those of a run that has nothing to show, perhaps another one
         (folder / "best.pt").unlink(missing_ok=True)
     claim_folder(folder, settings, grows=("digests",), begun=_begun)
@@ -298,6 +324,7 @@ def train_model(
         write_provenance(
             output, [describe(split, images) for split, images in known if images is not None]
         )
+        write_table(output / "splits.csv", data.table_of_splits(known))
     model = build_model(job, classes)
     config = data_config(job, model)
     selection = None

@@ -12,6 +12,9 @@ from pathlib import Path
 
 import mlflow
 import pytest
+from typer.testing import CliRunner
+
+from isomax_evaluation.cli import app
 
 from ...adapters.mlflow.servers import tracking_server
 from ...image_folders import make_folder
@@ -60,7 +63,21 @@ def test_a_folder_without_images_is_named(isomax, compared, tmp_path):
     run = isomax("score", compared.output / "model.onnx", tmp_path)
     assert run.returncode == 2
     assert run.stdout == ""
-    assert run.stderr == f"isomax: no images in {tmp_path}\n"
+    assert run.stderr == (
+        f"isomax: no images in {tmp_path}; left out: file ending in .txt: 1 "
+        f"({tmp_path}/notes.txt)\n"
+    )
+
+
+def test_what_is_not_scored_is_named(compared, photos, tmp_path):
+    shutil.copy(photos / "ash" / "000.jpg", tmp_path)
+    for name in ("a.HEIC", "b.avif", "c"):
+        (tmp_path / name).touch()
+    run = CliRunner().invoke(app, ["score", str(compared.output / "model.onnx"), str(tmp_path)])
+    assert run.exit_code == 0
+    assert len(run.stdout.splitlines()) == 2
+    for named in (".heic, to be saved as PNG or JPEG: 1 (", "/b.avif)", "without an ending: 1 ("):
+        assert named in run.stderr
 
 
 def test_compare_resumes_and_logs_to_mlflow(isomax, compared, tmp_path):
@@ -238,6 +255,10 @@ def test_train_then_export_then_score(isomax, tmp_path, photos):
             "1 of 10 images of bad do not decode: ",
         ),
         (["compare", "--output", "{one}"], "holds no run of isomax"),
+        (
+            ["compare", "--ood", "{bad}", "--output", "{bad}/out"],
+            "the output folder {bad}/out lies in {bad}",
+        ),
         (["score", "{junk}", "{junk}"], "is not an ONNX model"),
         (["score", "{junk}", "/no/such/image"], "no such file or folder: /no/such/image"),
         (["speed", "--images", "{one}"], "--images goes with --onnx"),

@@ -205,6 +205,9 @@ def _why_unidentified(file: str | os.PathLike[str] | IO[bytes]) -> str:
             except Exception as error:  # Pillow's readers raise whatever they please
                 tags = _describe_tags(opened, beginning[:8]) if name == "TIFF" else ""
                 return f"{name} that Pillow cannot read: {error}{tags}"
+    if beginning[4:8] == b"ftyp":  # of phones, under any ending
+        brand = beginning[8:12].decode("ascii", "replace").strip()
+        return f"HEIC, AVIF or a film (ftyp {brand}), whatever its ending; save it as PNG or JPEG"
     return ""
 
 

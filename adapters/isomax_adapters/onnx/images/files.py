@@ -15,24 +15,36 @@ IMAGE_SUFFIXES = {
     *(".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".apng", ".bmp", ".gif", ".webp", ".tif", ".tiff"),
     *(".ppm", ".pgm", ".pbm", ".pnm"),
 }
+# pictures all the same, which whoever left them there will miss
+OTHER_SUFFIXES = {
+    *(".heic", ".heif", ".avif", ".jxl", ".jp2", ".j2k", ".jpx", ".svg", ".ico", ".psd", ".dcm"),
+    *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".exr", ".hdr", ".pfm", ".tga", ".pcx", ".eps"),
+}
 SYSTEM = "name that begins with '.', '@' or '__'"
 MET_BEFORE = "folder met before, by way of a link"
 
 Tag = TypeVar("Tag")
 
 
-def find_images(paths: Iterable[str | os.PathLike[str]]) -> Iterator[str]:
+def find_images(
+    paths: Iterable[str | os.PathLike[str]],
+    leave_out: Callable[[str, str], object] = lambda reason, path: None,
+) -> Iterator[str]:
     """Files as given, and the image files in folders, recursively, sorted within each folder.
 
     A folder that cannot be listed is given too, so that whoever opens it finds out why. ``~`` is
     the home folder, unless there is a file of that name.
+
+    :param leave_out: called with reason and path of what is not taken, as it is met
     """
     for path in map(expanded, paths):
         if not os.path.isdir(path):
             yield path
             continue
         unlisted: list[OSError] = []
-        for _, image in walk([(None, path)], set(), unlisted.append, lambda *_: None):
+        for _, image in walk(
+            [(None, path)], set(), unlisted.append, lambda _, why, left: leave_out(why, left)
+        ):
             yield image
         yield from (str(error.filename) for error in unlisted)
 
@@ -106,6 +118,8 @@ def reason_against_file(name: str) -> str:
     ending = os.path.splitext(name)[1].lower()
     if ending in IMAGE_SUFFIXES:
         return ""
+    if ending in OTHER_SUFFIXES:
+        return f"file ending in {ending}, to be saved as PNG or JPEG"
     return f"file ending in {ending}" if ending.strip(".0123456789") else "file without an ending"
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from isomax_adapters.onnx.images.files import (
+    IMAGE_SUFFIXES,
     MET_BEFORE,
     expanded,
     identity,
@@ -67,10 +68,12 @@ def scan(folder: str | os.PathLike[str], class_map: Mapping[str, int] | None = N
     found = _images(root, splits, classes, left_out)
     for split in [split for split, images in found.items() if not images]:
         if split in ("all", "train") or len(found) == 1:
+            way_out = "put each class into a folder of its own, or give the labels as a CSV file"
+            if not left_out[split].has(_LOOSE):
+                way_out = f"files that are read end in {', '.join(sorted(IMAGE_SUFFIXES))}"
             raise ValueError(
                 f"{os.path.join(root, splits[split])} has no images in class folders"
-                f"{left_out[split]}; put each class into a folder of its own, or give the labels "
-                "as a CSV file"
+                f"{left_out[split]}; {way_out}"
             )
         beside.add(_UNLABELLED, splits[split] + "/")
         del found[split]

@@ -37,6 +37,10 @@ class LeavingOut:
         if len(examples) < EXAMPLES:
             examples.append(name)
 
+    def has(self, reason: str) -> bool:
+        """Whether anything was left out for it."""
+        return reason in self._counts
+
     def listed(self) -> tuple[LeftOut, ...]:
         """Most frequent reason first."""
         reasons = sorted(self._counts, key=lambda reason: (-self._counts[reason], reason))

@@ -159,6 +159,12 @@ def test_a_jpeg_of_twelve_bits_says_so(tmp_path):
             open_image(io.BytesIO(neither))
 
 
+def test_what_a_phone_saves_under_another_ending_says_what_it_is(tmp_path):
+    (tmp_path / "IMG_1.jpg").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(90))
+    with pytest.raises(UnidentifiedImageError, match=r"HEIC, AVIF .*heic.*save it as PNG or JPEG"):
+        open_image(tmp_path / "IMG_1.jpg")
+
+
 # -- Transparency ------------------------------------------------------------------------------
 
 

@@ -21,6 +21,21 @@ def test_every_ending_of_the_formats_is_an_image_in_any_case(tmp_path):
     assert set(found(tmp_path)) == {n for n in names if not n.lower().endswith(".pfm")}
 
 
+def test_what_is_left_out_is_said_with_the_reason(tmp_path):
+    make_tree(tmp_path, "a/1.png", "a/2.HEIC", "b.avif", "c", "d.txt", "e.2020", ".f.png", "g/@h/i")
+    left_out = {}
+    assert list(find_images([tmp_path], lambda why, path: left_out.setdefault(path, why)))
+    assert {os.path.relpath(path, tmp_path): why for path, why in left_out.items()} == {
+        "a/2.HEIC": "file ending in .heic, to be saved as PNG or JPEG",
+        "b.avif": "file ending in .avif, to be saved as PNG or JPEG",
+        "c": "file without an ending",
+        "d.txt": "file ending in .txt",
+        "e.2020": "file without an ending",
+        ".f.png": "name that begins with '.', '@' or '__'",
+        "g/@h": "name that begins with '.', '@' or '__'",
+    }
+
+
 def test_names_of_systems_are_skipped_unless_given(tmp_path):
     names = ("._1.png", ".ipynb_checkpoints/1.png", "@eaDir/1.png", "__MACOSX/a/1.png", "@x.png")
     make_tree(tmp_path, "a/1.png", *(f"a/{name}" for name in names), *names)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from isomax_adapters.onnx.images import scan, scan_unlabelled
+from isomax_adapters.onnx.images import find_images, scan, scan_unlabelled
 
 from .trees import labelled, make_tree
 
@@ -85,6 +85,13 @@ def test_every_file_is_listed_under_its_class_or_left_out(tmp_path_factory, layo
         left_out = len(files[split]) + len(beside[split]) - len(listing)
         empty = len(classes) - len(filled)
         assert sum(reason.count for reason in listing.left_out) == left_out + empty
+        # what scores and calibrates a folder reads the same images, and loose ones
+        loose_images = {name for name in beside[split] if is_image(name.split("/")[-1])}
+        expected = set(listing.names) | loose_images
+        top = root / layout[split]
+        assert {os.path.relpath(path, root) for path in find_images([top])} == expected
+        if set(layout) == {"all"}:
+            assert set(scan_unlabelled(root).names) == expected
 
 
 AWKWARD = ["A", "a", "01", "1", "10", "2", "001", "b [old]", "É", "é", "Z", "ß", "0x", "x" * 90]
@@ -232,10 +239,10 @@ def test_links_to_folders_above_are_met_once(tmp_path):
             [],
             "no images in class folders; left out: image in no class folder: 2",
         ),
-        (["a/1.avif"], [], r"left out: file ending in \.avif: 1 \(a/1\.avif\)"),
+        (["a/1.avif"], [], r"file ending in \.avif, to be saved as PNG .*files that are read end"),
         (["a/1", "a/2"], [], r"left out: file without an ending: 2 \(a/1, a/2\)"),
         (["test/1.png"], [], "test has no images in class folders"),
-        (["train/a/1.avif", "test/a/1.png"], [], r"train has no images .* \.avif: 1"),
+        (["train/a/1.avif", "test/a/1.png"], [], r"train has no images .* \.avif, .*: 1"),
         (["train/x/1.png", "car/1.png"], [], "has train/ beside car/: splits, or classes"),
         (["train_set/a/1.png", "test_set/a/1.png"], [], "would be classes, and have the names of"),
         (["seg_train/a/1.png", "seg_test/a/1.png", "seg_pred/1.png"], [], "the names of splits"),
