@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from isomax.functional import SCORES
 
+MOST_SAMPLES = 10_000  #: as many held-out ID samples calibrate at most
 MAX_TEMPERATURE = 1e3  #: where :func:`fit_temperature` ends up if the logits say nothing
 _ELEMENTS_AT_ONCE = 2**18  # of logits: a block and what is made of it stay in the processor's cache
 _STEP = 1e-6  # of the logarithm of the temperature; the step after it is its square
@@ -234,28 +235,47 @@ class RejectionThreshold:
         return scores.sort().values[rank - 1]
 
 
-def threshold_curve(scores: Tensor, points: int = 2000) -> list[tuple[float, float]]:
-    r"""All thresholds that :class:`RejectionThreshold` can give for these scores.
+def attainable_p_values(samples: int) -> Tensor:
+    r"""What conformal p-values can be, in float32: the largest not above :math:`k / (n + 1)`.
 
-    So that another :math:`\alpha` can be chosen later without the scores: the threshold for
-    :math:`\alpha` is that of the largest tabulated rate not above :math:`\alpha`.
+    So that :math:`p \le \alpha` holds in any precision where :math:`k / (n + 1) \le \alpha` does;
+    the float32 next to 1/20 lies above 0.05.
 
-    :param scores: outlier scores of held-out ID samples, :math:`N`
-    :param points: how many pairs to keep at most; the curve is thinned where rates are large,
-        which makes a threshold at most more careful
-    :return: pairs (:math:`\alpha`, threshold), rates ascending
-    :raises ValueError: if there are no scores, or some are NaN
+    :param samples: :math:`n`, the number of calibration scores
+    :return: for :math:`k = 1, \dots, n + 1`, :math:`n + 1` values, ascending
 
-    >>> threshold_curve(torch.tensor([3.0, 1.0, 2.0]))
-    [(0.25, 3.0), (0.5, 2.0), (0.75, 1.0)]
+    >>> float(attainable_p_values(19)[0]) <= 0.05 < float(torch.tensor(0.05))
+    True
     """
-    ordered = _checked_scores(scores).double().sort(descending=True).values.tolist()
-    size = len(ordered)
-    kept = range(size)
-    if size > points:
-        spaced = (round(size ** (i / (points - 1))) - 1 for i in range(points))
-        kept = sorted({*range(min(size, points // 2)), *spaced})[:points]  # type: ignore[assignment]
-    return [((index + 1) / (size + 1), ordered[index]) for index in kept]
+    ranks = torch.arange(1, samples + 2, dtype=torch.float64)
+    nearest = (ranks / (samples + 1)).float()
+    above = nearest.double() * (samples + 1) > ranks  # exact: 24 bits and those of n in 53
+    return torch.where(above, nearest.nextafter(torch.zeros(())), nearest)
+
+
+def p_values(scores: Tensor, calibration: Tensor) -> Tensor:
+    r"""How unusual scores are among those of held-out ID samples.
+
+    .. math:: p = \frac{1 + \#\{i : s_i \ge s\}}{n + 1}
+
+    A fresh ID sample, exchangeable with the held-out ones, has :math:`p \le \alpha` with
+    probability at most :math:`\alpha`, for every :math:`\alpha`: where :math:`p \le \alpha`,
+    :class:`RejectionThreshold` rejects.
+
+    :param scores: outlier scores, any shape; NaN has the smallest p-value
+    :param calibration: scores of held-out ID samples, :math:`n`
+    :return: float32 of the shape of ``scores``, as :func:`attainable_p_values` has them
+    :raises ValueError: if there are no calibration scores, or some are NaN
+
+    Source: Vovk et al., "Algorithmic Learning in a Random World", 2005; Bates et al., "Testing for
+    outliers with conformal p-values", Annals of Statistics 2023.
+
+    >>> p_values(torch.tensor([0.5, 2.5, 4.0]), torch.tensor([1.0, 2.0, 3.0]))
+    tensor([1.0000, 0.5000, 0.2500])
+    """
+    ordered = _checked_scores(calibration).sort().values
+    at_least = len(ordered) - torch.searchsorted(ordered, scores.contiguous())
+    return attainable_p_values(len(ordered)).to(scores.device)[at_least]
 
 
 @dataclass(frozen=True)
@@ -266,11 +286,15 @@ class Calibration:
     temperature: float  #: divides the logits for the probabilities; the score is taken without
     alpha: float  #: tolerated false-alarm rate
     threshold: float  #: samples with a larger score are rejected
-    samples: int  #: number of held-out ID samples behind it
-    curve: list[tuple[float, float]]  #: (alpha, threshold) for other rates, see threshold_curve
+    scores: list[float]  #: of the held-out ID samples behind it, ascending: for other rates, p
     #: ``established`` if the held-out samples are exchangeable with fresh ones; ``not established``
     #: if they are known not to be; ``unknown`` if nobody can know
     guarantee: str = "established"
+
+    @property
+    def samples(self) -> int:
+        """Number of held-out ID samples behind it."""
+        return len(self.scores)
 
     @classmethod
     def fit(
@@ -278,12 +302,19 @@ class Calibration:
     ) -> "Calibration":
         r"""Fit temperature and threshold on held-out ID data.
 
+        Of more than ``MOST_SAMPLES`` samples, as many are drawn, always the same, and the others
+        are not looked at: what is kept of them goes into every file.
+
         :param logits: :math:`N \times C`, without the entropic scale
         :param labels: :math:`N`
         :param score: a name in :data:`isomax.functional.SCORES`
         :param alpha: tolerated false-alarm rate
         :raises ValueError: as :func:`fit_temperature` and :class:`RejectionThreshold`
         """
+        if len(logits) > MOST_SAMPLES:
+            order = torch.randperm(len(logits), generator=torch.Generator().manual_seed(0))
+            drawn = order[:MOST_SAMPLES].to(logits.device)
+            logits, labels = logits[drawn], labels[drawn.to(labels.device)]
         scores = SCORES[score](logits)
         threshold = RejectionThreshold(alpha).fit(scores).value
         assert threshold is not None
@@ -292,17 +323,21 @@ class Calibration:
             temperature=fit_temperature(logits, labels),
             alpha=alpha,
             threshold=float(threshold),
-            samples=len(scores),
-            curve=threshold_curve(scores),
+            scores=scores.detach().double().sort().values.tolist(),
         )
 
     def score_of(self, logits: Tensor) -> Tensor:
         """The outlier scores of logits."""
         return SCORES[self.score](logits)
 
+    def p_value_of(self, logits: Tensor) -> Tensor:
+        """The conformal p-values of logits, see :func:`p_values`."""
+        scores = self.score_of(logits)
+        return p_values(scores, torch.tensor(self.scores).to(scores))
+
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return asdict(self)
+        return asdict(self) | {"samples": self.samples}
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> "Calibration":
@@ -312,15 +347,29 @@ class Calibration:
         """
         if content["score"] not in SCORES:
             raise ValueError(f"unknown score {content['score']!r}")
+        scores = content["scores"] if "scores" in content else _scores_of_curve(content)
         return cls(
             score=content["score"],
             temperature=float(content["temperature"]),
             alpha=_checked_alpha(content["alpha"]),
             threshold=float(content["threshold"]),
-            samples=int(content["samples"]),
-            curve=[(float(rate), float(value)) for rate, value in content["curve"]],
+            scores=_checked_scores(torch.tensor(scores, dtype=torch.float64))
+            .sort()
+            .values.tolist(),
             guarantee=str(content.get("guarantee", "established")),
         )
+
+
+def _scores_of_curve(content: dict[str, Any]) -> list[float]:
+    """From a table of (alpha, threshold), as it was kept before all scores were; where it was
+    thinned, each score that is missing counts as the next larger one."""
+    samples = int(content["samples"])
+    points = [*content["curve"], (content["alpha"], content["threshold"])]
+    known = {samples + 1 - _rank(samples, rate): float(value) for rate, value in points}
+    scores = [known[1]]  # from the largest on
+    for place in range(2, samples + 1):
+        scores.append(known.get(place, scores[-1]))
+    return scores
 
 
 def _rank(samples: int, alpha: float) -> int:

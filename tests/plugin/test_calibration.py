@@ -1,4 +1,6 @@
+import json
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -8,7 +10,13 @@ from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 
 from isomax import IsoMaxHead, IsoMaxLoss, RejectionThreshold, calibration, fit_temperature
-from isomax.calibration import expected_calibration_error, threshold_curve
+from isomax.calibration import (
+    MOST_SAMPLES,
+    Calibration,
+    attainable_p_values,
+    expected_calibration_error,
+    p_values,
+)
 
 
 @pytest.fixture(scope="module")
@@ -168,27 +176,85 @@ def test_nan_scores_are_rejected():
     assert threshold.rejects(torch.tensor([torch.nan])).all()
 
 
-@given(st.integers(1, 60), st.integers(1, 99))
-def test_curve_holds_the_threshold_of_every_alpha(samples, percent):
-    scores = torch.rand(samples, generator=torch.Generator().manual_seed(samples))
-    alpha, curve = percent / 100, threshold_curve(scores)
-    usable = [value for rate, value in curve if rate <= alpha + 1e-12]
-    if RejectionThreshold(alpha).samples_needed > samples:
-        assert not usable
+@given(st.integers(1, 20_000), st.data())
+@settings(deadline=None)
+def test_p_values_are_the_largest_float32_not_above_the_fraction(samples, data):
+    rank = data.draw(st.integers(1, samples + 1))
+    fraction = Fraction(rank, samples + 1)
+    value = attainable_p_values(samples)[rank - 1]
+    assert Fraction(float(value)) <= fraction < Fraction(float(value.nextafter(torch.tensor(2.0))))
+
+
+@given(st.lists(st.integers(0, 30), min_size=1, max_size=60), st.integers(1, 99))
+def test_p_values_at_most_alpha_are_what_the_threshold_rejects(scores, percent):
+    """Ties, infinities and NaN too; alpha as clients have it, in double precision."""
+    calibration, alpha = torch.tensor(scores, dtype=torch.float32), percent / 100
+    fresh = torch.tensor([*range(-1, 32), math.inf, -math.inf, math.nan])
+    found = p_values(fresh, calibration)
+    counts = torch.stack([(calibration >= score).sum() for score in fresh])
+    assert torch.equal(found, attainable_p_values(len(scores))[counts])
+    threshold = RejectionThreshold(alpha)
+    if threshold.samples_needed > len(scores):
+        assert not (found.double() <= alpha).any()
     else:
-        assert usable[-1] == float(RejectionThreshold(alpha).fit(scores).value)
+        rejected = threshold.fit(calibration).rejects(fresh)
+        assert torch.equal(found.double() <= alpha, rejected)
 
 
-def test_a_thinned_curve_is_only_more_careful():
-    scores = torch.rand(50_000, generator=torch.Generator().manual_seed(0))
-    curve = threshold_curve(scores)
-    assert len(curve) <= 2000
-    assert curve[0] == (1 / 50_001, float(scores.max()))
-    assert [rate for rate, _ in curve] == sorted(rate for rate, _ in curve)
-    for alpha in (1e-4, 0.01, 0.05, 0.3):
-        exact = float(RejectionThreshold(alpha).fit(scores).value)
-        kept = [value for rate, value in curve if rate <= alpha + 1e-12][-1]
-        assert exact <= kept <= exact * 1.02
+@pytest.mark.parametrize("samples", [19, 99, 199, 999])
+def test_one_twentieth_is_rejected_at_five_percent(samples):
+    """The float32 next to it, in double precision, is larger than 0.05."""
+    scores = torch.arange(samples, dtype=torch.float32)
+    twentieth = scores[-((samples + 1) // 20)] + 0.5  # k / (n + 1) is 1/20
+    value = p_values(twentieth[None], scores)
+    assert float(torch.tensor(0.05)) > 0.05
+    assert 0.05 - 1e-8 < float(value) <= 0.05
+
+
+def test_of_many_images_ten_thousand_calibrate_everything():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(MOST_SAMPLES + 5_000, 4, generator=generator).double()  # without ties
+    labels = torch.randint(4, (len(logits),), generator=generator)
+    found = Calibration.fit(logits, labels)
+    assert found == Calibration.fit(logits, labels)
+    assert found.samples == len(found.scores) == MOST_SAMPLES
+    every = found.score_of(logits)
+    drawn = torch.isin(every, torch.tensor(found.scores, dtype=torch.float64))
+    assert drawn.sum() == MOST_SAMPLES
+    assert 0 < drawn[:MOST_SAMPLES].sum() < MOST_SAMPLES  # not the first ones
+    expected = RejectionThreshold(0.05).fit(every[drawn]).value
+    assert found.threshold == expected
+    assert found.temperature == pytest.approx(fit_temperature(logits[drawn], labels[drawn]))
+    rejected = found.p_value_of(logits).double() <= 0.05
+    assert torch.equal(rejected, every > found.threshold)
+    few = Calibration.fit(logits[:50], labels[:50])
+    assert few.scores == sorted(every[:50].tolist())
+
+
+def test_all_scores_come_back_from_json():
+    logits = -torch.rand(60, 3, generator=torch.Generator().manual_seed(0))
+    found = Calibration.fit(logits, torch.arange(60) % 3)
+    content = json.loads(json.dumps(found.to_dict()))
+    assert content["samples"] == 60
+    assert Calibration.from_dict(content) == found
+    with pytest.raises(ValueError, match="1 of 60 scores are NaN"):
+        Calibration.from_dict(content | {"scores": [math.nan, *found.scores[1:]]})
+
+
+def test_a_calibration_that_kept_a_table_of_thresholds_is_read():
+    """Whole up to 2,000 images; thinned where rates are large, and then more careful."""
+    scores = torch.rand(60, generator=torch.Generator().manual_seed(0)).sort(descending=True).values
+    whole = [[(place + 1) / 61, float(scores[place])] for place in range(60)]
+    content = {"score": "entropic_score", "temperature": 1.0, "alpha": 0.4, "samples": 60}
+    content["threshold"] = float(RejectionThreshold(0.4).fit(scores).value)
+    assert Calibration.from_dict(content | {"curve": whole}).scores == sorted(scores.tolist())
+    thinned = Calibration.from_dict(content | {"curve": [*whole[:10], *whole[10::7]]})
+    assert thinned.samples == 60
+    exact = p_values(scores, scores)
+    careful = p_values(scores, torch.tensor(thinned.scores))
+    assert (careful >= exact).all()
+    assert torch.equal(careful[:10], exact[:10])
+    assert torch.equal(careful.double() <= 0.4, scores > content["threshold"])
 
 
 @pytest.mark.parametrize(

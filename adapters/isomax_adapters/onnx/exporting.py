@@ -50,16 +50,17 @@ def export(
     """Export a model folder with its preprocessing, score and threshold, and verify the file.
 
     The file takes ``images``, uint8 ``[N, H, W, 3]`` RGB of any size (of 1 or 4 channels for models
-    of that many), and gives ``label``, ``confidence``, ``score``, ``is_ood``, ``logits`` and
-    ``probabilities``. It holds everything it needs; class names, threshold, other false-alarm
-    rates, precision, preprocessing and provenance are JSON in its metadata under ``isomax``.
+    of that many), and gives ``label``, ``confidence``, ``score``, ``is_ood``, ``logits``,
+    ``probabilities`` and ``p_value``. It holds everything it needs; class names, threshold,
+    calibration scores, precision, preprocessing and provenance are JSON in its metadata under
+    ``isomax``.
 
     Before the file appears, it is verified part by part. Its pixels must be those of timm's
     transform, on random images of several sizes, but for one grey level here and there. From the
     same pixels, it and the PyTorch model must come to the same logits and scores: in ``fp32`` to
     1e-3 (of the largest logit and of the score, where these exceed 1), in the others to
-    ``TOLERANCES``; in ``int8`` on calibration images. Label, probabilities, score and verdict must
-    follow from the logits, on both sides of the threshold.
+    ``TOLERANCES``; in ``int8`` on calibration images. Label, probabilities, score, verdict and
+    p-value must follow from the logits, on both sides of the threshold.
 
     Grey images of more than 8 bits are read in the range that ``grey_range`` in the folder's
     ``config.json`` says, if it says one.

@@ -8,11 +8,13 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import onnx
 import PIL
-from onnx import compose, parser
+from onnx import compose, numpy_helper, parser
 
 from isomax_adapters.onnx.metadata import METADATA_KEY
+from isomax_adapters.onnx.p_values import Steps
 
 _MODES = {"bicubic": "cubic", "bilinear": "linear"}
 
@@ -121,18 +123,57 @@ def preprocessing(config: dict[str, Any], opset: int, ir_version: int) -> onnx.M
     return parser.parse_model(text)
 
 
+# how many calibration scores are at least as large: they lie in rows of a square table, descending,
+# so that of each image's score a column and a row are compared instead of all
+_AT_LEAST = """
+        each = Unsqueeze(score, axis)
+        in_column = GreaterOrEqual(largest_of_rows, each)
+        in_column_numbers = Cast<to=7>(in_column)
+        rows = ReduceSum<keepdims=0>(in_column_numbers, axis)
+        rows_before = Sub(rows, one_row)
+        row = Max(rows_before, no_row)
+        of_row = Gather<axis=0>(calibration_scores, row)
+        in_row = GreaterOrEqual(of_row, each)
+        in_row_numbers = Cast<to=7>(in_row)
+        last = ReduceSum<keepdims=0>(in_row_numbers, axis)
+        before = Mul(row, row_width)
+        counted = Add(before, last)
+        at_least = Min(counted, most)
+        p_value = Gather<axis=0>(p_values, at_least)
+"""
+
+
 def verdict(
-    num_classes: int, score: str, temperature: float, threshold: float, opset: int, ir_version: int
+    num_classes: int,
+    score: str,
+    temperature: float,
+    threshold: float,
+    steps: Steps,
+    opset: int,
+    ir_version: int,
 ) -> onnx.ModelProto:
     """From ``raw`` logits, float ``[N, C]``, to the outputs that users read.
 
     :param score: a name in ``isomax.functional.SCORES``
+    :param steps: calibration scores and p-values
     """
+    width = math.isqrt(len(steps.scores) - 1) + 1
+    table = np.full((width, width), -np.inf, np.float32)
+    table.flat[: len(steps.scores)] = steps.scores
+    tensors = {
+        "calibration_scores": table,
+        "largest_of_rows": table[:, 0],
+        "p_values": steps.values,
+        "row_width": np.array([width]),
+        "most": np.array([len(steps.scores)]),  # what fills the table is below any score but -inf
+        "one_row": np.array([1]),
+        "no_row": np.array([0]),
+    }
     text = f"""
     <ir_version: {ir_version}, opset_import: ["": {opset}]>
     verdict (float[N, {num_classes}] raw) => (
         int64[N] label, float[N] confidence, float[N] score, bool[N] is_ood,
-        float[N, {num_classes}] logits, float[N, {num_classes}] probabilities
+        float[N, {num_classes}] logits, float[N, {num_classes}] probabilities, float[N] p_value
     ) {{
         logits = Identity(raw)
         axis = Constant<value_ints=[1]>()
@@ -145,9 +186,14 @@ def verdict(
         {_SCORES[score]}
         accepted = LessOrEqual(score, threshold)
         is_ood = Not(accepted)
+        {_AT_LEAST}
     }}
     """
-    return parser.parse_model(text)
+    model = parser.parse_model(text)
+    model.graph.initializer.extend(
+        numpy_helper.from_array(value, name) for name, value in tensors.items()
+    )
+    return model
 
 
 def assemble(
@@ -161,7 +207,8 @@ def assemble(
     """Preprocessing, network and verdict as one checked model.
 
     :param network: one input, float ``[N, C, h, w]``; one output, logits
-    :param metadata: stored as JSON under ``isomax`` in ``metadata_props``
+    :param metadata: stored as JSON under ``isomax`` in ``metadata_props``; p-values are those of
+        its calibration scores
     :raises ValueError: if the parts do not fit or the result is not valid ONNX
     """
     opset = next(o.version for o in network.opset_import if o.domain in ("", "ai.onnx"))
@@ -176,7 +223,7 @@ def assemble(
     )
     model = compose.merge_models(
         front,
-        verdict(classes, score, temperature, threshold, *versions),
+        verdict(classes, score, temperature, threshold, Steps.of(metadata), *versions),
         io_map=[(f"network/{logits.name}", "raw")],
     )
     # merging repeats them, and quantisation adds some that nothing uses

@@ -7,7 +7,7 @@ import numpy as np
 
 from isomax_adapters.onnx.images import CHANNELS, MAX_PIXELS, check_grey_range
 
-METADATA_KEY, METADATA_FORMAT = "isomax", 1
+METADATA_KEY, METADATA_FORMAT = "isomax", 2
 OUTPUTS = {  # type and number of dimensions
     "label": ("tensor(int64)", 1),
     "confidence": ("tensor(float)", 1),
@@ -15,32 +15,53 @@ OUTPUTS = {  # type and number of dimensions
     "is_ood": ("tensor(bool)", 1),
     "logits": ("tensor(float)", 2),
     "probabilities": ("tensor(float)", 2),
+    "p_value": ("tensor(float)", 1),
+}
+WITHOUT_P_VALUES = 1  #: the format before, whose graphs have no such output
+FORMATS = {
+    WITHOUT_P_VALUES: {name: kind for name, kind in OUTPUTS.items() if name != "p_value"},
+    METADATA_FORMAT: OUTPUTS,
 }
 
 
-def check_metadata(metadata: dict[str, Any], classes: object) -> None:
+def check_metadata(metadata: dict[str, Any], outputs: object, classes: object) -> None:
     """Find that all is there that scoring relies on.
 
-    :param classes: how many logits the graph has
+    :param outputs: what the graph gives, as ``OUTPUTS``
+    :param classes: how many logits it has
     :raises Exception: of any kind if not, since JSON can hold anything
     """
-    if metadata["format"] != METADATA_FORMAT:
-        raise ValueError(f"format {metadata['format']!r}, this version reads {METADATA_FORMAT}")
-    names, curve = metadata["class_names"], metadata["curve"]
+    known = " or ".join(map(str, FORMATS))
+    if metadata["format"] not in FORMATS:
+        raise ValueError(f"format {metadata['format']!r}, this version reads {known}")
+    if outputs != FORMATS[metadata["format"]]:
+        raise ValueError(f"format {metadata['format']} has other outputs")
+    names = metadata["class_names"]
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError("class_names is not a list of strings")
     if len(names) != classes:
         raise ValueError(f"{len(names)} class names for {classes} classes")
     "".join(names).encode()  # lone surrogates cannot be printed
     numbers = [metadata["threshold"], metadata["alpha"], metadata["samples"]]
-    if not isinstance(curve, list) or not curve:
-        raise ValueError("curve is not a list of points")
-    for rate, threshold in curve:
-        numbers += [rate, threshold]
+    if not isinstance(metadata["samples"], int) or metadata["samples"] < 1:
+        raise ValueError(f"samples is {metadata['samples']!r}, not a count")
+    if metadata["format"] == WITHOUT_P_VALUES:
+        curve = metadata["curve"]
+        if not isinstance(curve, list) or not curve:
+            raise ValueError("curve is not a list of points")
+        for rate, threshold in curve:
+            numbers += [rate, threshold]
+        if [rate for rate, _ in curve] != sorted(rate for rate, _ in curve):
+            raise ValueError("the rates of the curve are not in order")
+    else:
+        scores = metadata["scores"]
+        if not isinstance(scores, list) or len(scores) != metadata["samples"] or not scores:
+            raise ValueError(f"scores is not a list of {metadata['samples']} numbers")
+        numbers += scores
+        if scores != sorted(scores):
+            raise ValueError("the calibration scores are not in order")
     if not all(isinstance(n, (int, float)) and math.isfinite(n) for n in numbers):
-        raise ValueError("a threshold or rate is not a finite number")
-    if [rate for rate, _ in curve] != sorted(rate for rate, _ in curve):
-        raise ValueError("the rates of the curve are not in order")
+        raise ValueError("a threshold, rate or score is not a finite number")
     config = metadata["preprocessing"]
     if config.get("crop_mode") not in (None, "center", "squash", "border"):
         raise ValueError(f"crop_mode is {config['crop_mode']!r}")

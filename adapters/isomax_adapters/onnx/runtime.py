@@ -17,7 +17,8 @@ import numpy as np
 import onnxruntime
 
 from isomax_adapters.onnx.images import MAX_PIXELS, as_array, check_grey_range, open_image
-from isomax_adapters.onnx.metadata import METADATA_KEY, OUTPUTS, check_metadata, resized
+from isomax_adapters.onnx.metadata import FORMATS, METADATA_KEY, OUTPUTS, check_metadata, resized
+from isomax_adapters.onnx.p_values import Steps
 from isomax_adapters.onnx.room import Room
 from isomax_adapters.onnx.safety import refers_to_other_files
 
@@ -38,6 +39,8 @@ class Result:
     class_name: str = ""
     confidence: float = float("nan")  #: calibrated probability of the label
     score: float = float("nan")  #: outlier score; larger means more likely OOD
+    #: conformal: of known images, a share of at most alpha has one of at most alpha, for any alpha
+    p_value: float = float("nan")
     is_ood: bool = True  #: whether the score lies above the threshold
     error: str = ""
 
@@ -114,6 +117,7 @@ class Scorer:
         self.grey_range = check_grey_range(config.get("grey_range"))
         self.threshold = float(self.metadata["threshold"])
         self.alpha = float(self.metadata["alpha"])
+        self.steps = Steps.of(self.metadata)
         if alpha is not None:
             self.threshold = self._threshold_for(alpha)
             self.alpha = alpha
@@ -132,7 +136,9 @@ class Scorer:
         """The graph's outputs for images of one size.
 
         :param images: uint8 ``[N, H, W, C]``: RGB, or of as many channels as the model has
-        :return: ``label``, ``confidence``, ``score``, ``is_ood``, ``logits``, ``probabilities``
+        :return: ``label``, ``confidence``, ``score``, ``is_ood``, ``logits``, ``probabilities``,
+            ``p_value``; the last, if the file is of the format that did not give it, from the
+            table of thresholds in it
         :raises ValueError: if the array is something else, or too thin for the model
         """
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != self.channels:
@@ -148,6 +154,8 @@ class Scorer:
         outputs = dict(zip(names, self.session.run(names, {"images": images}), strict=True))
         # not "score > threshold", which accepts NaN
         outputs["is_ood"] = ~(outputs["score"] <= np.float32(self.threshold))
+        if "p_value" not in outputs:
+            outputs["p_value"] = self.steps.p_values(outputs["score"])
         return outputs
 
     def score(self, inputs: Iterable[Input] | Input, batch_size: int = 16) -> list[Result]:
@@ -256,6 +264,7 @@ class Scorer:
                     class_name=self.class_names[label],
                     confidence=float(outputs["confidence"][row]),
                     score=float(outputs["score"][row]),
+                    p_value=float(outputs["p_value"][row]),
                     is_ood=bool(outputs["is_ood"][row]),
                 )
             )
@@ -328,7 +337,7 @@ class Scorer:
         ours = len(inputs) == 1 and inputs[0][:2] == ("images", "tensor(uint8)")
         sides = inputs[0][2] if ours else []
         ours = ours and len(sides) == 4 and not any(isinstance(side, int) for side in sides[:3])
-        if text is None or not ours or outputs != OUTPUTS:
+        if text is None or not ours or outputs not in FORMATS.values():
             raise ModelError(
                 f"{self.path} was not exported by isomax (no {METADATA_KEY!r} metadata, or other "
                 "inputs and outputs); export a model folder with 'isomax export'"
@@ -336,7 +345,7 @@ class Scorer:
         logits = next(o for o in self.session.get_outputs() if o.name == "logits")
         try:
             metadata: dict[str, Any] = json.loads(text)
-            check_metadata(metadata, logits.shape[1])
+            check_metadata(metadata, outputs, logits.shape[1])
             if metadata["preprocessing"]["input_size"][0] != sides[3]:
                 raise ValueError(f"input_size is not that of {sides[3]} channels")
         except Exception as error:  # JSON can hold anything
@@ -346,13 +355,13 @@ class Scorer:
     def _threshold_for(self, alpha: float) -> float:
         if not 0 < alpha < 1:
             raise ValueError(f"alpha is {alpha}; expected a fraction in (0, 1)")
-        curve = [(rate, value) for rate, value in self.metadata["curve"] if rate <= alpha + 1e-12]
-        if not curve:
+        threshold = self.steps.threshold(alpha)
+        if threshold is None:
             raise ValueError(
                 f"alpha={alpha} takes more held-out samples than the {self.metadata['samples']} "
-                f"this model was calibrated on; the least is {self.metadata['curve'][0][0]:.4g}"
+                f"this model was calibrated on; the least is {self.steps.rates[0]:.4g}"
             )
-        return float(curve[-1][1])
+        return threshold
 
 
 def _first_line(error: Exception) -> str:

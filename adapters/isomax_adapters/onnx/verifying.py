@@ -13,6 +13,7 @@ from PIL import Image
 from torch import nn
 
 from isomax.calibration import Calibration
+from isomax.calibration import p_values as conformal_p_values
 from isomax_adapters.onnx.images import from_array
 from isomax_adapters.onnx.metadata import OUTPUTS
 from isomax_adapters.onnx.runtime import Scorer
@@ -141,6 +142,8 @@ def _verify_outputs(outputs: dict[str, np.ndarray], calibration: Calibration) ->
     probabilities = (logits / calibration.temperature).softmax(dim=1).numpy()
     rounding = np.finfo(np.float32).eps * logits.abs().amax(dim=1).numpy() / calibration.temperature
     score = calibration.score_of(logits).numpy()
+    known = torch.tensor(calibration.scores, dtype=torch.float32)
+    p_values = conformal_p_values(torch.from_numpy(outputs["score"]), known)
     chosen = np.take_along_axis(outputs["logits"], outputs["label"][:, None], axis=1)[:, 0]
     right = {
         "label": chosen == outputs["logits"].max(axis=1),
@@ -149,6 +152,7 @@ def _verify_outputs(outputs: dict[str, np.ndarray], calibration: Calibration) ->
         "confidence": outputs["confidence"] == outputs["probabilities"].max(axis=1),
         "score": np.abs(outputs["score"] - score) <= 1e-4 * np.maximum(1, np.abs(score)),
         "is_ood": outputs["is_ood"] == (outputs["score"] > np.float32(calibration.threshold)),
+        "p_value": outputs["p_value"] == p_values.numpy(),
     }
     wrong = [name for name, holds in right.items() if not holds.all()]
     if wrong:

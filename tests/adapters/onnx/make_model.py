@@ -4,6 +4,7 @@
 """
 
 import sys
+from collections.abc import Sequence
 
 import onnx
 from onnx import parser
@@ -13,8 +14,9 @@ from isomax_adapters.onnx.graph import assemble
 SIZE = 8
 CLASSES = ("red", "green", "blue")
 MEAN, STD = (0.5, 0.4, 0.3, 0.2), (0.2, 0.3, 0.4, 0.5)
-THRESHOLD, TEMPERATURE = 0.9, 0.25
-CURVE = [[0.01, 1.05], [0.05, 0.9], [0.5, 0.2]]
+TEMPERATURE = 0.25
+# 99 of them: four above 1, the fifth, which is the threshold for 5%, at 0.9
+SCORES = [round(0.009 * place, 3) for place in range(6, 101)] + [1.02, 1.03, 1.04, 1.05]
 
 NETWORK = """
 <ir_version: 10, opset_import: ["": 18]>
@@ -43,7 +45,9 @@ def prototypes(channels: int) -> list[list[float]]:
     ]
 
 
-def build(score: str = "entropic_score", channels: int = 3) -> onnx.ModelProto:
+def build(
+    score: str = "entropic_score", channels: int = 3, scores: Sequence[float] = SCORES
+) -> onnx.ModelProto:
     numbers = ", ".join(repr(float(v)) for row in prototypes(channels) for v in row)
     text = NETWORK.replace("PROTOTYPES", numbers).replace("CHANNELS", str(channels))
     network = parser.parse_model(text.replace("SIZE", str(SIZE)))
@@ -55,18 +59,21 @@ def build(score: str = "entropic_score", channels: int = 3) -> onnx.ModelProto:
         "crop_pct": 1.0,
         "crop_mode": "center",
     }
+    threshold = sorted(scores)[
+        (len(scores) + 1) * 19 // 20 - 1
+    ]  # for 5%, of 19, 39, 59, ... scores
     metadata = {
-        "format": 1,
+        "format": 2,
         "class_names": CLASSES,
         "score": score,
         "temperature": TEMPERATURE,
         "alpha": 0.05,
-        "threshold": THRESHOLD,
-        "samples": 99,
-        "curve": CURVE,
+        "threshold": threshold,
+        "samples": len(scores),
+        "scores": sorted(scores),
         "preprocessing": config,
     }
-    return assemble(network, config, score, TEMPERATURE, THRESHOLD, metadata)
+    return assemble(network, config, score, TEMPERATURE, threshold, metadata)
 
 
 if __name__ == "__main__":

@@ -12,15 +12,20 @@ import PIL
 import pytest
 import timm
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
-from isomax.calibration import Calibration
+from isomax.calibration import Calibration, p_values
 from isomax_adapters.onnx import export, exporting
 from isomax_adapters.onnx.exporting import ExportError
-from isomax_adapters.onnx.graph import preprocessing
+from isomax_adapters.onnx.graph import preprocessing, verdict
 from isomax_adapters.onnx.images import as_pixels, from_array, open_image
+from isomax_adapters.onnx.p_values import Steps
 from isomax_adapters.onnx.runtime import Scorer
 from isomax_adapters.timm import load_calibration, load_model, save_model
+
+from .make_model import build
 
 CLASSES = 6
 
@@ -135,12 +140,13 @@ def test_it_is_one_valid_file_with_the_promised_interface(exported):
         "is_ood",
         "logits",
         "probabilities",
+        "p_value",
     ]
     metadata = json.loads({p.key: p.value for p in model.metadata_props}["isomax"])
     calibration = load_calibration(folder)
     assert metadata["class_names"][2] == "class 2"
     assert metadata["threshold"] == calibration.threshold
-    assert metadata["curve"] == [list(point) for point in calibration.curve]
+    assert metadata["scores"] == calibration.scores
     assert metadata["preprocessing"]["input_size"] == [3, 64, 64]
     assert metadata["provenance"]["architecture"] == "isomax_test_resnet"
     assert metadata["provenance"]["pillow"] == PIL.__version__
@@ -330,47 +336,120 @@ NODE = """
 const ort = require("onnxruntime-node");
 const fs = require("fs");
 (async () => {
-  const session = await ort.InferenceSession.create(process.argv[2]);
-  const [n, h, w] = process.argv[4].split(",").map(Number);
-  const pixels = new Uint8Array(fs.readFileSync(process.argv[3]));
-  const out = await session.run({images: new ort.Tensor("uint8", pixels, [n, h, w, 3])});
-  console.log(JSON.stringify({
-    label: Array.from(out.label.data, Number), score: Array.from(out.score.data),
-    is_ood: Array.from(out.is_ood.data, Boolean), confidence: Array.from(out.confidence.data),
-  }));
+  const [n, h, w] = process.argv[3].split(",").map(Number);
+  const pixels = new Uint8Array(fs.readFileSync(process.argv[2]));
+  const images = new ort.Tensor("uint8", pixels, [n, h, w, 3]);
+  for (const file of process.argv.slice(4)) {
+    const session = await ort.InferenceSession.create(file);
+    const out = await session.run({images});
+    console.log(JSON.stringify({
+      label: Array.from(out.label.data, Number), score: Array.from(out.score.data),
+      is_ood: Array.from(out.is_ood.data, Boolean), confidence: Array.from(out.confidence.data),
+      p_value: Array.from(out.p_value.data), below: Array.from(out.p_value.data, p => p <= 0.05),
+    }));
+  }
 })();
 """
 
 
-def test_node_gives_the_same_numbers(exported, tmp_path):
-    _, path = exported
+@pytest.fixture(scope="module")
+def in_node(tmp_path_factory):
+    """What each of some files says of images, in Node.js."""
     npm, node = shutil.which("npm"), shutil.which("node")
     if not (npm and node):
         pytest.skip("node and npm are not installed")
+    folder = tmp_path_factory.mktemp("node")
     installed = subprocess.run(
         [npm, "install", "--ignore-scripts", "--no-audit", "--no-fund", "onnxruntime-node"],
-        cwd=tmp_path,
+        cwd=folder,
         capture_output=True,
         check=False,
     )
     if installed.returncode:
         pytest.skip("onnxruntime-node cannot be installed here")
+    (folder / "score.js").write_text(NODE)
+
+    def run(images, *files):
+        (folder / "pixels.bin").write_bytes(images.tobytes())
+        size = ",".join(map(str, images.shape[:3]))
+        run = subprocess.run(
+            [node, "score.js", "pixels.bin", size, *files],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return [json.loads(line) for line in run.stdout.splitlines()]
+
+    return run
+
+
+def test_node_gives_the_same_numbers(exported, in_node):
+    _, path = exported
     images = np.stack(list(photographs(20, np.random.default_rng(3), ((50, 70),))))
-    (tmp_path / "pixels.bin").write_bytes(images.tobytes())
-    (tmp_path / "score.js").write_text(NODE)
-    run = subprocess.run(
-        [node, "score.js", path, "pixels.bin", "20,50,70"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    theirs, ours = json.loads(run.stdout), Scorer(path).run(images)
+    (theirs,), ours = in_node(images, path), Scorer(path).run(images)
     assert tells_apart(theirs["score"], theirs["label"], theirs["is_ood"])
     assert theirs["label"] == ours["label"].tolist()
     assert theirs["is_ood"] == ours["is_ood"].tolist()
     np.testing.assert_allclose(theirs["score"], ours["score"], atol=1e-4)
     np.testing.assert_allclose(theirs["confidence"], ours["confidence"], atol=1e-4)
+    np.testing.assert_allclose(theirs["p_value"], ours["p_value"], atol=0.05)
+
+
+def calibrated_on(samples, folder):
+    """A file with so many calibration scores, and images of which one has a p-value of 1/20."""
+    generator = np.random.default_rng(0)
+    images = np.broadcast_to(generator.integers(0, 256, (400, 1, 1, 3)), (400, 8, 8, 3))
+    images = images.astype(np.uint8)
+    onnx.save(build(), folder / "any.onnx")
+    scores = np.unique(Scorer(folder / "any.onnx").run(images)["score"])
+    # those of some images, so that p-values jump where these lie
+    above = scores[-((samples + 1) // 20) :]
+    calibration = [*above[1:], *generator.uniform(0, np.median(scores), samples - len(above) + 1)]
+    path = folder / f"{samples}.onnx"
+    onnx.save(build(scores=list(map(float, calibration))), path)
+    return path, images
+
+
+@pytest.mark.parametrize("samples", [19, 99, 199, 999])
+def test_p_values_at_most_five_percent_are_the_verdict(samples, tmp_path):
+    path, images = calibrated_on(samples, tmp_path)
+    outputs = onnxruntime.InferenceSession(path).run(["p_value", "is_ood"], {"images": images})
+    p_value, is_ood = outputs[0].astype(np.float64), outputs[1]
+    assert np.array_equal(p_value <= 0.05, is_ood)
+    assert ((p_value > 0.05 - 1e-8) & is_ood).any()
+    assert 0 < is_ood.sum() < len(is_ood)
+    nearest = np.float32((samples + 1) // 20 / (samples + 1))  # what it would be without care
+    assert float(nearest) > 0.05
+    calibration = torch.tensor(Scorer(path).metadata["scores"])
+    expected = p_values(torch.from_numpy(Scorer(path).run(images)["score"]), calibration)
+    assert np.array_equal(outputs[0], expected.numpy())
+
+
+def test_p_values_at_most_five_percent_are_the_verdict_in_node(in_node, tmp_path):
+    paths = [calibrated_on(samples, tmp_path)[0] for samples in (19, 99, 199, 999)]
+    images = calibrated_on(19, tmp_path)[1]
+    for found in in_node(images, *paths):
+        assert found["below"] == found["is_ood"]
+        assert any(0.05 - 1e-8 < p <= 0.05 for p in found["p_value"])
+        assert 0 < sum(found["is_ood"]) < len(images)
+
+
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=130), st.integers(0, 2**31 - 1))
+@settings(deadline=None, max_examples=40)
+def test_p_values_in_a_graph_are_pythons(calibration, seed):
+    """Of every number of calibration scores, with ties, of infinite scores and of NaN."""
+    scores = np.random.default_rng(seed).integers(-1, 42, 50).astype(np.float32)
+    scores[:3] = np.inf, -np.inf, np.nan
+    content = {"format": 2, "samples": len(calibration), "scores": sorted(map(float, calibration))}
+    part = onnx.utils.Extractor(
+        verdict(2, "minimum_distance_score", 1.0, 0.0, Steps.of(content), 18, 10)
+    ).extract_model(["raw"], ["p_value"])
+    session = onnxruntime.InferenceSession(part.SerializeToString())
+    (found,) = session.run(None, {"raw": np.stack([-scores, -scores], axis=1)})
+    known = torch.tensor(calibration, dtype=torch.float32)
+    assert np.array_equal(found, p_values(torch.from_numpy(scores), known).numpy())
+    assert np.array_equal(found, Steps.of(content).p_values(scores))
 
 
 @pytest.mark.parametrize(

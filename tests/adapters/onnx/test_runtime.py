@@ -37,6 +37,14 @@ def colour(red, green, blue, size=(8, 8)):
     return np.full((*size, 3), (red, green, blue), dtype=np.uint8)
 
 
+def shades(count):
+    """Colours from pure ones to grey: scores from the smallest to the largest."""
+    generator = np.random.default_rng(0)
+    pure = 255 * np.eye(3)[generator.integers(0, 3, count)]
+    share = generator.random((count, 1))
+    return (share * pure + (1 - share) * generator.integers(90, 160, (count, 3))).astype(int)
+
+
 def encoded(image, kind="PNG"):
     buffer = io.BytesIO()
     (Image.fromarray(image) if isinstance(image, np.ndarray) else image).save(buffer, kind)
@@ -99,6 +107,7 @@ def test_run_gives_all_outputs(scorer):
         "is_ood": (2,),
         "logits": (2, 3),
         "probabilities": (2, 3),
+        "p_value": (2,),
     }
     assert outputs["label"].dtype == np.int64
     np.testing.assert_allclose(outputs["probabilities"].sum(axis=1), 1, rtol=1e-6)
@@ -116,7 +125,8 @@ def test_providers_are_those_of_onnx_runtime(model_path):
 def test_another_alpha_takes_its_threshold_from_the_curve(model_path):
     assert Scorer(model_path).threshold == 0.9
     assert Scorer(model_path, alpha=0.01).threshold == 1.05
-    assert Scorer(model_path, alpha=0.3).threshold == 0.9  # never less careful than asked for
+    assert Scorer(model_path, alpha=0.3).threshold == 0.675  # the thirtieth of 99
+    assert Scorer(model_path, alpha=0.3099).threshold == 0.675
     with pytest.raises(ValueError, match="more held-out samples than the 99"):
         Scorer(model_path, alpha=0.001)
     with pytest.raises(ValueError, match=r"in \(0, 1\)"):
@@ -125,6 +135,41 @@ def test_another_alpha_takes_its_threshold_from_the_curve(model_path):
     score = by_hand(image)[2]
     assert score > 0.9
     assert Scorer(model_path, alpha=0.01).score(image)[0].is_ood == (score > 1.05)
+
+
+def test_p_values_are_the_share_of_calibration_scores_as_large(scorer):
+    calibration = np.array(scorer.metadata["scores"], np.float32)
+    images = np.stack([colour(*shade) for shade in shades(200)])
+    outputs = scorer.run(images)
+    ranks = 1 + (calibration >= outputs["score"][:, None]).sum(axis=1)
+    np.testing.assert_allclose(outputs["p_value"], ranks / 100, rtol=1e-6)
+    assert (outputs["p_value"] <= ranks / 100).all()
+    assert len(set(ranks)) > 20
+    for alpha in (0.01, 0.05, 0.2, 0.5):
+        rejected = scorer.at(alpha).run(images)["is_ood"]
+        assert 0 < rejected.sum() < 200
+        assert np.array_equal(rejected, outputs["p_value"].astype(float) <= alpha)
+    rows = scorer.score(images[:9])
+    assert [row.p_value for row in rows] == outputs["p_value"][:9].tolist()
+
+
+def test_a_file_of_the_format_without_p_values_gives_them_from_its_table(
+    scorer, model_path, tmp_path
+):
+    _old()(model_path, tmp_path / "old.onnx")
+    old = Scorer(tmp_path / "old.onnx")
+    assert "p_value" not in [output.name for output in old.session.get_outputs()]
+    images = np.stack([colour(*shade) for shade in shades(200)])
+    expected, found = scorer.run(images), old.run(images)
+    exact = expected["p_value"] <= 0.2  # as far as no threshold is left out
+    assert 0 < exact.sum() < 200
+    assert np.array_equal(found["p_value"][exact], expected["p_value"][exact])
+    assert (found["p_value"] >= expected["p_value"]).all()  # the others are more careful
+    assert (found["p_value"] < expected["p_value"] + 0.071).all()
+    for name in set(expected) - {"p_value"}:
+        assert np.array_equal(found[name], expected[name])
+    assert old.at(0.01).threshold == 1.05
+    assert old.score(images[0])[0].p_value == found["p_value"][0]
 
 
 # -- Hostile input -----------------------------------------------------------------------------
@@ -466,6 +511,26 @@ def _with_preprocessing(model_path, folder, **changed):
     return Scorer(path)
 
 
+def _old(change=lambda metadata: None):
+    """The file in the format of before there were p-values."""
+
+    def older(model_path, path):
+        onnx = pytest.importorskip("onnx")
+        model = onnx.load(model_path)
+        names = [o.name for o in model.graph.output if o.name != "p_value"]
+        model = onnx.utils.Extractor(model).extract_model(["images"], names)
+        metadata = json.loads(onnx.load(model_path).metadata_props[0].value)
+        scores = metadata.pop("scores")[::-1]
+        kept = [*range(20), *range(20, 99, 7)]  # thinned where rates are large
+        metadata["curve"] = [[(place + 1) / 100, scores[place]] for place in kept]
+        metadata["format"] = 1
+        change(metadata)
+        onnx.helper.set_model_props(model, {"isomax": json.dumps(metadata)})
+        onnx.save(model, path)
+
+    return older
+
+
 def _preprocessing(**changed):
     return _with_metadata(lambda m: m["preprocessing"].update(changed))
 
@@ -566,9 +631,17 @@ def _varint(value):
         (_with_metadata(lambda m: m.update(class_names=["a", "b"])), "2 class names for 3"),
         (_with_metadata(lambda m: m.update(threshold=float("nan"))), "finite"),
         (_with_metadata(lambda m: m.update(threshold="high")), "finite"),
-        (_with_metadata(lambda m: m.pop("curve")), "curve"),
-        (_with_metadata(lambda m: m.update(curve=[1, 2])), "damaged"),
-        (_with_metadata(lambda m: m["curve"].reverse()), "not in order"),
+        (_with_metadata(lambda m: m.update(format=1)), "format 1 has other outputs"),
+        (_with_metadata(lambda m: m.update(samples=0)), "samples is 0, not a count"),
+        (_with_metadata(lambda m: m.update(samples=98)), "scores is not a list of 98 numbers"),
+        (_with_metadata(lambda m: m.pop("scores")), "scores"),
+        (_with_metadata(lambda m: m["scores"].__setitem__(0, "low")), "damaged"),
+        (_with_metadata(lambda m: m["scores"].__setitem__(0, float("-inf"))), "finite"),
+        (_with_metadata(lambda m: m["scores"].reverse()), "not in order"),
+        (_old(lambda m: m.pop("curve")), "curve"),
+        (_old(lambda m: m.update(curve=[1, 2])), "damaged"),
+        (_old(lambda m: m.update(curve=[])), "not a list of points"),
+        (_old(lambda m: m["curve"].reverse()), "not in order"),
         (_with_metadata(lambda m: m.pop("preprocessing")), "preprocessing"),
         (_with_metadata(lambda m: m.update(preprocessing=[1])), "damaged"),
         (_preprocessing(crop_mode="spiral"), "crop_mode is 'spiral'"),
