@@ -158,13 +158,8 @@ def train(
             for images in found
         ]
         data.check_counts(*read[:2])
-<<<<<<< HEAD
-        data.check_apart(*read)
-        for doubt in (*(tried.doubts if tried else ()), *data.warnings_of(read[0])):
-=======
         data.check_apart(**dict(zip(("train", "test", "validation"), read, strict=False)))
-        for doubt in (*doubts, *data.warnings_of(read[0])):
->>>>>>> 2bed8e3 (A run is known by its images, wherever its folder lies and however its path is written; test images are part of that; no file in two sets; what is left out of scoring and of OOD sets is named; output does not lie in what is read)
+        for doubt in (*(tried.doubts if tried else ()), *data.warnings_of(read[0])):
             warn(progress, doubt)
         divided = divide(*read)
         if sum(map(len, read)) < sum(map(len, found)):  # too few may be left
@@ -258,14 +253,10 @@ def claim_run(
                 f"the {' and '.join(changed)} images of {dataset} have changed since {folder} was "
                 "begun (their choice, labels, names or content); choose another output folder"
             )
-<<<<<<< HEAD
-    if found is not None and _begun(folder):
         _refuse_more_epochs(job, found, settings, folder)
-=======
         # images are known by what they are, wherever they lie by now
         if before or same_source(found["data"], dataset):
             settings["data"] = found["data"]
->>>>>>> 2bed8e3 (A run is known by its images, wherever its folder lies and however its path is written; test images are part of that; no file in two sets; what is left out of scoring and of OOD sets is named; output does not lie in what is read)
     if not _begun(folder):  # those of a run that has nothing to show, perhaps another one
         (folder / "best.pt").unlink(missing_ok=True)
     claim_folder(folder, settings, grows=("digests",), begun=_begun)
