@@ -69,7 +69,8 @@ def _warn_of(folder: Path) -> None:
     from isomax_adapters.timm import load_calibration, load_model
     from isomax_evaluation.extraction.doubts import doubts_without_images
 
-    for doubt in doubts_without_images(load_model(folder), load_calibration(folder)):
+    model: Any = load_model(folder)
+    for doubt in doubts_without_images(model, load_calibration(folder), model.num_classes):
         typer.echo(f"warning: {doubt}", err=True)
 
 

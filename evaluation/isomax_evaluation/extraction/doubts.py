@@ -1,7 +1,6 @@
 """What makes a trained model no good, of what it gave for images that it was not trained on."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -28,15 +27,16 @@ def doubts_of(
     found = [doubts.of_accuracy(logits.argmax(dim=1), labels), doubts.of_loss(losses, classes)]
     if calibration is not None:
         found.append(doubts.of_scores(calibration.score_of(logits), classes))
-    return [*filter(None, found), *doubts_without_images(model, calibration)]
+    return [*filter(None, found), *doubts_without_images(model, calibration, classes)]
 
 
-def doubts_without_images(model: nn.Module, calibration: Calibration | None) -> list[str]:
+def doubts_without_images(
+    model: nn.Module, calibration: Calibration | None, classes: int
+) -> list[str]:
     """The same of a model's heads and of its threshold, as they are."""
     heads = head_modules(model)
     found = [doubts.of_distance_scale(head) for head in heads]
     if calibration is not None:
-        classes: Any = model.num_classes
         largest = doubts.largest_score(calibration.score, classes, heads[0] if heads else None)
         found.append(doubts.of_threshold(calibration.threshold, largest))
     return [text for text in found if text]

@@ -1,0 +1,40 @@
+"""What makes a model no good is said, of given models and of exported ones too."""
+
+import torch
+
+from isomax.calibration import Calibration
+from isomax_adapters.timm import create_model, save_model
+from isomax_evaluation import compare
+
+from ...image_folders import make_folder
+
+
+def useless(folder):
+    """A model whose distances are all alike, with the threshold that follows."""
+    torch.manual_seed(0)
+    model = create_model("isomaxplus_test_resnet", num_classes=2).eval()
+    with torch.no_grad():
+        model.fc.distance_scale.fill_(1e-9)
+    logits = torch.full((40, 2), -1e-9, dtype=torch.float64)
+    calibration = Calibration.fit(logits, torch.arange(40) % 2, "entropic_score", 0.2)
+    return save_model(model, folder, ["ash", "birch"], calibration=calibration)
+
+
+def test_a_given_model_that_has_learnt_nothing_is_doubted(tmp_path, capfd):
+    root = make_folder(tmp_path / "set", ("ash", "birch"), 20)
+    compare(
+        id=str(root), ood={"noise": "uniform-noise"}, models={"mine": useless(tmp_path / "model")},
+        detectors=["EntropicScore"], image_size=32, test_images=20, workers=0, alpha=0.2,
+        output=tmp_path / "out",
+    )  # fmt: skip
+    said = capfd.readouterr().err
+    assert "mine: " in said
+    for part in ("no better than by naming the largest class", "the distance scale is 1e-09"):
+        assert part in said
+
+
+def test_exporting_a_model_that_calls_nothing_unknown_warns(isomax, tmp_path):
+    run = isomax("export", useless(tmp_path / "model"), tmp_path / "model.onnx")
+    assert run.returncode == 0, run.stderr
+    assert "warning: the threshold 0.693147 is not below the largest score" in run.stderr
+    assert "warning: the distance scale is 1e-09" in run.stderr
