@@ -230,7 +230,8 @@ def _ridge(within: Tensor) -> float:
 
 def _whitening(covariance: Tensor, ridge: float) -> Tensor:
     values, vectors = torch.linalg.eigh(covariance.double().cpu())
-    return (vectors / (values + ridge).sqrt()).to(covariance)
+    # in the order of memory that it has when it is read back, for equal scores to the last bit
+    return (vectors / (values + ridge).sqrt()).to(covariance).contiguous()
 
 
 def finest_dtype(device: torch.device) -> torch.dtype:

@@ -7,15 +7,28 @@ from isomax_adapters.pytorch_ood.detectors import (
     why_not,
     wiring_notes,
 )
+from isomax_adapters.pytorch_ood.digests import Digests, digests_of_weights
 from isomax_adapters.pytorch_ood.parts import Parts
 from isomax_adapters.pytorch_ood.registration import register, unregister
+from isomax_adapters.pytorch_ood.saving import (
+    Saved,
+    load_detector,
+    read_detector,
+    save_detector,
+)
 
 __all__ = [
     "NAMES",
+    "Digests",
     "Parts",
+    "Saved",
     "WiringNote",
     "detectors_for",
+    "digests_of_weights",
+    "load_detector",
+    "read_detector",
     "register",
+    "save_detector",
     "unregister",
     "why_not",
     "wiring_notes",

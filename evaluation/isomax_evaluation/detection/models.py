@@ -11,9 +11,8 @@ from torch import nn
 
 from isomax.calibration import Calibration
 from isomax_adapters.onnx.images import GreyRange
-from isomax_adapters.pytorch_ood import Parts
+from isomax_adapters.pytorch_ood import Digests, Parts, digests_of_weights
 from isomax_evaluation.data import Decoding
-from isomax_evaluation.extraction.store import Digests, digests_of_weights
 
 
 @dataclass(frozen=True)

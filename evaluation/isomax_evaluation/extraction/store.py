@@ -3,7 +3,7 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -11,8 +11,9 @@ from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from isomax_adapters.pytorch_ood import Digests
 from isomax_evaluation.output.errors import InputError
 from isomax_evaluation.output.files import write_json
 
@@ -26,14 +27,6 @@ class Outputs:
     logits: Tensor  #: :math:`N \times C`
     features: Tensor  #: :math:`N \times D`
     labels: Tensor  #: :math:`N`; OOD < 0
-
-
-@dataclass(frozen=True)
-class Digests:
-    """What tells a model from others."""
-
-    whole: str
-    backbone: str  #: without its heads
 
 
 def together(*several: Outputs) -> Outputs:
@@ -184,7 +177,7 @@ def keeper(
     """The place of one model's outputs on one set of images.
 
     :param store: folder of all outputs
-    :param weights: digests of the model, from :func:`digests_of_weights`
+    :param weights: what tells the model from others
     :param preprocessing: what is done to an image before the model sees it
     :param images: digest of the images, in their order
     :param count: their number
@@ -197,18 +190,3 @@ def keeper(
     }
     key = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:24]
     return OutputsOnDisk(store / key, about | {"backbone": weights.backbone}, count)
-
-
-def digests_of_weights(model: nn.Module, heads: Sequence[nn.Module] = ()) -> Digests:
-    """24 hexadecimal digits that change with the names, shapes and values of a model's tensors, and
-    with its kind; and as many that do not change with those of its heads."""
-    of_heads = {id(t) for head in heads for t in head.state_dict(keep_vars=True).values()}
-    whole = hashlib.sha256(type(model).__name__.encode())
-    backbone = whole.copy()
-    for name, tensor in sorted(model.state_dict(keep_vars=True).items()):
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
-        described = f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode()
-        for found in (whole,) if id(tensor) in of_heads else (whole, backbone):
-            found.update(described)
-            found.update(flat.view(torch.uint8).numpy())
-    return Digests(whole.hexdigest()[:24], backbone.hexdigest()[:24])

@@ -21,16 +21,14 @@ from torch.utils.data import DataLoader, Dataset
 from isomax import IsoMaxHead
 from isomax.fitting import accuracy, fit_head
 from isomax.starting import start_at_means, start_at_zero
-from isomax_adapters.pytorch_ood import Parts
+from isomax_adapters.pytorch_ood import Digests, Parts, digests_of_weights
 from isomax_evaluation.data import Divided, Images, Transformed
 from isomax_evaluation.data.digests import digest
 from isomax_evaluation.data.loading import workers_for
 from isomax_evaluation.extraction.one_pass import one_pass
 from isomax_evaluation.extraction.sharing import adopt
 from isomax_evaluation.extraction.store import (
-    Digests,
     Outputs,
-    digests_of_weights,
     keeper,
     together,
 )

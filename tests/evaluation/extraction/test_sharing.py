@@ -6,11 +6,11 @@ import pytest
 import timm
 import torch
 
-from isomax_adapters.pytorch_ood import Parts
+from isomax_adapters.pytorch_ood import Parts, digests_of_weights
 from isomax_adapters.timm import create_model
 from isomax_evaluation.extraction.one_pass import one_pass
 from isomax_evaluation.extraction.sharing import adopt
-from isomax_evaluation.extraction.store import digests_of_weights, keeper
+from isomax_evaluation.extraction.store import keeper
 
 
 def place(store, model, parts, images="a", preprocessing=None):

@@ -9,13 +9,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isomax_adapters.pytorch_ood import Parts
+from isomax_adapters.pytorch_ood import Digests, Parts, digests_of_weights
 from isomax_evaluation.extraction.one_pass import one_pass
 from isomax_evaluation.extraction.store import (
-    Digests,
     OutputsInMemory,
     OutputsOnDisk,
-    digests_of_weights,
     keeper,
 )
 from isomax_evaluation.output.errors import InputError

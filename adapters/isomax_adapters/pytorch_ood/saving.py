@@ -1,0 +1,194 @@
+"""Fitted detectors as part of a model folder: tensors in safetensors, the rest JSON.
+
+What a detector is given by the model (encoder, classifier) is not written: it is built of the model
+again, and what fitting has made is put back.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pytorch_ood.api import Detector
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from sklearn.neighbors import NearestNeighbors
+from torch import Tensor, nn
+
+from isomax.heads import _DistanceHead
+from isomax_adapters.pytorch_ood.detectors import detectors_for
+from isomax_adapters.pytorch_ood.digests import digests_of_weights
+from isomax_adapters.pytorch_ood.parts import Parts
+from isomax_adapters.timm import ModelFolderError, load_model
+
+DETECTOR, STATE = "detector.json", "detector.safetensors"
+PLAIN = (bool, int, float, str, type(None))
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What a model folder says of its detector."""
+
+    name: str  #: one of :data:`NAMES`
+    values: dict[str, Any]  #: numbers and texts of its state
+    weights: str  #: digest of the model that it was fitted on
+    hyperparameters: dict[str, Any] = field(default_factory=dict)
+    fit_images: int | None = None  #: how many it was fitted on; ``None`` if it is not fitted
+    data: str | None = None  #: digest of these images
+
+
+def save_detector(detector: Detector, saved: Saved, folder: str | Path) -> None:
+    """Write a detector into a model folder, in the place of another one.
+
+    :param saved: what is said of it; its values are the detector's own, whatever they are here
+    :raises TypeError: if it holds what can be neither written nor built again
+    """
+    tensors, values = state_of(detector)
+    folder = Path(folder)
+    content = asdict(saved) | {"values": values}
+    for name, write in (
+        (STATE, lambda path: save_file(tensors, path)),
+        (DETECTOR, lambda path: path.write_text(json.dumps(content, indent=1), encoding="utf-8")),
+    ):
+        partial = folder / f".{name}.partial"
+        write(partial)
+        partial.replace(folder / name)
+
+
+def read_detector(folder: str | Path) -> Saved | None:
+    """What a model folder says of its detector; ``None`` if it has none.
+
+    :raises ModelFolderError: if that is damaged
+    """
+    path = Path(folder) / DETECTOR
+    if not path.is_file():
+        return None
+    try:
+        return Saved(**json.loads(path.read_text(encoding="utf-8")))
+    except (TypeError, ValueError) as error:
+        raise ModelFolderError(f"{path} is damaged: {error}") from error
+
+
+def load_detector(folder: str | Path, model: nn.Module | Parts | None = None) -> Detector:
+    """The fitted detector of a model folder, on its model; its scores are bit for bit those that it
+    had.
+
+    :param model: the folder's model, if it has been loaded
+    :raises ModelFolderError: if the folder has no detector, it is damaged, or it was fitted on a
+        model of other weights
+    """
+    folder = Path(folder)
+    saved = read_detector(folder)
+    if saved is None:
+        raise ModelFolderError(f"{folder} has no {DETECTOR}: no detector was fitted for it")
+    model = load_model(folder) if model is None else model
+    parts = model if isinstance(model, Parts) else Parts(model)
+    found = digests_of_weights(parts.model).whole
+    if found != saved.weights:
+        raise ModelFolderError(
+            f"the detector in {folder} was fitted on a model with the digest {saved.weights}, and "
+            f"the weights there have {found}; calibrate the model again"
+        )
+    try:
+        tensors = load_file(folder / STATE)
+        (detector,) = detectors_for(parts, [saved.name]).values()
+        restore(detector, tensors, saved.values)
+    except (OSError, KeyError, RuntimeError, TypeError, ValueError, SafetensorError) as error:
+        raise ModelFolderError(f"the detector in {folder} is damaged: {error}") from error
+    return detector
+
+
+def state_of(detector: Detector) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What fitting and settings have made of a detector: tensors, and what JSON takes.
+
+    :raises TypeError: if it holds what can be neither written nor built again
+    """
+    tensors: dict[str, Tensor] = {}
+    values: dict[str, Any] = {}
+    for key, value in vars(detector).items():
+        _take(key, value, tensors, values)
+    return {k: v.detach().cpu().contiguous() for k, v in tensors.items()}, values
+
+
+def _take(key: str, value: Any, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+    if isinstance(value, Tensor):
+        tensors[key] = value
+    elif isinstance(value, np.ndarray):
+        tensors[key] = torch.from_numpy(value)
+    elif isinstance(value, np.generic):
+        tensors[key] = torch.from_numpy(np.array(value))
+    elif isinstance(value, PLAIN):
+        values[key] = value
+    elif isinstance(value, NearestNeighbors):
+        if hasattr(value, "_fit_X"):
+            tensors[key] = torch.from_numpy(value._fit_X)
+    elif isinstance(value, (_DistanceHead, nn.ParameterDict)):
+        for name, parameter in value.state_dict().items():
+            tensors[f"{key}.{name}"] = parameter
+    elif isinstance(value, Mapping):
+        for name, item in value.items():
+            _take(f"{key}.{name}", item, tensors, values)
+    elif type(value).__module__.startswith("pytorch_ood.detector.openmax"):
+        for name, item in vars(value).items():
+            _take(f"{key}.{name}", item, tensors, values)
+    elif not (callable(value) or isinstance(value, (nn.Module, torch.device))):
+        raise TypeError(f"{type(value).__name__} in {key} cannot be written into a model folder")
+
+
+def restore(detector: Any, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+    """Put back what :func:`state_of` took."""
+    own = {key: value for key, value in values.items() if "." not in key}
+    for key, value in own.items():
+        setattr(detector, key, value)
+    nested: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        first, dot, rest = key.partition(".")
+        if dot:
+            nested.setdefault(first, {})[rest] = tensor
+        elif isinstance(vars(detector).get(first), NearestNeighbors):
+            vars(detector)[first].fit(tensor.numpy())
+        else:
+            setattr(detector, first, tensor)
+    for key, parts in nested.items():
+        if key == "_openmax":
+            plain = {k.partition(".")[2]: v for k, v in values.items() if k.startswith(f"{key}.")}
+            detector._openmax = _open_max(parts, plain)
+        elif hasattr(detector, "head_class"):
+            classes, width = parts["prototypes"].shape
+            head = detector.head_class(width, classes, device="meta").to_empty(device="cpu")
+            head.load_state_dict(parts)
+            detector.head = head.eval()
+        else:
+            setattr(detector, key, nn.ParameterDict(_parameters(parts)))
+    if detector.device is not None:
+        detector.to(detector.device)
+
+
+def _parameters(parts: Mapping[str, Tensor]) -> dict[str, nn.Parameter]:
+    ordered = sorted(parts, key=int)  # of classes
+    return {name: nn.Parameter(parts[name], requires_grad=False) for name in ordered}
+
+
+def _open_max(tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> Any:
+    from pytorch_ood.detector.openmax.libnotmr import LibNotMR
+    from pytorch_ood.detector.openmax.numpy import OpenMax
+
+    made = OpenMax()
+    made._reset()
+    weibulls: dict[int, Any] = {}
+    for content in (values, {name: tensor.numpy() for name, tensor in tensors.items()}):
+        for key, value in content.items():
+            first, _, rest = key.partition(".")
+            value = value[()] if isinstance(value, np.ndarray) and not value.ndim else value
+            if first == "centers":
+                made.centers[int(rest)] = value
+            elif first == "distributions":
+                label, _, name = rest.partition(".")
+                setattr(weibulls.setdefault(int(label), LibNotMR()), name, value)
+            else:
+                setattr(made, first, value)
+    made.distributions = {label: weibulls[label] for label in sorted(weibulls)}
+    return made
