@@ -1,0 +1,241 @@
+"""Fitted detectors as networks that torch can export: logits, features or feature maps to scores.
+
+Most are exported as they are. Those whose code a graph cannot hold (control flow, scikit-learn,
+numpy, passes over a distance matrix) are written again here, as what they compute.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from pytorch_ood.api import Detector, FeatureMapsDetector, FeaturesDetector, LogitsDetector
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import isomax
+from isomax_adapters.pytorch_ood import NAMES
+
+LARGEST = 2**31 - 2**24  # bytes of an ONNX file
+
+KINDS: dict[type, str] = {
+    LogitsDetector: "logits",
+    FeaturesDetector: "features",
+    FeatureMapsDetector: "feature_maps",
+}
+_NOT: dict[str, str] = {
+    "RankFeat": "it takes a singular value decomposition of each image's maps, which ONNX lacks; "
+    "ReAct or ASH rectify features too",
+}
+
+
+def kind_of(detector: Detector) -> str | None:
+    """``logits``, ``features`` or ``feature_maps``: what a detector scores; ``None`` if that is
+    the image itself."""
+    return next((kind for base, kind in KINDS.items() if isinstance(detector, base)), None)
+
+
+def why_not_exported(name: str, detector: Detector, classes: int, width: int) -> str | None:
+    """Why a detector cannot be part of a file, and which can be in its place; ``None`` if it can.
+
+    :param classes: number of classes
+    :param width: number of features
+    """
+    if name in _NOT:
+        return f"{name} cannot be exported: {_NOT[name]}"
+    if kind_of(detector) is None:
+        return (
+            f"{name} cannot be exported: it takes gradients or several passes, and a file has one "
+            f"forward pass; of those that have, {'MahalanobisPP' if 'Mahalanobis' in name else 'EnergyBased'} "
+            "is nearest"
+        )
+    size = 8 * classes * width**2 if name == "GMM" else 0
+    if size > LARGEST:
+        return (
+            f"GMM cannot be exported: a matrix of {width} x {width} for each of {classes} classes "
+            f"is {size / 1e9:.1f} GB, and a file has at most 2; MahalanobisPP shares one"
+        )
+    return None
+
+
+def scorer_of(detector: Any, bank: int | None = None) -> nn.Module:
+    """A network from what a detector scores to its scores, float32 ``[N]``.
+
+    :param bank: keep at most so many fitted samples of detectors that compare with each, the
+        nearest neighbours' and NNGuide's, evenly spaced
+    """
+    for base, make in _WRITTEN.items():
+        if isinstance(detector, base):
+            return make(detector) if bank is None else make(_with_bank(detector, bank))
+    return _AsItIs(_with_bank(detector, bank) if bank else detector)
+
+
+class _AsItIs(nn.Module):
+    def __init__(self, detector: Any) -> None:
+        super().__init__()
+        self._predict: Callable[[Tensor], Tensor] = getattr(
+            detector, f"predict_{kind_of(detector)}"
+        )
+
+    def forward(self, given: Tensor) -> Tensor:
+        return self._predict(given).float()
+
+
+class _Entropy(nn.Module):
+    def __init__(self, detector: Any) -> None:
+        super().__init__()
+
+    def forward(self, logits: Tensor) -> Tensor:
+        log_p = logits.log_softmax(dim=1)
+        return -(log_p.exp() * log_p).sum(dim=1)
+
+
+class _Mahalanobis(nn.Module):
+    """In float64, as it is fitted: one matrix product, then differences to the class means."""
+
+    def __init__(self, detector: Any) -> None:
+        super().__init__()
+        self.normalize = detector.normalize
+        self.register_buffer("center", detector.center.double().cpu())
+        self.register_buffer("whitening", detector.whitening.double().cpu())
+        self.register_buffer(
+            "means", (detector.mu - detector.center).double().cpu() @ self.whitening
+        )
+        background = getattr(detector, "background_whitening", None)
+        self.background = None if background is None else nn.Buffer(background.double().cpu())
+
+    def forward(self, features: Tensor) -> Tensor:
+        z = features.double()
+        z = F.normalize(z, dim=1) if self.normalize else z
+        z = z - self.center
+        white = z @ self.whitening
+        square = (white * white).sum(dim=1, keepdim=True)
+        products = white @ self.means.T
+        distances = square - 2 * products + (self.means * self.means).sum(dim=1)
+        nearest = distances.amin(dim=1)
+        if self.background is not None:
+            around = z @ self.background
+            nearest = nearest - (around * around).sum(dim=1)
+        return nearest.float()
+
+
+class _KNN(nn.Module):
+    """The k-th largest product with the bank, and then the distance to that sample itself."""
+
+    def __init__(self, detector: Any) -> None:
+        super().__init__()
+        self.k, self.normalize = detector.k, detector.normalize
+        bank = torch.from_numpy(np.asarray(detector.knn._fit_X)).float()
+        self.register_buffer("bank", bank)
+        self.register_buffer("half_square", (bank * bank).sum(dim=1) / 2)
+
+    def forward(self, features: Tensor) -> Tensor:
+        z = features.float()
+        z = F.normalize(z, dim=1) if self.normalize else z
+        nearness = z @ self.bank.T - self.half_square
+        place = nearness.topk(self.k, dim=1).indices[:, self.k - 1]
+        return (z - self.bank[place]).norm(dim=1)
+
+
+class _NCI(nn.Module):
+    def __init__(self, detector: Any) -> None:
+        super().__init__()
+        self.alpha = detector.alpha
+        self.register_buffer("mean", detector.global_mean.float().cpu())
+        self.register_buffer("weight", detector.head.weight.detach().float().cpu())
+        self.register_buffer("bias", detector.head.bias.detach().float().cpu())
+
+    def forward(self, features: Tensor) -> Tensor:
+        predicted = (features @ self.weight.T + self.bias).argmax(dim=1)
+        away = features - self.mean
+        # not divided by the length of the weights, as pytorch-ood has it
+        score = -(away * self.weight[predicted]).sum(dim=1) / away.norm(dim=1)
+        return score - self.alpha * features.abs().sum(dim=1) if self.alpha > 0 else score
+
+
+class _OpenMax(nn.Module):
+    def __init__(self, detector: Any) -> None:
+        super().__init__()
+        fitted = detector._openmax
+        self.alpha, self.euclid_weight = float(fitted.alpha), float(fitted.euclid_weight)
+        labels = sorted(fitted.distributions)
+        weibulls = [fitted.distributions[label] for label in labels]
+        self.register_buffer("labels", torch.tensor(labels))
+        centers = np.stack([fitted.centers[label] for label in labels])
+        self.register_buffer("centers", torch.from_numpy(centers).double())
+        for name, values in (
+            ("shape", [w.c for w in weibulls]),
+            ("scale", [w.scale for w in weibulls]),
+            ("shift", [w.translation - float(w.min_val) for w in weibulls]),
+        ):
+            self.register_buffer(name, torch.tensor(np.array(values, dtype=float)))
+
+    def forward(self, logits: Tensor) -> Tensor:
+        z = logits.double()
+        away = (z[:, None, :] - self.centers).norm(dim=2)
+        if self.euclid_weight != 1:
+            cosine = F.cosine_similarity(z[:, None, :], self.centers, dim=2, eps=0)
+            away = self.euclid_weight * away + (1 - self.euclid_weight) * (1 - cosine)
+        beyond = ((away + self.shift) / self.scale).clamp(min=0)
+        weibull = 1 - torch.exp(-(beyond**self.shape))
+        too_far = torch.ones_like(z).index_copy(1, self.labels, weibull)
+        # how many logits are larger, equal ones before it counted
+        places = torch.arange(z.shape[1], device=z.device)
+        larger = (z[:, None, :] > z[:, :, None]) | (
+            (z[:, None, :] == z[:, :, None]) & (places[None, :] < places[:, None])
+        )
+        rank = larger.sum(dim=2).double()
+        revised = z * too_far * (1 - rank / self.alpha).clamp(min=0)
+        unknown = revised.sum(dim=1, keepdim=True)
+        return torch.cat([unknown, z - revised], dim=1).softmax(dim=1)[:, 0].float()
+
+
+class _KLMatching(nn.Module):
+    def __init__(self, detector: Any) -> None:
+        super().__init__()
+        dists = torch.stack([d.detach() for d in detector.dists.values()])
+        lowest = torch.finfo(dists.dtype).min
+        self.register_buffer("log_dists", dists.log().nan_to_num(neginf=lowest))
+
+    def forward(self, logits: Tensor) -> Tensor:
+        log_p = logits.log_softmax(dim=1)
+        p = log_p.exp()
+        return ((p * log_p).sum(dim=1, keepdim=True) - p @ self.log_dists.T).amin(dim=1)
+
+
+def _with_bank(detector: Any, most: int) -> Any:
+    """A detector that compares with at most so many fitted samples."""
+    import copy
+
+    if hasattr(detector, "knn"):
+        fitted = np.asarray(detector.knn._fit_X)
+        if len(fitted) > most:
+            detector = copy.copy(detector)
+            detector.knn = copy.copy(detector.knn)
+            detector.knn = detector.knn.__class__().fit(fitted[_spaced(len(fitted), most)])
+    elif hasattr(detector, "_scaled_features") and len(detector._scaled_features) > most:
+        detector = copy.copy(detector)
+        fitted = detector._scaled_features
+        detector._scaled_features = fitted[_spaced(len(fitted), most)]
+    return detector
+
+
+def _spaced(count: int, most: int) -> np.ndarray:
+    return np.linspace(0, count - 1, most).round().astype(int)
+
+
+def _classes() -> dict[type, Callable[[Any], nn.Module]]:
+    import pytorch_ood.detector as ood
+
+    return {
+        ood.Entropy: _Entropy,
+        isomax.MahalanobisPP: _Mahalanobis,  # RMD++ and the plain ones are of its kind
+        ood.KNN: _KNN,
+        ood.NCI: _NCI,
+        ood.OpenMax: _OpenMax,
+        ood.KLMatching: _KLMatching,
+    }
+
+
+_WRITTEN = _classes()
+assert set(_NOT) <= set(NAMES)
