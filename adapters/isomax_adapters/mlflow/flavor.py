@@ -54,10 +54,11 @@ _OUTPUTS = {
     "class_name": DataType.string,
     "confidence": DataType.double,
     "score": DataType.double,
+    "p_value": DataType.double,
     "is_ood": DataType.boolean,
     "error": DataType.string,
 }
-_NUMBERS = ["confidence", "score"]
+_NUMBERS = ["confidence", "score", "p_value"]
 _PACKAGE = Path(__file__).parents[1]
 
 
@@ -207,10 +208,10 @@ class _PyfuncModel:
     def predict(
         self, model_input: pd.DataFrame | np.ndarray, params: dict[str, Any] | None = None
     ) -> pd.DataFrame:
-        """Label, class name, confidence, score and verdict of each image.
+        """Label, class name, confidence, score, p-value and verdict of each image.
 
-        An image that cannot be decoded is a row with ``error`` set, and neither confidence nor
-        score.
+        An image that cannot be decoded is a row with ``error`` set, and without confidence, score
+        and p-value.
 
         :param model_input: a DataFrame with a column of encoded images (bytes), or an array, uint8
             ``[N, H, W, C]``
@@ -296,7 +297,7 @@ def _signature(scorer: Scorer, example: pd.DataFrame | np.ndarray) -> ModelSigna
     return ModelSignature(
         inputs=inputs,
         outputs=Schema(
-            # an image that cannot be decoded has no confidence and no score
+            # an image that cannot be decoded has none of these
             [ColSpec(k, n, required=n not in _NUMBERS) for n, k in _OUTPUTS.items()]
         ),
         params=ParamSchema([ParamSpec("alpha", DataType.double, scorer.alpha)]),

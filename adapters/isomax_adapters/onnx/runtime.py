@@ -43,6 +43,8 @@ class Result:
     p_value: float = float("nan")
     is_ood: bool = True  #: whether the score lies above the threshold
     error: str = ""
+    #: name and calibrated probability of as many classes as asked for, the most probable first
+    top: tuple[tuple[str, float], ...] = ()
 
 
 class Scorer:
@@ -158,19 +160,24 @@ class Scorer:
             outputs["p_value"] = self.steps.p_values(outputs["score"])
         return outputs
 
-    def score(self, inputs: Iterable[Input] | Input, batch_size: int = 16) -> list[Result]:
+    def score(
+        self, inputs: Iterable[Input] | Input, batch_size: int = 16, top: int = 0
+    ) -> list[Result]:
         """Score images, one result per input, in order.
 
         :param inputs: paths, encoded images (bytes) or uint8 arrays ``[H, W, C]`` as :meth:`run`
             takes them; one or many, or one array ``[N, H, W, C]``
+        :param top: of how many classes to give the probability; of all, if there are fewer
         :return: results; an input that cannot be decoded or scored has ``error`` set
         """
         single = isinstance(inputs, (str, os.PathLike, bytes, bytearray, memoryview)) or (
             isinstance(inputs, np.ndarray) and inputs.ndim == 3
         )
-        return list(self.stream([inputs] if single else inputs, batch_size))  # type: ignore[list-item, arg-type]
+        return list(self.stream([inputs] if single else inputs, batch_size, top))  # type: ignore[list-item, arg-type]
 
-    def stream(self, inputs: Iterable[Input], batch_size: int = 16) -> Iterator[Result]:
+    def stream(
+        self, inputs: Iterable[Input], batch_size: int = 16, top: int = 0
+    ) -> Iterator[Result]:
         """As :meth:`score`, one by one, in memory that does not grow with the number of inputs.
 
         Threads decode the next images while the network runs, ``PIXELS_AT_ONCE`` ahead at most; a
@@ -179,6 +186,8 @@ class Scorer:
         """
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; expected at least 1")
+        if top < 0:
+            raise ValueError(f"top is {top}; expected a number of classes")
         numbered = enumerate(inputs)
         waiting: deque[tuple[int, Future[tuple[str, Any]]]] = deque()
         failure: Exception | None = None
@@ -218,14 +227,14 @@ class Scorer:
                 if not batch:
                     break
                 look_ahead()  # decoded while the network runs
-                yield from self._score_decoded(batch)
+                yield from self._score_decoded(batch, top)
         finally:
             room.close()
             pool.shutdown(cancel_futures=True)
         if failure is not None:
             raise failure
 
-    def _score_decoded(self, images: list[tuple[str, Any]]) -> list[Result]:
+    def _score_decoded(self, images: list[tuple[str, Any]], top: int) -> list[Result]:
         results: dict[int, Result] = {}
         by_size: dict[tuple[int, ...], list[int]] = {}
         for position, (source, image) in enumerate(images):
@@ -235,16 +244,16 @@ class Scorer:
                 by_size.setdefault(image.shape, []).append(position)
         for positions in by_size.values():
             same_size = [images[position] for position in positions]
-            results.update(zip(positions, self._score_same_size(same_size), strict=True))
+            results.update(zip(positions, self._score_same_size(same_size, top), strict=True))
         return [results[position] for position in range(len(images))]
 
-    def _score_same_size(self, images: list[tuple[str, np.ndarray]]) -> list[Result]:
+    def _score_same_size(self, images: list[tuple[str, np.ndarray]], top: int) -> list[Result]:
         pixels = [image for _, image in images]
         try:
             outputs = self.run(pixels[0][None] if len(pixels) == 1 else np.stack(pixels))
         except Exception as error:  # such as too little memory
             if len(images) > 1:  # one may be to blame
-                return [self._score_same_size([image])[0] for image in images]
+                return [self._score_same_size([image], top)[0] for image in images]
             return [Result(images[0][0], error=f"{type(error).__name__}: {_first_line(error)}")]
         results = []
         for name, (_, rank) in OUTPUTS.items():  # a graph may break its promises
@@ -266,9 +275,17 @@ class Scorer:
                     score=float(outputs["score"][row]),
                     p_value=float(outputs["p_value"][row]),
                     is_ood=bool(outputs["is_ood"][row]),
+                    top=self._top(outputs["logits"][row], outputs["probabilities"][row], top),
                 )
             )
         return results
+
+    def _top(
+        self, logits: np.ndarray, probabilities: np.ndarray, count: int
+    ) -> tuple[tuple[str, float], ...]:
+        # by the logits: probabilities can be the same where these are not
+        order = np.argsort(-logits, kind="stable")[:count] if count else ()
+        return tuple((self.class_names[at], float(probabilities[at])) for at in order)
 
     def _decode(self, number: int, source: Input, room: Room) -> tuple[str, np.ndarray | str]:
         """The image as an array, or the reason why there is none; takes its turn for room."""

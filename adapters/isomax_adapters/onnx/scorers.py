@@ -44,10 +44,10 @@ def why_not_exported(name: str, detector: Detector, classes: int, width: int) ->
     if name in _NOT:
         return f"{name} cannot be exported: {_NOT[name]}"
     if kind_of(detector) is None:
+        nearest = "MahalanobisPP" if "Mahalanobis" in name else "EnergyBased"
         return (
             f"{name} cannot be exported: it takes gradients or several passes, and a file has one "
-            f"forward pass; of those that have, {'MahalanobisPP' if 'Mahalanobis' in name else 'EnergyBased'} "
-            "is nearest"
+            f"forward pass; of those that have, {nearest} is nearest"
         )
     size = 8 * classes * width**2 if name == "GMM" else 0
     if size > LARGEST:

@@ -1,5 +1,6 @@
 """``isomax score``."""
 
+import json
 import os
 import warnings
 from collections.abc import Iterable
@@ -27,9 +28,22 @@ def score(
             metavar="PATH",
         ),
     ] = None,
+    top: Annotated[
+        int, typer.Option(min=0, help="The N most probable classes too, with their probabilities.")
+    ] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object per image.")] = False,
 ) -> None:
-    """Label, confidence, outlier score and verdict of each image. Exit status 1 if some failed."""
+    """Label, confidence, outlier score, p-value and verdict of each image. Exit status 1 if some
+    failed.
+
+    At most a share of alpha of known images has a p-value of at most alpha, for any alpha.
+    """
     with one_line_errors():
+        if out and (top or as_json):
+            option = "--json" if as_json else f"--top {top}"
+            raise InputError(
+                f"{option} is for what is printed: leave out --out, and send it to a file"
+            )
         from isomax_adapters.onnx.images import LeavingOut, find_images
         from isomax_adapters.onnx.runtime import Scorer
 
@@ -48,7 +62,10 @@ def score(
         images = chain([first], images)
         # what is wrong with an image is said in its row
         warnings.filterwarnings("ignore", module=r"PIL\.")
-        failed = _score_to_file(scorer, images, out) if out else _score_to_screen(scorer, images)
+        if out:
+            failed = _score_to_file(scorer, images, out)
+        else:
+            failed = (_score_to_json if as_json else _score_to_screen)(scorer, images, top)
     if reasons := left_out.listed():
         typer.echo(f"left out: {'; '.join(map(str, reasons))}", err=True)
     if failed:
@@ -56,20 +73,43 @@ def score(
         raise typer.Exit(1)
 
 
-def _score_to_screen(scorer: Any, images: Iterable[str]) -> int:
-    failed = 0
-    typer.echo("file\tlabel\tconfidence\tscore\tverdict")
-    for result in scorer.stream(images):
+def _score_to_screen(scorer: Any, images: Iterable[str], top: int) -> int:
+    failed, shown = 0, min(top, len(scorer.class_names))
+    columns = ["file", "label", "confidence", "score", "p-value", "verdict"]
+    for place in range(1, shown + 1):
+        columns += [f"class {place}", f"probability {place}"]
+    typer.echo("\t".join(columns))
+    for result in scorer.stream(images, top=top):
         name = _printable(result.source)
         if result.error:
             failed += 1
-            typer.echo(f"{name}\t\t\t\terror")
+            typer.echo(f"{name}\t\t\t\t\terror" + "\t\t" * shown)
             typer.echo(f"{name}: not scored: {result.error}", err=True)
             continue
-        verdict = "OOD" if result.is_ood else "ID"
-        typer.echo(
-            f"{name}\t{_printable(result.class_name)}\t{result.confidence:.4f}\t{result.score:.7g}\t{verdict}"
-        )
+        cells = [
+            name,
+            _printable(result.class_name),
+            f"{result.confidence:.4f}",
+            f"{result.score:.7g}",
+            f"{result.p_value:.4g}",
+            "OOD" if result.is_ood else "ID",
+        ]
+        for class_name, probability in result.top:
+            cells += [_printable(class_name), f"{probability:.4f}"]
+        typer.echo("\t".join(cells))
+    return failed
+
+
+def _score_to_json(scorer: Any, images: Iterable[str], top: int) -> int:
+    from isomax_evaluation.deployment.scoring import as_row
+
+    failed = 0
+    for result in scorer.stream(images, top=top):
+        failed += bool(result.error)
+        row = as_row(result)
+        if top:
+            row["top"] = [{"class_name": name, "probability": p} for name, p in result.top]
+        typer.echo(json.dumps(row))
     return failed
 
 

@@ -7,7 +7,7 @@ import csv
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, fields
+from dataclasses import fields
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, TextIO
 from isomax_adapters.onnx.runtime import Result, Scorer
 from isomax_evaluation.output.errors import InputError
 
-COLUMNS = tuple(field.name for field in fields(Result))
+COLUMNS = tuple(field.name for field in fields(Result) if field.name != "top")
 HEADER = ",".join(COLUMNS) + "\r\n"
 FORMATS = (".csv", ".jsonl", ".parquet")
 
@@ -98,7 +98,7 @@ def _score_to_rows(
         if rows.suffix == ".csv" and not file.tell():
             file.write(HEADER)
         for result in scorer.stream(chain(ahead, remaining)):
-            _write(file, rows.suffix, _row(result))
+            _write(file, rows.suffix, as_row(result))
             file.flush()
             failed += bool(result.error)
             total += 1
@@ -106,10 +106,11 @@ def _score_to_rows(
     return total, failed
 
 
-def _row(result: Result) -> dict[str, Any]:
-    row = asdict(result) | {"source": _name(result.source)}
-    if result.error:  # nothing is known of it
-        row |= {"label": None, "class_name": None, "confidence": None, "score": None}
+def as_row(result: Result) -> dict[str, Any]:
+    """What is known of an image, by column; ``None`` where nothing is."""
+    row = {name: getattr(result, name) for name in COLUMNS} | {"source": _name(result.source)}
+    if result.error:
+        row |= dict.fromkeys(("label", "class_name", "confidence", "score", "p_value"))
     return row
 
 
@@ -220,7 +221,8 @@ def _to_parquet(rows: Path, out: Path) -> None:
     import pyarrow as pa
     from pyarrow import parquet
 
-    types = {"label": pa.int64(), "confidence": pa.float64(), "score": pa.float64()}
+    types = {"label": pa.int64()}
+    types |= dict.fromkeys(("confidence", "score", "p_value"), pa.float64())
     schema = pa.schema(
         [
             (name, types.get(name, pa.bool_() if name == "is_ood" else pa.string()))

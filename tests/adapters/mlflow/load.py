@@ -43,7 +43,7 @@ def load(server: Server, model: Path, count: int, clients: int) -> Outcome:
     outcome, images = Outcome(), good_images(50)
     expected = [
         {"label": r.label, "class_name": r.class_name, "confidence": r.confidence,
-         "score": r.score, "is_ood": r.is_ood, "error": ""}
+         "score": r.score, "p_value": r.p_value, "is_ood": r.is_ood, "error": ""}
         for r in Scorer(model).score(images, batch_size=1)
     ]  # fmt: skip
     process = psutil.Process(server.process.pid)

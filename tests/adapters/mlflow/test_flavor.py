@@ -26,7 +26,7 @@ from .images import bad_images, good_images
 from .load import load
 from .servers import scoring_server
 
-COLUMNS = ["label", "class_name", "confidence", "score", "is_ood", "error"]
+COLUMNS = ["label", "class_name", "confidence", "score", "p_value", "is_ood", "error"]
 
 
 @pytest.fixture(scope="module")
@@ -45,9 +45,9 @@ def rows_of(scorer, images):
     """What the scorer says of each image, as the other doors put it."""
     results = scorer.score(images, batch_size=1)
     return [
-        [r.label, r.class_name, None, None, r.is_ood, r.error]
+        [r.label, r.class_name, None, None, None, r.is_ood, r.error]
         if r.error
-        else [r.label, r.class_name, r.confidence, r.score, r.is_ood, ""]
+        else [r.label, r.class_name, r.confidence, r.score, r.p_value, r.is_ood, ""]
         for r in results
     ]
 
@@ -118,6 +118,8 @@ def test_what_is_saved_says_what_it_takes_and_needs(saved):
     signature = mlflow.models.get_model_info(saved).signature
     assert signature.inputs.to_dict() == [{"type": "binary", "name": "image", "required": True}]
     assert [column.name for column in signature.outputs.inputs] == COLUMNS
+    missing = [column.name for column in signature.outputs.inputs if not column.required]
+    assert missing == ["confidence", "score", "p_value"]
     (alpha,) = signature.params.to_dict()
     assert (alpha["name"], alpha["default"]) == ("alpha", 0.05)
     with open(f"{saved}/requirements.txt") as file:

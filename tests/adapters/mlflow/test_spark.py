@@ -63,6 +63,7 @@ def test_spark_says_what_the_scorer_says(spark, model_path, tmp_path, alpha):  #
             result.class_name,
             None if result.error else result.confidence,
             None if result.error else result.score,
+            None if result.error else result.p_value,
             result.is_ood,
             result.error,
         ]

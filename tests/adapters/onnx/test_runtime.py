@@ -113,6 +113,25 @@ def test_run_gives_all_outputs(scorer):
     np.testing.assert_allclose(outputs["probabilities"].sum(axis=1), 1, rtol=1e-6)
 
 
+def test_the_most_probable_classes_come_with_their_probabilities(scorer):
+    images = [colour(250, 90, 5), colour(10, 90, 200)]
+    outputs = scorer.run(np.stack(images))
+    for row, result in enumerate(scorer.score(images, top=2)):
+        order = np.argsort(-outputs["logits"][row])[:2]
+        names = [scorer.class_names[at] for at in order]
+        assert result.top == tuple(
+            zip(names, map(float, outputs["probabilities"][row][order]), strict=True)
+        )
+        assert result.top[0] == (result.class_name, result.confidence)
+        assert result.top[0][1] > result.top[1][1]
+    assert [len(result.top) for result in scorer.score([*images, b""], top=9)] == [3, 3, 0]
+    assert scorer.score(images[0])[0].top == ()
+    sure = scorer.score(colour(255, 0, 0), top=3)[0]
+    assert sum(probability for _, probability in sure.top) == pytest.approx(1)
+    with pytest.raises(ValueError, match="top is -1"):
+        scorer.score(images, top=-1)
+
+
 def test_providers_are_those_of_onnx_runtime(model_path):
     image = colour(9, 99, 9)
     expected = Scorer(model_path).score(image)

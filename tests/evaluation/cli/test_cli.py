@@ -14,6 +14,7 @@ import mlflow
 import pytest
 from typer.testing import CliRunner
 
+from isomax_adapters.onnx.runtime import Scorer
 from isomax_evaluation.cli import app
 
 from ...adapters.mlflow.servers import tracking_server
@@ -47,15 +48,43 @@ def test_help_and_score_import_neither_torch_nor_mlflow(photos, compared):
 def test_score_prints_a_row_per_image(isomax, compared, photos, tmp_path):
     bad = tmp_path / "bad.jpg"
     bad.write_bytes(b"no image")
-    run = isomax("score", compared.output / "model.onnx", photos / "ash", bad)
+    run = isomax("score", compared.output / "model.onnx", photos / "ash", bad, "--top", 2)
     rows = [line.split("\t") for line in run.stdout.splitlines()]
-    assert rows[0] == ["file", "label", "confidence", "score", "verdict"]
+    classes = ["class 1", "probability 1", "class 2", "probability 2"]
+    assert rows[0] == ["file", "label", "confidence", "score", "p-value", "verdict", *classes]
     assert len(rows) == 42
-    assert {row[4] for row in rows[1:41]} <= {"ID", "OOD"}
-    assert rows[41] == [str(bad), "", "", "", "error"]
+    for row in rows[1:41]:
+        assert row[5] == ("OOD" if float(row[4]) <= 0.05 else "ID")
+        assert row[6:8] == row[1:3]
+        assert float(row[7]) >= float(row[9]) > 0
+    assert rows[41] == [str(bad), "", "", "", "", "error", "", "", "", ""]
     assert run.returncode == 1
     assert "bad.jpg: not scored" in run.stderr
     assert "1 could not be scored" in run.stderr
+
+
+def test_score_prints_json_per_image(isomax, compared, photos, tmp_path):
+    bad, model = tmp_path / "bad.jpg", compared.output / "model.onnx"
+    bad.write_bytes(b"no image")
+    run = isomax("score", model, photos / "ash", bad, "--json", "--top", 3)
+    rows = [json.loads(line, parse_constant=pytest.fail) for line in run.stdout.splitlines()]
+    assert (len(rows), run.returncode) == (41, 1)
+    files = [*sorted((photos / "ash").iterdir()), bad]
+    for row, result in zip(rows, Scorer(model).score(files, top=3), strict=True):
+        assert row["source"] == result.source
+        top = [(one["class_name"], one["probability"]) for one in row["top"]]
+        if result.error:
+            assert (row["error"], row["label"], row["p_value"], top) == (
+                result.error,
+                None,
+                None,
+                [],
+            )
+        else:
+            assert row["p_value"] == pytest.approx(result.p_value, abs=0.02)
+            assert top == [(name, pytest.approx(p, abs=1e-4)) for name, p in result.top]
+    plain = isomax("score", model, photos / "ash", "--json")
+    assert set(json.loads(plain.stdout.splitlines()[0])) == set(rows[0]) - {"top"}
 
 
 def test_a_folder_without_images_is_named(isomax, compared, tmp_path):
@@ -260,6 +289,11 @@ def test_train_then_export_then_score(isomax, tmp_path, photos):
             "the output folder {bad}/out lies in {bad}",
         ),
         (["score", "{junk}", "{junk}"], "is not an ONNX model"),
+        (
+            ["score", "{junk}", "{junk}", "--json", "--out", "a.csv"],
+            "--json is for what is printed",
+        ),
+        (["score", "{junk}", "{junk}", "--top", "5", "--out", "a.csv"], "--top 5 is for what is"),
         (["score", "{junk}", "/no/such/image"], "no such file or folder: /no/such/image"),
         (["speed", "--images", "{one}"], "--images goes with --onnx"),
         (["speed", "--onnx", "--images", "{empty}"], "no images in {empty}"),

@@ -64,6 +64,9 @@ def test_one_row_per_input_in_order(scorer, images, tmp_path, suffix):
         if not row["error"]:
             assert float(row["score"]) == pytest.approx(result.score, abs=1e-6)
             assert str(row["is_ood"]) == str(result.is_ood)
+            assert float(row["p_value"]) == pytest.approx(result.p_value, abs=0.01)
+        else:
+            assert row["p_value"] in ("", None)
     assert [path.name for path in tmp_path.glob(".*")] == [f".out{suffix}.run.json"]
 
 
@@ -78,8 +81,8 @@ def test_a_file_cut_off_anywhere_is_continued(scorer, images, tmp_path, monkeypa
     computed = []
     original = scorer.stream
 
-    def stream(inputs, batch_size=16):
-        for result in original(inputs, batch_size):
+    def stream(inputs, batch_size=16, top=0):
+        for result in original(inputs, batch_size, top):
             computed.append(result)
             yield result
 
