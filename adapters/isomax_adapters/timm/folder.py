@@ -44,7 +44,7 @@ def save_model(
         it differs from the model's own
     :param calibration: temperature and threshold
     :param grey_range: smallest and largest stored value of grey images of more than 8 bits, if not
-        those that their depth allows
+        those that their depth allows, nor those of the folder that the model was loaded from
     :return: the folder
     :raises ModelFolderError: if the folder exists and is no model folder
     :raises ValueError: if the number of class names is not the model's number of classes
@@ -55,6 +55,7 @@ def save_model(
     if class_names is not None and len(class_names) != model.num_classes:
         raise ValueError(f"{len(class_names)} class names for {model.num_classes} classes")
     folder.parent.mkdir(parents=True, exist_ok=True)
+    grey_range = grey_range or getattr(model, "grey_range", None)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
         new, old = Path(scratch) / "new", Path(scratch) / "old"
         new.mkdir()
@@ -86,7 +87,8 @@ def load_model(folder: str | Path) -> nn.Module:
     """The model of a model folder, in evaluation mode, on the CPU.
 
     Nothing is unpickled: weights come from ``model.safetensors`` only. The class names are in
-    ``model.pretrained_cfg["label_names"]``.
+    ``model.pretrained_cfg["label_names"]``; the range of grey values, if the folder says one, is
+    ``model.grey_range``.
 
     :raises ModelFolderError: if the folder is none, or damaged
     """
@@ -100,10 +102,13 @@ def load_model(folder: str | Path) -> nn.Module:
             f"{folder / CONFIG} names the architecture {architecture!r}, which timm does not have"
         )
     try:
-        model = timm.create_model(f"local-dir:{folder}", pretrained=True)
+        model: Any = timm.create_model(f"local-dir:{folder}", pretrained=True)
     except SafetensorError as error:
         raise ModelFolderError(f"{folder / WEIGHTS} is damaged: {error}") from error
-    return model.eval()
+    if grey_range := config.get("grey_range"):
+        model.grey_range = tuple(grey_range)
+    network: nn.Module = model.eval()
+    return network
 
 
 def save_calibration(calibration: Calibration, folder: str | Path) -> None:

@@ -123,5 +123,6 @@ class _Read(torch_data.Dataset):
                 content = repr(image.size).encode() + image.tobytes()
         except Exception as error:  # of a file that is gone, or a tensor of no type of numpy's
             reason = one_line(error.__cause__ or error)
-            return reason.replace(f" {name!r}", "").replace(name, "the file"), 0
+            reason = reason.replace(f" {name!r}", "").replace(name, "the file")
+            return reason.rstrip(": "), 0
         return "", int.from_bytes(hashlib.sha256(content).digest()[:8], "little")

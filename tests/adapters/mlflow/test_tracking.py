@@ -214,6 +214,13 @@ def test_a_table_that_has_grown_is_sent_on(folder, passed):
         run, _ = history(track(folder))
         assert len([name for name in run.data.metrics if name.startswith("AUROC/")]) == count
     assert run.data.metrics["AUROC/noise/C"] == 0.3
+    # what each class gets is a table too
+    (folder / "classes.csv").write_text("class,images,recall,false_alarm_rate\nrare,10,0.5,1.0\n")
+    client = mlflow.MlflowClient(tracking_uri=track(folder))
+    table = mlflow.artifacts.load_dict(f"{run.info.artifact_uri}/classes.json")
+    assert table["data"] == [["rare", 10, 0.5, 1]]
+    logged = client.get_run(run.info.run_id).data.tags["mlflow.loggedArtifacts"]
+    assert {"path": "classes.json", "type": "table"} in json.loads(logged)
     assert len(passed) == len(set(passed))
 
 

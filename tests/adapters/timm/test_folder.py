@@ -1,3 +1,4 @@
+import copy
 import json
 
 import pytest
@@ -49,6 +50,20 @@ def test_round_trip(model, calibration, tmp_path):
     other = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=7).eval()
     torch.testing.assert_close(other.forward_features(images), model.forward_features(images))
     assert other(images).shape == (2, 7)
+
+
+def test_the_range_of_grey_values_is_kept(model, tmp_path):
+    """Also of a model that was loaded, changed and saved again."""
+    first = isomax_timm.save_model(model, tmp_path / "a", grey_range=(0, 4095))
+    loaded = isomax_timm.load_model(first)
+    assert loaded.grey_range == (0, 4095)
+    folders = [first, isomax_timm.save_model(copy.deepcopy(loaded), tmp_path / "b")]
+    for folder in folders:
+        assert json.loads((folder / "config.json").read_text())["grey_range"] == [0, 4095]
+    other = isomax_timm.save_model(loaded, tmp_path / "c", grey_range=(5, 9))
+    assert isomax_timm.load_model(other).grey_range == (5, 9)
+    without = isomax_timm.save_model(model, tmp_path / "d")
+    assert not hasattr(isomax_timm.load_model(without), "grey_range")
 
 
 @pytest.mark.parametrize("drop_in", [True, False])

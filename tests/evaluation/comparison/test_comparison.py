@@ -125,6 +125,7 @@ def test_the_onnx_file_scores_as_the_model_does(compared):
     results = scorer.score([np.asarray(image) for image in images])
     assert [r.label for r in results] == labels.tolist()
     np.testing.assert_allclose([r.score for r in results], scores, rtol=0, atol=1e-4)
+    assert scorer.metadata["guarantee"] == "established"
     threshold = load_calibration(folder).threshold
     assert scorer.threshold == pytest.approx(threshold)
     assert [r.is_ood for r in results] == [r.score > np.float32(threshold) for r in results]

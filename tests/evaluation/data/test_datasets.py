@@ -41,13 +41,77 @@ def test_a_folder_without_splits_is_split_the_same_way_every_time(photos):
     assert np.bincount(test.labels).tolist() == [8, 8, 8]
 
 
-@pytest.mark.parametrize("test_name", ["test", "val", "validation"])
-def test_a_folder_with_splits_keeps_them(tmp_path, test_name):
-    make_folder(tmp_path / "train", ("a", "b"), 5)
-    make_folder(tmp_path / test_name, ("a", "b"), 3)
+@pytest.mark.parametrize("train_name", ["train", "Training"])
+@pytest.mark.parametrize("test_name", ["test", "val", "valid", "Validation", "TESTING", "Eval"])
+def test_a_folder_with_splits_keeps_them(tmp_path, monkeypatch, train_name, test_name):
+    """Under the home folder too, which a shell leaves to the program in ``--data=~/x``."""
+    make_folder(tmp_path / "x" / train_name, ("a", "b"), 2)
+    make_folder(tmp_path / "x" / test_name, ("a", "b"), 1)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in (str(tmp_path / "x"), "~/x"):
+        splits = data.open_splits(name)
+        assert splits.train.name == "x"
+        assert not splits.drawn
+        assert splits.held_out is None
+        for images, split, count in (
+            (splits.train, train_name, 4),
+            (splits.test, test_name, 2),
+        ):
+            names = [images.name_of(at) for at in range(len(images))]
+            assert len(names) == count
+            assert all(one.startswith(f"{tmp_path}/x/{split}/") for one in names)
+
+
+def test_train_alone_is_split_and_never_tested_on_itself(tmp_path):
+    make_folder(tmp_path / "train", ("a", "b"), 10)
     splits = data.open_splits(str(tmp_path))
-    train, test = splits.train, splits.test
-    assert (len(train), len(test)) == (10, 6)
+    assert splits.drawn
+    assert (len(splits.train), len(splits.test)) == (16, 4)
+    sets = [{one.name_of(at) for at in range(len(one))} for one in (splits.train, splits.test)]
+    assert len(set().union(*sets)) == 20
+    assert splits.found[-1] == "test: 4 of these, drawn by class"
+
+
+def test_layouts_of_data_sets_that_are_shared(tmp_path):
+    """Tiny ImageNet's, with a folder between class and images; years below classes."""
+    for split in ("train", "val"):
+        for name in ("n01", "n02"):
+            make_folder(tmp_path / split / name, ("images", "2019"), 2)
+    (tmp_path / "train/.ipynb_checkpoints").mkdir()
+    (tmp_path / "train/n01/images/._000.jpg").touch()
+    splits = data.open_splits(str(tmp_path))
+    assert splits.train.class_names == ("n01", "n02")
+    assert (len(splits.train), len(splits.test)) == (8, 8)
+    assert "name that begins with '.', '@' or '__': 2" in splits.found[0]
+
+
+@pytest.mark.parametrize("name", ["digits", "CIFAR10", "gaussian-noise"])
+def test_a_folder_goes_before_a_data_set_of_its_name(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    make_folder(tmp_path / name, ("a", "b"), 5)
+    assert data.open_splits(name).train.class_names == ("a", "b")
+    assert len(data.open_images(name)) == 10
+
+
+def test_labels_from_a_table_with_splits_groups_and_a_class_map(tmp_path):
+    make_folder(tmp_path / "pictures", ("a", "b"), 10)
+    rows = ["file;class;set;camera"]
+    for at in range(20):
+        path = f"pictures/{'ab'[at // 10]}/{at % 10:03}.jpg"
+        rows.append(f"{path};{('cat', 'dog')[at % 2]};{('train', 'test')[at % 5 == 4]};c{at % 4}")
+    (tmp_path / "labels.csv").write_text("\n".join(rows))
+    (tmp_path / "classes.txt").write_text("dog\ncat\n")
+    splits = data.open_splits(
+        str(tmp_path / "labels.csv"), group_by="camera", class_map=str(tmp_path / "classes.txt")
+    )
+    assert splits.train.class_names == ("dog", "cat")
+    assert (len(splits.train), len(splits.test)) == (16, 4)
+    assert sorted(set(splits.train.groups)) == ["c0", "c1", "c2", "c3"]
+    at = [splits.train.name_of(i)[-9:] for i in range(16)].index("a/001.jpg")
+    assert splits.train.class_of(at) == "dog"
+    (tmp_path / "labels.csv").write_text("\n".join([*rows, "pictures/none.jpg;cat;train;c0"]))
+    with pytest.raises(InputError, match=r"line 22: there is no file pictures/none\.jpg"):
+        data.open_splits(str(tmp_path / "labels.csv"))
 
 
 def test_sizes_and_modes_may_differ(tmp_path):

@@ -1,10 +1,19 @@
 """What a precision costs, in numbers that a comparison of the same model gives as well."""
 
-import numpy as np
-import pytest
+import os
+from dataclasses import replace
 
-from isomax_evaluation import data
+import numpy as np
+import pandas as pd
+import pytest
+from rich.progress import Progress
+
+from isomax_evaluation import data, train
+from isomax_evaluation.deployment import precision
 from isomax_evaluation.deployment.precision import measure
+from isomax_evaluation.training.recipes import RECIPES
+
+from ...image_folders import make_folder
 
 
 @pytest.fixture(scope="module")
@@ -48,3 +57,29 @@ def test_export_prints_what_int8_costs(isomax, compared, tmp_path):
         assert float(table["int8"][column]) == pytest.approx(float(table["fp32"][column]), abs=5)
     assert "verified" in run.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
+
+
+def test_what_calibrated_the_threshold_calibrates_no_precision(tmp_path, monkeypatch):
+    root = make_folder(tmp_path / "set", ("ash", "birch"), 60)
+    recipe = replace(RECIPES["digits"], epochs=1)
+    folder = train(
+        str(root), tmp_path / "out", model="test_resnet", recipe=recipe, image_size=32, alpha=0.2,
+        val_share=0.5, workers=0,
+    )  # fmt: skip
+    read = []
+
+    def exported(folder, path, precision, calibration):
+        read.extend(calibration or [])
+
+    monkeypatch.setattr(precision, "export", exported)
+    monkeypatch.setattr(precision, "measure", lambda *given: None)
+    monkeypatch.chdir(tmp_path)
+    for given in (str(root), "./set"):
+        read.clear()
+        precision.export_and_measure(
+            folder, tmp_path / "m.onnx", "int8", given, [], Progress(disable=True), workers=0
+        )
+        splits = pd.read_csv(tmp_path / "out/splits.csv")
+        trained = set(splits[splits["split"] == "train"]["path"])
+        assert {os.path.realpath(path) for path in read} == trained
+        assert len(trained) == 48

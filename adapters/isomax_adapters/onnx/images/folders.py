@@ -33,6 +33,8 @@ SPLITS = {
 }
 SPLIT_OF = {name: split for split, names in SPLITS.items() for name in names}
 
+_FOLD = re.compile("k?(fold|split)[ _-]?[0-9]+", re.IGNORECASE)  # of a cross-validation
+
 _LOOSE = "image in no class folder"
 _BESIDE = "folder beside the splits"
 _EMPTY = "folder without images"
@@ -228,6 +230,8 @@ def _refuse_splits_as_classes(root: str, classes: Mapping[str, Mapping[str, str]
             why = "the name of a split" if len(paths) == len(called) == 1 else ""
         elif paths and all(_named_splits(os.path.join(root, path)) for path in paths):
             why = f"{_few(_named_splits(os.path.join(root, paths[0])))} in them"
+        elif len(paths) > 1 and all(map(_FOLD.fullmatch, paths)):
+            why = "the names of folds"
         elif len(set().union(*called)) > 1 and 2 * len(called) > len(paths):
             why = "the names of splits"
         else:

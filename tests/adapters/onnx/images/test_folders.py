@@ -161,6 +161,8 @@ def test_a_class_called_train_is_a_class(tmp_path):
 
 def test_classes_may_speak_of_splits(tmp_path):
     names = ("train station/1.png", "test tube/1.png", *(f"{at}/1.png" for at in range(3)))
+    assert len(scan(make_tree(tmp_path / "folds", "fold 1/1.png", "kin/1.png")).splits) == 1
+    tmp_path /= "splits"
     assert len(scan(make_tree(tmp_path, *names)).train.class_names) == 5
 
 
@@ -251,6 +253,7 @@ def test_links_to_folders_above_are_met_once(tmp_path):
             [],
             "train/train/ in .* the name of a split",
         ),
+        (["Fold1/a/1.png", "Fold2/a/1.png"], [], "Fold1/, Fold2/ in .* have the names of folds"),
         (["val/a/1.png", "test/a/1.png", "c/1.png"], [], "has test/, val/ beside c/: splits"),
         (
             ["train/a/1.png", "val/a/1.png", "valid/a/1.png"],
