@@ -13,6 +13,7 @@
 import inspect
 import os
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ from isomax_adapters.onnx.images import (
 )
 from isomax_evaluation.data.images import OOD_LABEL, Images, stratified_split
 from isomax_evaluation.data.torch_datasets import from_dataset, labels_of
-from isomax_evaluation.output.errors import InputError, one_line
+from isomax_evaluation.output.errors import InputError, first_few, one_line
 
 DIGITS_KNOWN, DIGITS_HELD_OUT = tuple("0123456"), tuple("789")
 NOISE = {"gaussian-noise": GaussianNoise, "uniform-noise": UniformNoise}
@@ -149,9 +150,20 @@ def _open_files(name: str, is_table: bool, group_by: str | None, class_map: str 
         if prefix is not None:
             splits = {key: part.grouped_by_prefix(prefix) for key, part in found.splits.items()}
             found = Scan(splits, found.left_out)
+        _check_groups(found)
         return _splits_of(found, Path(name).expanduser().resolve().name)
     except (ValueError, OSError) as error:
         raise InputError(str(error)) from error
+
+
+def _check_groups(found: Scan) -> None:
+    """No group is in two of the splits that were given."""
+    for (name, split), (other_name, other) in combinations(found.splits.items(), 2):
+        if shared := sorted(set(split.groups or ()) & set(other.groups or ())):
+            raise ValueError(
+                f"{len(shared)} groups are in both {name} and {other_name}: "
+                f"{first_few(shared, 5)}; keep the images of a group in one split, or do not group"
+            )
 
 
 def _splits_of(found: Scan, name: str) -> Splits:

@@ -131,7 +131,7 @@ def stratified_split(images: Images, share: float, seed: int) -> tuple[Images, I
         if len(members) < 2:
             raise InputError(
                 f"class {images.class_names[label]!r} of {images.name} has one image only; it "
-                "takes two to hold some out"
+                "takes two to hold some out: give it more, or leave the class out"
             )
         count = min(max(1, round(share * len(members))), len(members) - 1)
         second.append(generator.permutation(members)[:count])

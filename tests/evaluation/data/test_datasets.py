@@ -98,7 +98,7 @@ def test_labels_from_a_table_with_splits_groups_and_a_class_map(tmp_path):
     rows = ["file;class;set;camera"]
     for at in range(20):
         path = f"pictures/{'ab'[at // 10]}/{at % 10:03}.jpg"
-        rows.append(f"{path};{('cat', 'dog')[at % 2]};{('train', 'test')[at % 5 == 4]};c{at % 4}")
+        rows.append(f"{path};{('cat', 'dog')[at % 2]};{('train', 'test')[at % 5 == 4]};c{at % 5}")
     (tmp_path / "labels.csv").write_text("\n".join(rows))
     (tmp_path / "classes.txt").write_text("dog\ncat\n")
     splits = data.open_splits(
@@ -106,12 +106,28 @@ def test_labels_from_a_table_with_splits_groups_and_a_class_map(tmp_path):
     )
     assert splits.train.class_names == ("dog", "cat")
     assert (len(splits.train), len(splits.test)) == (16, 4)
-    assert sorted(set(splits.train.groups)) == ["c0", "c1", "c2", "c3"]
+    assert set(splits.train.groups) == {"c0", "c1", "c2", "c3"}
+    assert set(splits.test.groups) == {"c4"}
     at = [splits.train.name_of(i)[-9:] for i in range(16)].index("a/001.jpg")
     assert splits.train.class_of(at) == "dog"
     (tmp_path / "labels.csv").write_text("\n".join([*rows, "pictures/none.jpg;cat;train;c0"]))
+    (tmp_path / "kaggle.csv").write_text("id,breed\npictures/a/000.jpg,cat\n")
+    with pytest.raises(InputError, match=r"a path may be called path, .*, a label label, "):
+        data.open_splits(str(tmp_path / "kaggle.csv"))
     with pytest.raises(InputError, match=r"line 22: there is no file pictures/none\.jpg"):
         data.open_splits(str(tmp_path / "labels.csv"))
+
+
+def test_given_splits_respect_groups_too(tmp_path):
+    for split, numbers in (("train", (1, 2)), ("val", (2, 3)), ("test", (4,))):
+        for number in numbers:
+            for name in "ab":
+                path = tmp_path / split / name / f"p{number}_{split}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.new("L", (8, 8)).save(path)
+    assert len(data.open_splits(str(tmp_path)).train) == 4
+    with pytest.raises(InputError, match="1 groups are in both train and val: p2; keep the"):
+        data.open_splits(str(tmp_path), group_by="2")
 
 
 def test_sizes_and_modes_may_differ(tmp_path):

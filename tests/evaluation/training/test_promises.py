@@ -41,11 +41,13 @@ def test_the_guarantee_is_for_an_image_of_a_fresh_group(groups, guarantee, tmp_p
             path.rename(tmp_path / "set" / name / f"p{number:02}-{path.name}")
     summary, calibration = trained(
         tmp_path / "set", tmp_path / "out", group_by="3", val_share=0.25,
-        recipe=replace(ARGUMENTS["recipe"], epochs=1),
+        recipe=replace(ARGUMENTS["recipe"], epochs=1, keep="best"),
     )  # fmt: skip
+    assert not {"kept", "val_accuracy"} & set(summary)  # too few to choose by
     assert summary["guarantee"] == calibration["guarantee"] == guarantee
     said = capfd.readouterr().err
     assert f"{groups} groups" in said
+    assert "nothing is selected, and the last epoch is kept" in said
     assert ("guarantee not established" in said) == (guarantee == "not established")
     splits = pd.read_csv(tmp_path / "out/splits.csv")
     splits["patient"] = splits["path"].str.extract(r"/(p\d\d)-")[0]

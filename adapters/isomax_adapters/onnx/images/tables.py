@@ -123,7 +123,8 @@ def _table(path: str, root: str, group_by: str | None) -> tuple[dict[str, int], 
             return dict(zip(_COLUMNS, range(len(header)), strict=False)), _rows(lines, delimiter)
     raise ValueError(
         f"{path} begins with {first[:80]!r}, which is neither the names of columns, path and label "
-        "among them, nor a file that there is and its label"
+        "among them, nor a file that there is and its label; a path may be called "
+        f"{', '.join(_COLUMNS['path'])}, a label {', '.join(_COLUMNS['label'])}"
     )
 
 
