@@ -23,13 +23,21 @@ ARGUMENTS = {
 }
 
 
-@pytest.fixture
-def begun(tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
     """A folder of splits, and a run on it."""
-    monkeypatch.chdir(tmp_path)
+    folder = tmp_path_factory.mktemp("trained")
     for seed, (split, count) in enumerate((("train", 20), ("val", 24), ("test", 4))):
-        make_folder(tmp_path / "photos" / split, ("ash", "birch"), count, seed=seed)
-    train("photos", "out", **ARGUMENTS)
+        make_folder(folder / "photos" / split, ("ash", "birch"), count, seed=seed)
+    train(str(folder / "photos"), folder / "out", **ARGUMENTS)
+    return folder
+
+
+@pytest.fixture
+def begun(trained, tmp_path, monkeypatch):
+    """The same elsewhere, in the working directory."""
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
