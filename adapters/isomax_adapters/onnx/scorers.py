@@ -93,6 +93,10 @@ class _Entropy(nn.Module):
 class _Mahalanobis(nn.Module):
     """In float64, as it is fitted: one matrix product, then differences to the class means."""
 
+    center: Tensor
+    whitening: Tensor
+    means: Tensor
+
     def __init__(self, detector: Any) -> None:
         super().__init__()
         self.normalize = detector.normalize
@@ -122,6 +126,9 @@ class _Mahalanobis(nn.Module):
 class _KNN(nn.Module):
     """The k-th largest product with the bank, and then the distance to that sample itself."""
 
+    bank: Tensor
+    half_square: Tensor
+
     def __init__(self, detector: Any) -> None:
         super().__init__()
         self.k, self.normalize = detector.k, detector.normalize
@@ -138,6 +145,10 @@ class _KNN(nn.Module):
 
 
 class _NCI(nn.Module):
+    mean: Tensor
+    weight: Tensor
+    bias: Tensor
+
     def __init__(self, detector: Any) -> None:
         super().__init__()
         self.alpha = detector.alpha
@@ -154,6 +165,12 @@ class _NCI(nn.Module):
 
 
 class _OpenMax(nn.Module):
+    labels: Tensor
+    centers: Tensor
+    shape: Tensor
+    scale: Tensor
+    shift: Tensor
+
     def __init__(self, detector: Any) -> None:
         super().__init__()
         fitted = detector._openmax
@@ -191,6 +208,8 @@ class _OpenMax(nn.Module):
 
 
 class _KLMatching(nn.Module):
+    log_dists: Tensor
+
     def __init__(self, detector: Any) -> None:
         super().__init__()
         dists = torch.stack([d.detach() for d in detector.dists.values()])
