@@ -282,7 +282,8 @@ def p_values(scores: Tensor, calibration: Tensor) -> Tensor:
 class Calibration:
     """Everything a deployed model needs to turn logits into probabilities and verdicts."""
 
-    score: str  #: the outlier score, a name in :data:`isomax.functional.SCORES`
+    #: the outlier score, a name in :data:`isomax.functional.SCORES`, or that of a detector
+    score: str
     temperature: float  #: divides the logits for the probabilities; the score is taken without
     alpha: float  #: tolerated false-alarm rate
     threshold: float  #: samples with a larger score are rejected
@@ -298,7 +299,12 @@ class Calibration:
 
     @classmethod
     def fit(
-        cls, logits: Tensor, labels: Tensor, score: str = "entropic_score", alpha: float = 0.05
+        cls,
+        logits: Tensor,
+        labels: Tensor,
+        score: str = "entropic_score",
+        alpha: float = 0.05,
+        scores: Tensor | None = None,
     ) -> "Calibration":
         r"""Fit temperature and threshold on held-out ID data.
 
@@ -307,15 +313,17 @@ class Calibration:
 
         :param logits: :math:`N \times C`, without the entropic scale
         :param labels: :math:`N`
-        :param score: a name in :data:`isomax.functional.SCORES`
+        :param score: a name in :data:`isomax.functional.SCORES`, or that of a detector
         :param alpha: tolerated false-alarm rate
+        :param scores: of the detector, :math:`N`
         :raises ValueError: as :func:`fit_temperature` and :class:`RejectionThreshold`
         """
         if len(logits) > MOST_SAMPLES:
             order = torch.randperm(len(logits), generator=torch.Generator().manual_seed(0))
             drawn = order[:MOST_SAMPLES].to(logits.device)
             logits, labels = logits[drawn], labels[drawn.to(labels.device)]
-        scores = SCORES[score](logits)
+            scores = None if scores is None else scores[drawn.to(scores.device)]
+        scores = SCORES[score](logits) if scores is None else scores
         threshold = RejectionThreshold(alpha).fit(scores).value
         assert threshold is not None
         return cls(
@@ -327,7 +335,12 @@ class Calibration:
         )
 
     def score_of(self, logits: Tensor) -> Tensor:
-        """The outlier scores of logits."""
+        """The outlier scores of logits.
+
+        :raises ValueError: if they are not of the logits alone
+        """
+        if self.score not in SCORES:
+            raise ValueError(f"scores of {self.score} are the detector's, and not of logits alone")
         return SCORES[self.score](logits)
 
     def p_value_of(self, logits: Tensor) -> Tensor:
@@ -345,7 +358,7 @@ class Calibration:
 
         :raises ValueError: if a value cannot be what it should be
         """
-        if content["score"] not in SCORES:
+        if not isinstance(content["score"], str):
             raise ValueError(f"unknown score {content['score']!r}")
         scores = content["scores"] if "scores" in content else _scores_of_curve(content)
         return cls(

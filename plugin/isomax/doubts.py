@@ -148,6 +148,7 @@ def largest_score(score: str, num_classes: int, head: object = None) -> float:
         "entropic_score": math.log(num_classes),
         "minimum_distance_score": bound,
         "max_mean_logit_entropy_score": 2 * bound + math.log(num_classes),
+        "energy_score": math.inf,
     }
     if score not in bounds:
         raise ValueError(f"unknown score {score!r}; choose from {', '.join(bounds)}")

@@ -349,9 +349,31 @@ def max_mean_logit_entropy_score(logits: Tensor) -> Tensor:
     return entropic_score(logits) - logits.amax(dim=1) - logits.mean(dim=1)
 
 
+def energy_score(logits: Tensor) -> Tensor:
+    r"""Free energy of the logits of a softmax classifier.
+
+    .. math:: E = -\log \sum_k e^{z_k}
+
+    :param logits: :math:`B \times C`
+    :return: :math:`B`, larger for samples that are more likely OOD
+
+    Source: Liu et al., "Energy-based Out-of-distribution Detection", NeurIPS 2020,
+    https://arxiv.org/abs/2010.03759, equation 4 at temperature 1.
+
+    >>> energy_score(torch.zeros(1, 4)) == -torch.tensor(4.0).log()
+    tensor([True])
+    """
+    return -logits.logsumexp(dim=1)
+
+
 SCORES: dict[str, Callable[[Tensor], Tensor]] = {
     score.__name__: score
-    for score in (entropic_score, minimum_distance_score, max_mean_logit_entropy_score)
+    for score in (
+        entropic_score,
+        minimum_distance_score,
+        max_mean_logit_entropy_score,
+        energy_score,
+    )
 }
 """The scores by name."""
 

@@ -50,6 +50,10 @@ _SCORES = {
         negative_entropy = ReduceSum<keepdims=0>(terms, axis)
         score = Neg(negative_entropy)
     """,
+    "energy_score": """
+        log_sum = ReduceLogSumExp<keepdims=0>(logits, axis)
+        score = Neg(log_sum)
+    """,
     "minimum_distance_score": """
         largest = ReduceMax<keepdims=0>(logits, axis)
         score = Neg(largest)

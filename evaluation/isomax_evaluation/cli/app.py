@@ -2,6 +2,7 @@
 
 import typer
 
+from isomax_evaluation.cli.calibrate import calibrate
 from isomax_evaluation.cli.compare import compare
 from isomax_evaluation.cli.export import export
 from isomax_evaluation.cli.import_ import import_
@@ -18,7 +19,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (compare, train, import_, export, score, speed, results, track):
+for command in (compare, train, import_, calibrate, export, score, speed, results, track):
     app.command(command.__name__.rstrip("_"))(command)
 
 

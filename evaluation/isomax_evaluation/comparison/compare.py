@@ -14,7 +14,7 @@ from rich.progress import Progress
 from isomax_adapters.onnx import export
 from isomax_adapters.pytorch_ood import Parts, why_not
 from isomax_evaluation.comparison.columns import write_guide
-from isomax_evaluation.comparison.given import given_models, open_given
+from isomax_evaluation.comparison.given import given_models
 from isomax_evaluation.comparison.naming import split_name
 from isomax_evaluation.comparison.plan import Plan, claim, grown
 from isomax_evaluation.comparison.report import write_report
@@ -38,6 +38,7 @@ from isomax_evaluation.data import grey_range_of, limit_per_class
 from isomax_evaluation.data.digests import describe
 from isomax_evaluation.data.loading import decoding_errors
 from isomax_evaluation.detection.models import Model
+from isomax_evaluation.detection.opening import open_given
 from isomax_evaluation.detection.testing import Bench, Tested, test_model
 from isomax_evaluation.output.errors import InputError
 from isomax_evaluation.output.files import write_json

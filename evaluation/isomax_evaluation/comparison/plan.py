@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from isomax_adapters.pytorch_ood import NAMES
-from isomax_evaluation.comparison.given import Given
 from isomax_evaluation.comparison.naming import no_doubles, split_name
 from isomax_evaluation.comparison.sets import Sets
 from isomax_evaluation.data.digests import digest
 from isomax_evaluation.detection.models import Model
+from isomax_evaluation.detection.opening import Given
 from isomax_evaluation.output.errors import InputError
 from isomax_evaluation.output.folders import (
     claim_folder,

@@ -13,12 +13,12 @@ from isomax_adapters.pytorch_ood import Parts
 from isomax_adapters.timm import load_calibration, load_model
 from isomax_adapters.timm.sources import model_folder_of
 from isomax_evaluation import data
-from isomax_evaluation.comparison.given import Given
 from isomax_evaluation.comparison.plan import Plan
 from isomax_evaluation.comparison.sets import Sets
 from isomax_evaluation.data import Divided
 from isomax_evaluation.data.digests import describe
 from isomax_evaluation.detection.models import Model
+from isomax_evaluation.detection.opening import Given
 from isomax_evaluation.detection.testing import Tested
 from isomax_evaluation.output.folders import claim_folder, run_folder
 from isomax_evaluation.output.provenance import write_provenance

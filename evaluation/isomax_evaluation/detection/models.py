@@ -7,12 +7,16 @@ from functools import cached_property
 from typing import Any
 
 import timm.data
-from torch import nn
+import torch
+from pytorch_ood.api import Detector
+from torch import Tensor, nn
 
 from isomax.calibration import Calibration
 from isomax_adapters.onnx.images import GreyRange
 from isomax_adapters.pytorch_ood import Digests, Parts, digests_of_weights
 from isomax_evaluation.data import Decoding
+from isomax_evaluation.detection.scoring import score_outputs, scores_outputs
+from isomax_evaluation.extraction.store import Outputs
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,7 @@ class Model:
     preprocessing: Mapping[str, Any] | None
     calibration: Calibration | None = None  #: its own threshold, if it has one
     grey_range: GreyRange | None = None  #: of grey images of more than 8 bits, if it has one
+    detector: Detector | None = None  #: fitted; what the threshold is for, if not for its logits
 
     @property
     def decoding(self) -> Decoding:
@@ -50,6 +55,18 @@ class Model:
     def weights(self) -> str:
         """Digest of the network."""
         return self.digests.whole
+
+    def own_scores(self, outputs: Outputs) -> Tensor | None:
+        """The scores that its threshold is for; ``None`` if it has none, or if they are of feature
+        maps, which are not kept."""
+        if self.calibration is None:
+            return None
+        if self.detector is None:
+            return self.calibration.score_of(outputs.logits)
+        if not scores_outputs(self.detector):
+            return None
+        with torch.no_grad():
+            return score_outputs(self.detector, outputs).float().cpu()
 
     def softmax_twin(self) -> nn.Module:
         """The same network with a linear classifier: what plain classification costs.

@@ -37,7 +37,7 @@ def predictions(model: Model, images: Images, outputs: Outputs) -> pd.DataFrame:
             "confidence": confidence.numpy(),
         }
     )
-    scores = None if calibration is None else calibration.score_of(outputs.logits)
+    scores = model.own_scores(outputs)
     table["score"] = None if scores is None else scores.numpy()
     table["is_ood"] = None
     if calibration is not None and scores is not None:

@@ -242,13 +242,13 @@ def _write_summary(bench: Bench) -> None:
         "test_accuracy": float((logits.argmax(dim=1) == labels).float().mean()),
         "test_ECE": expected_calibration_error(logits / temperature, labels),
     }
-    alarms = None
-    if calibration is not None:
-        alarms = ~(calibration.score_of(logits) <= calibration.threshold)
+    alarms, scores = None, bench.model.own_scores(outputs)
+    if calibration is not None and scores is not None:
+        alarms = ~(scores <= calibration.threshold)
         summary["test_false_alarm_rate"] = float(alarms.float().mean())
     table = rates_of_classes(logits.argmax(dim=1), labels, alarms, bench.model.class_names)
     summary["classes"] = summed_up(table)
-    for doubt in doubts_of(bench.model.parts.model, calibration, logits, labels):
+    for doubt in doubts_of(bench.model.parts.model, calibration, logits, labels, scores=scores):
         warn(bench.progress, f"{bench.model.name}: {doubt}")
     write_table(bench.folder / "classes.csv", table)
     write_json(bench.folder / "summary.json", summary)

@@ -348,7 +348,7 @@ def train_model(
     calibrating = eval_loader(divided.calibration, config, job, accelerator)
     logits, labels = evaluate(model, calibrating, accelerator)
     heads = head_modules(model)
-    score = heads[0].score if heads else "entropic_score"
+    score = heads[0].score if heads else "energy_score"
     calibration = Calibration.fit(logits, labels, score, job.alpha)
     if not divided.established:
         calibration = replace(calibration, guarantee="not established")

@@ -25,6 +25,7 @@ from isomax_evaluation.training.jobs import Job
 from isomax_evaluation.training.losses import LOSSES
 from isomax_evaluation.training.recipes import RECIPES
 
+from ...image_folders import make_folder
 from ...leftover_threads import NONE_LEFT
 from ..killing import in_own_process, training
 
@@ -44,8 +45,13 @@ def test_every_loss_trains_and_ends_with_a_calibrated_model_folder(loss, tmp_pat
     epochs = epochs_of(tmp_path)
     assert epochs[-1]["train_loss"] < epochs[0]["train_loss"]
     calibration = load_calibration(folder)
-    expected = {"isomax+": "minimum_distance_score", "dismax": "max_mean_logit_entropy_score"}
-    assert calibration.score == expected.get(loss.removesuffix("+fpr"), "entropic_score")
+    expected = {
+        "softmax": "energy_score",
+        "isomax": "entropic_score",
+        "isomax+": "minimum_distance_score",
+        "dismax": "max_mean_logit_entropy_score",
+    }
+    assert calibration.score == expected[loss.removesuffix("+fpr")]
     assert load_model(folder).pretrained_cfg["label_names"] == list("0123456")
 
 
@@ -103,12 +109,16 @@ except SystemExit as ended:
 """
 
 
-@pytest.mark.parametrize("first", [False, True])
-def test_two_processes_give_the_loss_curve_of_one(first, tmp_path, free_port, isomax):
+@pytest.mark.parametrize(("first", "cased"), [(False, False), (True, False), (False, True)])
+def test_two_processes_give_the_loss_curve_of_one(first, cased, tmp_path, free_port, isomax):
     """Half of each batch each, without augmentation, on a backbone without batch norm; also with
-    the head first."""
+    the head first, and of classes whose names only case or a zero tells apart, which every process
+    orders alike."""
+    root = "digits"
+    if cased:
+        root = make_folder(tmp_path / "set", ("a", "A", "1", "01"), 40)
     arguments = [
-        "train", "--data", "digits", "--model", "test_vit", "--image-size", 32, "--epochs", 3,
+        "train", "--data", root, "--model", "test_vit", "--image-size", 32, "--epochs", 3,
         "--recipe", "digits", "--augment", "none", "--lr", 0.01, "--images-per-class", 60,
         "--no-track", "--alpha", 0.1,
     ]  # fmt: skip

@@ -1,0 +1,84 @@
+"""``isomax calibrate``: detector and threshold for a model that exists."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from isomax_evaluation.cli.options import (
+    Alpha,
+    ClassMap,
+    GroupBy,
+    ImageSize,
+    Root,
+    SkipBad,
+    Workers,
+    image_size_of,
+)
+from isomax_evaluation.cli.terminal import one_line_errors, status
+
+
+def calibrate(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A model folder, an output folder of isomax train, a timm name for its pretrained "
+            "weights, hf-hub:REPOSITORY, or a timm name with a checkpoint (resnet50@FILE)."
+        ),
+    ],
+    id: Annotated[
+        str, typer.Option(help="The model's classes: a folder, or a name, with training images.")
+    ],
+    output: Annotated[Path, typer.Option(help="The model folder to write.")],
+    detector: Annotated[
+        str | None,
+        typer.Option(
+            help="A detector of isomax compare's table, or isomax, isomax+, dismax for a head at "
+            "the class means; by default the score that the head's paper names, or the energy."
+        ),
+    ] = None,
+    alpha: Alpha = 0.05,
+    calibration: Annotated[
+        str | None,
+        typer.Option(help="A folder of the classes' images that the model has not seen."),
+    ] = None,
+    fit_images: Annotated[
+        int | None,
+        typer.Option(help="Fit the detector on at most N training images of each class."),
+    ] = None,
+    image_size: ImageSize = None,
+    data_root: Root = None,
+    group_by: GroupBy = None,
+    class_map: ClassMap = None,
+    skip_bad_images: SkipBad = False,
+    workers: Workers = 2,
+) -> None:
+    """Make a trained classifier say "unknown": fit a detector, calibrate its threshold, and write a
+    model folder to export."""
+    with one_line_errors():
+        with status("loading PyTorch"):
+            from isomax_adapters.timm import load_calibration
+            from isomax_evaluation.deployment import calibrating
+
+        folder = calibrating.calibrate(
+            model,
+            id,
+            output,
+            detector=detector,
+            alpha=alpha,
+            calibration=calibration,
+            fit_images=fit_images,
+            image_size=image_size_of(image_size),
+            root=data_root,
+            group_by=group_by,
+            class_map=class_map,
+            skip_bad_images=skip_bad_images,
+            workers=workers,
+        )
+        found = load_calibration(folder)
+        assert found is not None
+        typer.echo(
+            f"{found.score}: threshold {found.threshold:.6g}, {found.samples} images, false alarms "
+            f"at most {found.alpha:.3g} of fresh images ({found.guarantee})"
+        )
+        typer.echo(f"model folder: {folder}, next: isomax export {folder} model.onnx")

@@ -1,0 +1,106 @@
+"""Models that exist: opened, and made to speak of the classes of the ID data."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pytorch_ood.api import Detector
+from timm.models import get_model_input_config
+from torch import nn
+
+from isomax_adapters.onnx.exporting import grey_range_of
+from isomax_adapters.onnx.images import CHANNELS, GreyRange
+from isomax_adapters.pytorch_ood import Parts, load_detector, read_detector
+from isomax_adapters.timm import load_calibration
+from isomax_adapters.timm.classes import match_classes
+from isomax_adapters.timm.sources import model_folder_of, open_model
+from isomax_evaluation.data.preprocessing import preprocessing_of
+from isomax_evaluation.detection.models import Model
+from isomax_evaluation.output.errors import InputError
+
+Source = str | Path | nn.Module | Parts
+
+
+@dataclass(frozen=True)
+class Given:
+    """A model to be opened."""
+
+    name: str
+    seed: int  #: which of the sources of this name
+    source: str | nn.Module | Parts
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether it is there already, rather than somewhere to be had from."""
+        return not isinstance(self.source, str)
+
+    @property
+    def described(self) -> str:
+        """The source in words."""
+        if isinstance(self.source, str):
+            return self.source
+        return type(getattr(self.source, "model", self.source)).__name__
+
+
+def open_given(
+    given: Given,
+    class_names: Sequence[str],
+    preprocessing: Mapping[str, Any],
+    grey_range: GreyRange | None,
+    tensors: bool,
+    device: Any,
+) -> Model:
+    """Open a model and match its classes to those of the ID data.
+
+    The logits of its other classes are dropped.
+
+    :param class_names: of the ID data
+    :param preprocessing: what is to be other than the model's own, as
+        :func:`~isomax_evaluation.data.preprocessing.preprocessing_of` takes it; a model that is
+        built for one size keeps that
+    :param grey_range: of a model that was not trained with one of its own
+    :param tensors: whether the images come as finished tensors
+    :raises InputError: if it cannot be had, or does not know the classes
+    """
+    calibration = None
+    detector: Detector | None = None
+    try:
+        if isinstance(given.source, str):
+            network: Any = open_model(given.source, preprocessing["img_size"])
+            folder = model_folder_of(given.source)
+            if folder is not None:
+                calibration = load_calibration(folder)
+                grey_range = grey_range_of(folder) or grey_range
+            parts = Parts(network)
+            if folder is not None and read_detector(folder) is not None:
+                detector = load_detector(folder, parts)
+        else:
+            parts = given.source if isinstance(given.source, Parts) else Parts(given.source)
+        network = parts.model
+        if parts.num_classes < 1:
+            raise ValueError(f"{given.name} has no classes")
+        classes = match_classes(network, parts.num_classes, given.name, class_names)
+    except ValueError as error:  # of the doors, all of them
+        raise InputError(f"{given.name}: {error}") from error
+    if not tensors and not hasattr(network, "pretrained_cfg"):
+        raise InputError(
+            f"{given.name} is no timm model, so how its images are prepared is not known; give "
+            "data sets whose transform makes the tensors it takes"
+        )
+    if len(classes) < parts.num_classes:
+        calibration, detector = None, None  # they are of all classes together
+    parts.keep_classes(classes)
+    network.to(device).eval()
+    config = None
+    if not tensors:
+        fixed = get_model_input_config(network)["fixed_input_size"]
+        config = preprocessing_of(
+            network, {**preprocessing, **({"img_size": None} if fixed else {})}
+        )
+        if config["input_size"][0] not in CHANNELS:
+            raise InputError(
+                f"{given.name} takes {config['input_size'][0]} channels; expected 1, 3 or 4"
+            )
+    names = tuple(class_names)
+    return Model(given.name, given.seed, parts, names, config, calibration, grey_range, detector)

@@ -1,0 +1,135 @@
+"""A classifier that has never seen isomax gets a detector and a threshold."""
+
+import json
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from isomax_adapters.onnx.images import as_pixels, open_image
+from isomax_adapters.pytorch_ood import load_detector, read_detector
+from isomax_adapters.timm import load_calibration, load_model
+from isomax_evaluation import train
+from isomax_evaluation.deployment.calibrating import calibrate
+from isomax_evaluation.output.errors import InputError
+from isomax_evaluation.training.recipes import RECIPES
+
+from ...image_folders import make_folder
+
+SHORT = replace(RECIPES["digits"], epochs=2, batch_size=16)
+CLASSES = ("ash", "birch")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return make_folder(tmp_path_factory.mktemp("set") / "set", CLASSES, 60)
+
+
+@pytest.fixture(scope="module")
+def trained(root, tmp_path_factory):
+    output = tmp_path_factory.mktemp("trained") / "out"
+    train(
+        str(root), output, model="test_resnet", loss="softmax", recipe=SHORT, image_size=32,
+        alpha=0.2, workers=0,
+    )  # fmt: skip
+    return output
+
+
+@pytest.fixture(scope="module")
+def foreign(tmp_path_factory):
+    """A checkpoint that was made elsewhere."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("foreign") / "weights.safetensors"
+    save_file(timm.create_model("test_resnet", num_classes=2).state_dict(), path)
+    return f"test_resnet@{path}"
+
+
+def calibrated(source, root, output, detector=None, **change):
+    given = {"alpha": 0.2, "image_size": 32, "workers": 0} | change
+    return calibrate(str(source), str(root), output, detector, **given)
+
+
+@pytest.mark.parametrize("detector", ["ViM", "EnergyBased", "isomax+", "ReAct-maps"])
+def test_the_threshold_is_of_images_that_neither_has_seen(detector, trained, root, tmp_path):
+    folder = calibrated(trained, root, tmp_path / "model", detector)
+    calibration, saved = load_calibration(folder), read_detector(folder)
+    splits = pd.read_csv(trained / "splits.csv")
+    held = splits[splits["split"] == "calibration"]["path"]
+    assert calibration.guarantee == "established"
+    assert calibration.samples == len(held)
+    if saved.fit_images:
+        assert saved.fit_images == (splits["split"] == "train").sum()
+    model = load_model(folder)
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+    pixels = torch.stack([transform(as_pixels(open_image(path), 3)) for path in held])
+    scores = load_detector(folder).predict(pixels).double().sort().values
+    torch.testing.assert_close(
+        scores, torch.tensor(calibration.scores).double(), atol=1e-4, rtol=1e-4
+    )
+    assert (scores <= calibration.threshold + 1e-4).double().mean() >= 0.8
+
+
+def test_without_a_name_the_score_is_that_of_the_heads_paper(trained, root, tmp_path):
+    folder = calibrated(trained, root, tmp_path / "model")
+    assert load_calibration(folder).score == "energy_score"
+    assert read_detector(folder) is None
+    before = load_calibration(trained / "model")
+    assert load_calibration(folder).threshold == pytest.approx(before.threshold, abs=1e-5)
+
+
+def test_of_a_model_from_elsewhere_nobody_can_know(foreign, root, tmp_path, capfd):
+    folder = calibrated(foreign, root, tmp_path / "model", "Mahalanobis")
+    assert load_calibration(folder).guarantee == "unknown"
+    assert "the guarantee is unknown. Give images that it has not seen" in capfd.readouterr().err
+    other = make_folder(tmp_path / "other", CLASSES, 20, seed=1)
+    folder = calibrated(foreign, root, tmp_path / "second", "Mahalanobis", calibration=str(other))
+    found = load_calibration(folder)
+    assert (found.guarantee, found.samples) == ("established", 40)
+
+
+def test_val_beside_test_calibrates(foreign, root, tmp_path):
+    for number, split in enumerate(("train", "val", "test")):
+        make_folder(tmp_path / "set" / split, CLASSES, 20 + number, seed=number)
+    folder = calibrated(foreign, tmp_path / "set", tmp_path / "model", "MahalanobisPP")
+    found = load_calibration(folder)
+    assert (found.guarantee, found.samples) == ("established", 42)
+    assert json.loads((folder / "detector.json").read_text())["fit_images"] == 40
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"detector": "nonsense"}, "unknown detector nonsense; choose from isomax, isomax\\+"),
+        ({"detector": "EntropicScore"}, "EntropicScore cannot work on this model"),
+        ({"alpha": 0.001}, "the threshold takes 999"),
+        ({"source": "test_vit", "detector": "ReAct-maps"}, "no pretrained weights of test_vit"),
+        ({"source": "nowhere"}, "the model: "),
+    ],
+)
+def test_what_cannot_be_is_one_line_and_writes_nothing(
+    change, message, trained, root, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    given = {"source": trained} | change
+    with pytest.raises(InputError, match=message):
+        calibrated(given.pop("source"), root, tmp_path / "model", **given)
+    assert not (tmp_path / "model").exists()
+
+
+def test_classes_that_the_model_lacks_are_named(trained, tmp_path):
+    other = make_folder(tmp_path / "other", ("oak", "pine"), 30)
+    with pytest.raises(InputError, match="oak"):
+        calibrated(trained, other, tmp_path / "model", "ViM")
+
+
+def test_the_command_says_what_came_out(isomax, trained, root, tmp_path):
+    run = isomax(
+        "calibrate", trained, "--id", root, "--output", tmp_path / "model", "--detector", "ViM",
+        "--alpha", 0.2, "--workers", 0,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    assert "ViM: threshold" in run.stdout
+    assert "at most 0.2 of fresh images (established)" in run.stdout
