@@ -5,8 +5,9 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import redirect_stdout
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -19,6 +20,7 @@ import timm.data
 import torch
 from torch import nn
 
+from isomax.calibration import Calibration, RejectionThreshold
 from isomax_adapters.onnx.graph import assemble, preprocessing
 from isomax_adapters.onnx.images import (
     GreyRange,
@@ -41,11 +43,21 @@ VERIFIED_IMAGES = 64  # of the calibration images
 ImageSource = str | os.PathLike | np.ndarray
 
 
+@dataclass(frozen=True)
+class Labelled:
+    """ID images that the model was not trained on, and their classes."""
+
+    images: Sequence[ImageSource]  #: paths or uint8 arrays ``[H, W, C]``
+    labels: Sequence[int]
+
+
 def export(
     model_folder: str | Path,
     path: str | Path,
     precision: str = "fp32",
     calibration_images: str | os.PathLike | Iterable[ImageSource] | None = None,
+    selection: Labelled | None = None,
+    held_out: Labelled | None = None,
 ) -> Path:
     """Export a model folder with its preprocessing, score and threshold, and verify the file.
 
@@ -58,15 +70,19 @@ def export(
     Before the file appears, it is verified part by part. Its pixels must be those of timm's
     transform, on random images of several sizes, but for one grey level here and there. From the
     same pixels, it and the PyTorch model must come to the same logits and scores: in ``fp32`` to
-    1e-3 (of the largest logit and of the score, where these exceed 1), in the others to
-    ``TOLERANCES``; in ``int8`` on calibration images. Label, probabilities, score, verdict and
-    p-value must follow from the logits, on both sides of the threshold.
+    1e-3 (of the largest logit and of the score, where these exceed 1), in ``fp16`` to
+    ``TOLERANCES``. An ``int8`` file, and an ``fp16`` one with ``selection``, is judged by what it
+    loses: accuracy, margin and the order of the scores, see
+    :func:`isomax_adapters.onnx.judging.why_another_model`; the error names the layers that suffer
+    most. Label, probabilities, score, verdict and p-value must follow from the logits, on both
+    sides of the threshold.
 
     Grey images of more than 8 bits are read in the range that ``grey_range`` in the folder's
     ``config.json`` says, if it says one.
 
-    The threshold is the model's in every precision: refitted on so few images, it would move by
-    more than quantisation moves the scores. ``isomax export --id`` measures what it comes to.
+    The false-alarm rate of the folder's threshold is not that of a reduced file, whose scores are
+    others. With ``held_out``, temperature, threshold and p-values are the reduced file's own, and
+    the guarantee is the folder's; without, they are the folder's, and it is not established.
 
     :param model_folder: as :func:`isomax_adapters.timm.save_model` writes it, calibrated
     :param path: the file to write
@@ -75,10 +91,13 @@ def export(
     :param calibration_images: needed for ``int8`` and only there: ID images, such as training
         images, as a folder, paths or uint8 arrays ``[H, W, C]``; at least 32, of which at most 256
         are used, evenly spaced
+    :param selection: what a reduced file is judged on; if not given, it is judged on the
+        calibration images, without labels
+    :param held_out: what a reduced file is calibrated on; images that nothing else was done with
     :return: the path
     :raises ExportError: if torch cannot export the model, or the file disagrees with it
     :raises ValueError: if the folder is no calibrated model folder, its preprocessing cannot be
-        exported, or precision and calibration images are not as described
+        exported, or precision and images are not as described
     """
     path = Path(path)
     sources = _calibration_sources(precision, calibration_images)
@@ -89,6 +108,7 @@ def export(
             f"{model_folder} is not calibrated, so there is no threshold; calibrate it with "
             "isomax.calibration.Calibration.fit and isomax_adapters.timm.save_calibration"
         )
+    _check_labelled(precision, selection, held_out, model.num_classes, calibration.alpha)
     config = timm.data.resolve_model_data_config(model)
     channels = config["input_size"][0]
     grey_range = grey_range_of(Path(model_folder))
@@ -97,7 +117,6 @@ def export(
     metadata = {
         "format": METADATA_FORMAT,
         "class_names": [str(name) for name in names],
-        **calibration.to_dict(),
         "precision": precision,
         "preprocessing": config | ({"grey_range": grey_range} if grey_range else {}),
         "provenance": {
@@ -110,21 +129,25 @@ def export(
     network = export_network(model, tuple(config["input_size"]))
     if precision != "fp32":
         network = _reduced(network, classifier_names(model), precision, pixels)
-    exported = assemble(
-        network,
-        config,
-        calibration.score,
-        calibration.temperature,
-        calibration.threshold,
-        metadata,
-    )
+        if held_out is None:
+            calibration = replace(calibration, guarantee="not established")
+        else:
+            reduced = _assembled(network, config, calibration, metadata)
+            logits = _logits(reduced, map(decode, held_out.images))
+            classes = torch.tensor(held_out.labels)
+            calibration = replace(
+                Calibration.fit(logits, classes, calibration.score, calibration.alpha),
+                guarantee=calibration.guarantee,
+            )
+    exported = _assembled(network, config, calibration, metadata)
     unfinished = path.with_name(f".{path.name}.partial")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         onnx.save(exported, str(unfinished))
         some = sources[:: max(1, len(sources) // VERIFIED_IMAGES)]
-        images = [decode(source)[None] for source in some]
-        verify(exported, unfinished, model, config, calibration, precision, images)
+        images = (decode(source)[None] for source in (selection.images if selection else some))
+        labels = selection.labels if selection else None
+        verify(exported, unfinished, model, config, calibration, precision, images, labels)
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
@@ -166,6 +189,57 @@ def _reduced(
     except ValueError as error:
         raise ExportError(str(error)) from error
     return join(to_fp16(backbone) if precision == "fp16" else to_int8(backbone, pixels), head)
+
+
+def _assembled(
+    network: onnx.ModelProto,
+    config: dict[str, Any],
+    calibration: Calibration,
+    metadata: dict[str, Any],
+) -> onnx.ModelProto:
+    return assemble(
+        network,
+        config,
+        calibration.score,
+        calibration.temperature,
+        calibration.threshold,
+        metadata | calibration.to_dict(),
+    )
+
+
+def _logits(exported: onnx.ModelProto, images: Iterable[np.ndarray]) -> torch.Tensor:
+    """Of images one by one, as a file gives them."""
+    session = onnxruntime.InferenceSession(exported.SerializeToString())
+    rows = [session.run(["logits"], {"images": image[None]})[0] for image in images]
+    return torch.from_numpy(np.concatenate(rows))
+
+
+def _check_labelled(
+    precision: str,
+    selection: Labelled | None,
+    held_out: Labelled | None,
+    classes: int,
+    alpha: float,
+) -> None:
+    for name, given in (("selection", selection), ("held_out", held_out)):
+        if given is None:
+            continue
+        if precision == "fp32":
+            raise ValueError(
+                f"{name} images are for fp16 and int8; fp32 keeps what the folder was calibrated on"
+            )
+        if len(given.images) != len(given.labels) or not len(given.images):
+            raise ValueError(f"{name}: {len(given.images)} images and {len(given.labels)} labels")
+        if min(given.labels) < 0 or max(given.labels) >= classes:
+            raise ValueError(
+                f"{name}: labels lie in [{min(given.labels)}, {max(given.labels)}]; expected "
+                f"[0, {classes})"
+            )
+    needed = RejectionThreshold(alpha).samples_needed
+    if held_out is not None and len(held_out.images) < needed:
+        raise ValueError(
+            f"{len(held_out.images)} held-out images are too few; alpha={alpha:g} takes {needed}"
+        )
 
 
 def _calibration_sources(

@@ -18,7 +18,14 @@ def export(
     ] = "fp32",
     id: Annotated[
         str | None,
-        typer.Option(help="The model's classes: calibrates int8; what the precision costs on it."),
+        typer.Option(help="The model's classes: ranges of int8; what the precision costs on it."),
+    ] = None,
+    calibration: Annotated[
+        str | None,
+        typer.Option(
+            help="Images that the model has not seen, one subfolder per class: they judge and "
+            "calibrate fp16 and int8 (with --id)."
+        ),
     ] = None,
     ood: Annotated[
         list[str] | None, typer.Option(help="OOD data for AUROC: a folder or a name; repeatable.")
@@ -35,10 +42,16 @@ def export(
     With --id the file's accuracy, false alarms and threshold are measured, beside float32.
     """
     with one_line_errors():
-        if id is None and (ood or precision == "int8"):
+        if id is None and (ood or calibration or precision == "int8"):
+            option = "--ood" if ood else "--calibration" if calibration else "int8"
             raise InputError(
-                f"{'--ood' if ood else 'int8'} takes --id too: in-distribution data, a folder with "
-                "one subfolder per class"
+                f"{option} takes --id too: in-distribution data, a folder with one subfolder per "
+                "class"
+            )
+        if calibration and precision == "fp32":
+            raise InputError(
+                "--calibration is for fp16 and int8; fp32 keeps what the model folder was "
+                "calibrated on"
             )
         with status("loading PyTorch"):
             from isomax_adapters.onnx import export as export_onnx
@@ -58,11 +71,18 @@ def export(
                     test_images=test_images,
                     skip_bad_images=skip_bad_images,
                     workers=workers,
+                    calibration=calibration,
                 )
         except ValueError as error:
             raise InputError(str(error)) from error
         typer.echo(f"wrote {path}, verified against PyTorch")
         _warn_of(model_folder)
+        if precision != "fp32" and calibration is None:
+            typer.echo(
+                f"guarantee: not established; the threshold is the model folder's, and {precision} "
+                "has other scores: give images that the model has not seen with --calibration",
+                err=True,
+            )
 
 
 def _warn_of(folder: Path) -> None:

@@ -3,6 +3,7 @@
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,15 @@ from rich.table import Table
 
 from isomax.calibration import RejectionThreshold
 from isomax_adapters.onnx import export
-from isomax_adapters.onnx.exporting import CALIBRATION_IMAGES, grey_range_of
+from isomax_adapters.onnx.exporting import CALIBRATION_IMAGES, Labelled, grey_range_of
 from isomax_adapters.onnx.images import as_array
 from isomax_adapters.onnx.runtime import Scorer
-from isomax_adapters.timm import load_model
+from isomax_adapters.timm import load_calibration, load_model
 from isomax_evaluation import data
 from isomax_evaluation.data import Decoding, Images
 from isomax_evaluation.data.preprocessing import preprocessing_of
 from isomax_evaluation.detection.metrics import ood_metrics
-from isomax_evaluation.output.errors import InputError
+from isomax_evaluation.output.errors import InputError, first_few
 
 
 def export_and_measure(
@@ -37,16 +38,20 @@ def export_and_measure(
     test_images: int | None = None,
     skip_bad_images: bool = False,
     workers: int = 2,
+    calibration: str | None = None,
 ) -> pd.DataFrame:
     """Export a model folder; say what its precision costs against float32.
 
-    ``int8`` is calibrated on training images of ``id``, of which those that were held out are no
-    part: what the threshold was calibrated on, nothing else reads. All files are measured on its
-    test images.
+    The ranges of ``int8`` are those of training images of ``id``, of which those that were held
+    out are no part: what the threshold was calibrated on, nothing else reads. All files are
+    measured on its test images.
 
     :param id: the model's classes: a folder or a name, see :mod:`isomax_evaluation.data`
     :param ood: OOD sets, as in :func:`isomax_evaluation.compare`
     :param test_images: use at most so many test images of each dataset
+    :param calibration: ID images that the model has not seen, a folder with one subfolder per
+        class: half of them, but as many as the threshold takes, calibrate the file, the others
+        judge it. Without them a reduced file has the folder's threshold and no guarantee
     :return: as :func:`measure`
     :raises InputError: if data cannot be used, before anything is exported
     """
@@ -61,6 +66,7 @@ def export_and_measure(
             f"the classes of {id} are {', '.join(known.class_names[:5])}, ...; those of "
             f"{model_folder} are {', '.join(names[:5])}, ...: give the data it was trained on"
         )
+    held = None if calibration is None else _of_classes(calibration, names, root)
     unknown = [data.open_images(name, "test", root).as_ood() for name in ood]
     training = training.take(_trained_on(model_folder, training))
     places = np.linspace(0, len(training) - 1, min(len(training), CALIBRATION_IMAGES))
@@ -69,12 +75,19 @@ def export_and_measure(
         data.readable(images.decoded(decoding), skip_bad_images, workers, progress)
         for images in (training, *(data.at_most(i, test_images) for i in (known, *unknown)))
     )
+    unseen: dict[str, Labelled] = {}
+    if held is not None:
+        held = data.readable(held.decoded(decoding), skip_bad_images, workers, progress)
+        data.check_apart(training=training, calibration=held)
+        data.check_apart(calibration=held, test=known)
+        unseen = _unseen(held, model_folder)
     with tempfile.TemporaryDirectory() as scratch:
         task = progress.add_task("exporting", total=None)
         files = {"fp32": Path(scratch) / "fp32.onnx", precision: path}
         for kind, file in files.items():
-            calibration = (_source(training, i) for i in range(len(training)))
-            export(model_folder, file, kind, calibration if kind == "int8" else None)
+            ranges = (_source(training, i) for i in range(len(training)))
+            given = {} if kind == "fp32" else unseen
+            export(model_folder, file, kind, ranges if kind == "int8" else None, **given)
         progress.remove_task(task)
         count = len(files) * sum(map(len, (known, *unknown)))
         task = progress.add_task("measuring", total=count)
@@ -156,6 +169,34 @@ def terminal_table(measured: pd.DataFrame) -> Table:
             f"{row['fitted_threshold']:.5f}",
         )
     return table
+
+
+def _of_classes(name: str, classes: tuple[str, ...], root: str | None) -> Images:
+    """Images of the model's classes, or some of them, labelled as the model does."""
+    images = data.open_images(name, "test", root)
+    strange = sorted(set(images.class_names) - set(classes))
+    if strange or not images.class_names:
+        raise InputError(
+            f"{name} has {first_few(strange, 3) or 'no classes'}, which the model does not know; "
+            f"its classes are {first_few(classes, 5)}"
+        )
+    places = np.array([classes.index(one) for one in images.class_names])
+    return replace(images, labels=places[images.labels], class_names=classes)
+
+
+def _unseen(held: Images, model_folder: Path) -> dict[str, Labelled]:
+    """What judges a reduced file, if there are enough, and what calibrates it."""
+    folders = load_calibration(model_folder)
+    if folders is None:
+        return {}  # which export says
+    needed = RejectionThreshold(folders.alpha).samples_needed
+    divided = data.divide(held, held, needed, 1.0, seed=0)
+    parts = {"selection": divided.selection, "held_out": divided.calibration}
+    return {
+        name: Labelled([_source(part, i) for i in range(len(part))], part.labels.tolist())
+        for name, part in parts.items()
+        if part is not None
+    }
 
 
 def _fitted(scores: torch.Tensor, alpha: float) -> float:

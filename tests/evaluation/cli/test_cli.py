@@ -301,6 +301,14 @@ def test_train_then_export_then_score(isomax, tmp_path, photos):
         (["export", "{one}", "model.onnx", "--precision", "int4"], "choose from fp32, fp16, int8"),
         (["export", "{one}", "model.onnx", "--precision", "int8"], "int8 takes --id too"),
         (["export", "{one}", "model.onnx", "--ood", "{bad}"], "--ood takes --id too"),
+        (
+            ["export", "{one}", "model.onnx", "--calibration", "{bad}"],
+            "--calibration takes --id too",
+        ),
+        (
+            ["export", "{one}", "model.onnx", "--id", "{bad}", "--calibration", "{bad}"],
+            "--calibration is for fp16 and int8",
+        ),
         (["track", "{one}"], "is no output folder"),
     ],
 )

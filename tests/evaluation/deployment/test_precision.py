@@ -6,8 +6,13 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+import timm
+import torch
 from rich.progress import Progress
 
+from isomax.calibration import Calibration
+from isomax_adapters.onnx.runtime import Scorer
+from isomax_adapters.timm import save_model
 from isomax_evaluation import data, train
 from isomax_evaluation.deployment import precision
 from isomax_evaluation.deployment.precision import measure
@@ -56,6 +61,7 @@ def test_export_prints_what_int8_costs(isomax, compared, tmp_path):
     for column in (1, 3):  # accuracy, AUROC
         assert float(table["int8"][column]) == pytest.approx(float(table["fp32"][column]), abs=5)
     assert "verified" in run.stdout
+    assert "guarantee: not established" in run.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
 
 
@@ -83,3 +89,35 @@ def test_what_calibrated_the_threshold_calibrates_no_precision(tmp_path, monkeyp
         trained = set(splits[splits["split"] == "train"]["path"])
         assert {os.path.realpath(path) for path in read} == trained
         assert len(trained) == 48
+
+
+def test_unseen_images_calibrate_and_judge_a_reduced_file(isomax, photos, tmp_path):
+    model = tmp_path / "model"
+    calibrated_model(model, ("ash", "birch", "cedar"))
+    unseen = make_folder(tmp_path / "unseen", ("ash", "cedar"), 30, seed=1)
+    arguments = ["export", model, tmp_path / "m.onnx", "--precision", "fp16", "--id", photos]
+    run = isomax(*arguments, "--calibration", unseen)
+    assert run.returncode == 0, run.stderr
+    assert "guarantee" not in run.stderr
+    metadata = Scorer(tmp_path / "m.onnx").metadata
+    assert (metadata["samples"], metadata["guarantee"]) == (30, "established")
+    for wrong, message in (
+        (
+            make_folder(tmp_path / "other", ("ash", "oak"), 20, seed=1),
+            "has oak, which the model does not",
+        ),
+        (photos, "images to validate or test on are also trained on"),
+        (make_folder(tmp_path / "few", ("ash", "birch"), 4, seed=1), "takes 19"),
+    ):
+        run = isomax(*arguments, "--calibration", wrong)
+        assert run.returncode == 2
+        assert message in run.stderr
+
+
+def calibrated_model(folder, names):
+    torch.manual_seed(0)
+    model = timm.create_model("isomax_test_resnet", num_classes=len(names)).eval()
+    torch.nn.init.normal_(model.get_classifier().prototypes)
+    logits = -torch.rand(40, len(names))
+    calibration = Calibration.fit(logits, logits.argmax(dim=1))
+    return save_model(model, folder, names, {"input_size": (3, 32, 32)}, calibration)
