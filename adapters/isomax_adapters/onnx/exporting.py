@@ -1,12 +1,8 @@
 """A model folder as one ONNX file: raw pixels in, label, score and verdict out."""
 
-import io
 import json
-import logging
 import os
-import warnings
 from collections.abc import Iterable, Sequence
-from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
@@ -21,6 +17,7 @@ import torch
 from torch import nn
 
 from isomax.calibration import Calibration, RejectionThreshold
+from isomax.functional import SCORES
 from isomax_adapters.onnx.graph import assemble, preprocessing
 from isomax_adapters.onnx.images import (
     GreyRange,
@@ -30,8 +27,11 @@ from isomax_adapters.onnx.images import (
     open_image,
 )
 from isomax_adapters.onnx.metadata import METADATA_FORMAT
+from isomax_adapters.onnx.network import export_network, with_detector, with_maps
 from isomax_adapters.onnx.precision import PRECISIONS, join, split, to_fp16, to_int8
+from isomax_adapters.onnx.scorers import kind_of
 from isomax_adapters.onnx.verifying import ExportError, verify
+from isomax_adapters.pytorch_ood import Parts, load_detector, read_detector
 from isomax_adapters.timm import load_calibration, load_model
 from isomax_adapters.timm.attaching import classifier_names
 from isomax_adapters.timm.folder import CONFIG
@@ -126,17 +126,27 @@ def export(
         },
     }
     pixels = _preprocessed(map(decode, sources), config)
-    network = export_network(model, tuple(config["input_size"]))
+    detector = _detector_of(Path(model_folder), model, calibration, precision)
+    size = tuple(config["input_size"])
+    if detector is not None and kind_of(detector.fitted) == "feature_maps":
+        network = with_maps(detector.parts, size)
+    else:
+        network = export_network(model, size)
     if precision != "fp32":
         network = _reduced(network, classifier_names(model), precision, pixels)
+    if detector is not None:
+        network = with_detector(
+            network, detector.fitted, calibration.score, detector.parts, classifier_names(model)
+        )
+    if precision != "fp32":
         if held_out is None:
             calibration = replace(calibration, guarantee="not established")
         else:
             reduced = _assembled(network, config, calibration, metadata)
-            logits = _logits(reduced, map(decode, held_out.images))
+            logits, scores = _given_by(reduced, map(decode, held_out.images))
             classes = torch.tensor(held_out.labels)
             calibration = replace(
-                Calibration.fit(logits, classes, calibration.score, calibration.alpha),
+                Calibration.fit(logits, classes, calibration.score, calibration.alpha, scores),
                 guarantee=calibration.guarantee,
             )
     exported = _assembled(network, config, calibration, metadata)
@@ -147,38 +157,14 @@ def export(
         some = sources[:: max(1, len(sources) // VERIFIED_IMAGES)]
         images = (decode(source)[None] for source in (selection.images if selection else some))
         labels = selection.labels if selection else None
-        verify(exported, unfinished, model, config, calibration, precision, images, labels)
+        verify(
+            exported, unfinished, model, config, calibration, precision, images, labels,
+            None if detector is None else detector.fitted.predict,
+        )  # fmt: skip
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
     return path
-
-
-def export_network(model: nn.Module, input_size: tuple[int, int, int]) -> onnx.ModelProto:
-    """The network alone: ``pixels``, float ``[N, C, h, w]`` -> ``logits``.
-
-    :raises ExportError: if torch cannot export it
-    """
-    example = torch.zeros(2, *input_size)
-    quiet = io.StringIO()
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), redirect_stdout(quiet):
-            warnings.simplefilter("ignore")
-            program = torch.onnx.export(
-                model,
-                (example,),
-                dynamo=True,
-                input_names=["pixels"],
-                output_names=["logits"],
-                dynamic_shapes=({0: torch.export.Dim("batch")},),
-                verbose=False,
-            )
-    except Exception as error:  # torch's exporter raises of its own and of its dependencies'
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise ExportError(f"torch.onnx cannot export this model: {reason[0]}") from error
-    assert program is not None
-    return program.model_proto
 
 
 def _reduced(
@@ -207,11 +193,48 @@ def _assembled(
     )
 
 
-def _logits(exported: onnx.ModelProto, images: Iterable[np.ndarray]) -> torch.Tensor:
-    """Of images one by one, as a file gives them."""
+@dataclass(frozen=True)
+class _Detector:
+    parts: Parts
+    fitted: Any  #: a detector of pytorch-ood's API
+
+
+def _detector_of(
+    folder: Path, model: nn.Module, calibration: Calibration, precision: str
+) -> _Detector | None:
+    """The fitted detector of a model folder whose threshold is for its scores; ``None`` if it is
+    for scores of the logits.
+
+    :raises ValueError: if there is none for the threshold
+    :raises ExportError: if it cannot go with this precision
+    """
+    if calibration.score in SCORES:
+        return None
+    parts = Parts(model)
+    found = _Detector(parts, load_detector(folder, parts))
+    saved = read_detector(folder)
+    assert saved is not None
+    if saved.name != calibration.score:
+        raise ValueError(
+            f"the threshold of {folder} is for {calibration.score}, and its detector is "
+            f"{saved.name}; calibrate it again"
+        )
+    if precision != "fp32" and kind_of(found.fitted) == "feature_maps":
+        raise ExportError(
+            f"{saved.name} scores feature maps, which a reduced backbone gives otherwise; export "
+            f"it as fp32, or calibrate with {saved.name.removesuffix('-maps')}, of pooled features"
+        )
+    return found
+
+
+def _given_by(
+    exported: onnx.ModelProto, images: Iterable[np.ndarray]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits and scores of images one by one, as a file gives them."""
     session = onnxruntime.InferenceSession(exported.SerializeToString())
-    rows = [session.run(["logits"], {"images": image[None]})[0] for image in images]
-    return torch.from_numpy(np.concatenate(rows))
+    rows = [session.run(["logits", "score"], {"images": image[None]}) for image in images]
+    logits, scores = map(np.concatenate, zip(*rows, strict=True))
+    return torch.from_numpy(logits), torch.from_numpy(scores)
 
 
 def _check_labelled(

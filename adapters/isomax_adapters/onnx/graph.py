@@ -158,7 +158,8 @@ def verdict(
 ) -> onnx.ModelProto:
     """From ``raw`` logits, float ``[N, C]``, to the outputs that users read.
 
-    :param score: a name in ``isomax.functional.SCORES``
+    :param score: a name in ``isomax.functional.SCORES``; if it is none of these, a detector's, the
+        graph takes the scores too, as ``outlier``, float ``[N]``
     :param steps: calibration scores and p-values
     """
     width = math.isqrt(len(steps.scores) - 1) + 1
@@ -175,7 +176,7 @@ def verdict(
     }
     text = f"""
     <ir_version: {ir_version}, opset_import: ["": {opset}]>
-    verdict (float[N, {num_classes}] raw) => (
+    verdict (float[N, {num_classes}] raw{", float[N] outlier" if score not in _SCORES else ""}) => (
         int64[N] label, float[N] confidence, float[N] score, bool[N] is_ood,
         float[N, {num_classes}] logits, float[N, {num_classes}] probabilities, float[N] p_value
     ) {{
@@ -187,7 +188,7 @@ def verdict(
         tempered = Div(logits, temperature)
         probabilities = Softmax<axis=1>(tempered)
         confidence = ReduceMax<keepdims=0>(probabilities, axis)
-        {_SCORES[score]}
+        {_SCORES.get(score, "score = Identity(outlier)")}
         accepted = LessOrEqual(score, threshold)
         is_ood = Not(accepted)
         {_AT_LEAST}
@@ -210,14 +211,14 @@ def assemble(
 ) -> onnx.ModelProto:
     """Preprocessing, network and verdict as one checked model.
 
-    :param network: one input, float ``[N, C, h, w]``; one output, logits
+    :param network: one input, float ``[N, C, h, w]``; logits, and with a detector its scores
     :param metadata: stored as JSON under ``isomax`` in ``metadata_props``; p-values are those of
         its calibration scores
     :raises ValueError: if the parts do not fit or the result is not valid ONNX
     """
     opset = next(o.version for o in network.opset_import if o.domain in ("", "ai.onnx"))
     versions = (opset, network.ir_version)
-    (pixels,), (logits,) = network.graph.input, network.graph.output
+    (pixels,), given = network.graph.input, [output.name for output in network.graph.output]
     classes = len(metadata["class_names"])
     network = compose.add_prefix(network, "network/")
     front = compose.merge_models(
@@ -228,7 +229,9 @@ def assemble(
     model = compose.merge_models(
         front,
         verdict(classes, score, temperature, threshold, Steps.of(metadata), *versions),
-        io_map=[(f"network/{logits.name}", "raw")],
+        io_map=[
+            (f"network/{name}", part) for name, part in zip(given, ("raw", "outlier"), strict=False)
+        ],
     )
     # merging repeats them, and quantisation adds some that nothing uses
     used = {

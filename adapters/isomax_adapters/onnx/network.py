@@ -47,7 +47,6 @@ def with_detector(
     name: str,
     parts: Parts,
     classifiers: Sequence[str],
-    bank: int | None = None,
 ) -> onnx.ModelProto:
     """A network with the scores of a fitted detector as its second output, :data:`SCORE`.
 
@@ -55,7 +54,6 @@ def with_detector(
         feature maps
     :param name: of the detector
     :param classifiers: names of the layers that give the logits
-    :param bank: keep at most so many fitted samples of detectors that compare with each
     :raises ExportError: if the detector cannot be part of a graph, with the nearest that can
     """
     width = int(parts.encode(_example(network)).shape[1])
@@ -73,7 +71,7 @@ def with_detector(
     example = _given(network, given)
     scorer = compose.add_prefix(
         _to_onnx(
-            _Flat(scorer_of(detector, bank), kind == "features"), example, "given", ("score",), name
+            _Flat(scorer_of(detector), kind == "features"), example, "given", ("score",), name
         ),
         "detector/",
     )

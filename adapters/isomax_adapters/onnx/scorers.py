@@ -58,16 +58,12 @@ def why_not_exported(name: str, detector: Detector, classes: int, width: int) ->
     return None
 
 
-def scorer_of(detector: Any, bank: int | None = None) -> nn.Module:
-    """A network from what a detector scores to its scores, float32 ``[N]``.
-
-    :param bank: keep at most so many fitted samples of detectors that compare with each, the
-        nearest neighbours' and NNGuide's, evenly spaced
-    """
+def scorer_of(detector: Any) -> nn.Module:
+    """A network from what a detector scores to its scores, float32 ``[N]``."""
     for base, make in _WRITTEN.items():
         if isinstance(detector, base):
-            return make(detector) if bank is None else make(_with_bank(detector, bank))
-    return _AsItIs(_with_bank(detector, bank) if bank else detector)
+            return make(detector)
+    return _AsItIs(detector)
 
 
 class _AsItIs(nn.Module):
@@ -220,27 +216,6 @@ class _KLMatching(nn.Module):
         log_p = logits.log_softmax(dim=1)
         p = log_p.exp()
         return ((p * log_p).sum(dim=1, keepdim=True) - p @ self.log_dists.T).amin(dim=1)
-
-
-def _with_bank(detector: Any, most: int) -> Any:
-    """A detector that compares with at most so many fitted samples."""
-    import copy
-
-    if hasattr(detector, "knn"):
-        fitted = np.asarray(detector.knn._fit_X)
-        if len(fitted) > most:
-            detector = copy.copy(detector)
-            detector.knn = copy.copy(detector.knn)
-            detector.knn = detector.knn.__class__().fit(fitted[_spaced(len(fitted), most)])
-    elif hasattr(detector, "_scaled_features") and len(detector._scaled_features) > most:
-        detector = copy.copy(detector)
-        fitted = detector._scaled_features
-        detector._scaled_features = fitted[_spaced(len(fitted), most)]
-    return detector
-
-
-def _spaced(count: int, most: int) -> np.ndarray:
-    return np.linspace(0, count - 1, most).round().astype(int)
 
 
 def _classes() -> dict[type, Callable[[Any], nn.Module]]:

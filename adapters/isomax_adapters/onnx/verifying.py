@@ -1,6 +1,6 @@
 """An exported file against what it stands for: transform, PyTorch model and calibration."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from torch import nn
 
 from isomax.calibration import Calibration
 from isomax.calibration import p_values as conformal_p_values
+from isomax.functional import SCORES
 from isomax_adapters.onnx.images import from_array
 from isomax_adapters.onnx.judging import why_another_model, worst_layers
 from isomax_adapters.onnx.metadata import OUTPUTS
@@ -44,6 +45,7 @@ def verify(
     precision: str,
     batches: Iterable[np.ndarray],
     labels: Sequence[int] | None = None,
+    detector: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> None:
     """Compare a file part by part: pixels, verdict, network.
 
@@ -52,6 +54,7 @@ def verify(
     :param precision: how near it must be: ``int8`` is judged by what it loses
     :param batches: images, uint8 ``[N, H, W, C]``, to compare the network on; random ones if empty
     :param labels: their classes, if known: the file is judged by what it loses
+    :param detector: of pixels the scores, if these are not of the logits
     :raises ExportError: if they disagree
     """
     _verify_pixels(exported, config)
@@ -59,8 +62,12 @@ def verify(
     given = iter(batches)
     first = next(given, None)
     images = _random_batches(config) if first is None else chain([first], given)
-    logits, outputs, some = _outputs(model, path, images)
-    score = calibration.score_of(logits).numpy()
+    score_of = (
+        (lambda pixels, logits: detector(pixels))
+        if detector
+        else (lambda pixels, logits: calibration.score_of(logits))
+    )
+    logits, score, outputs, some = _outputs(model, score_of, path, images)
     if precision == "int8" or labels is not None:
         why = why_another_model(
             *(logits.numpy(), outputs["logits"], score, outputs["score"]),
@@ -96,10 +103,13 @@ def _verify_pixels(exported: onnx.ModelProto, config: dict[str, Any]) -> None:
 
 
 def _outputs(
-    model: nn.Module, path: Path, batches: Iterable[np.ndarray]
-) -> tuple[torch.Tensor, dict[str, np.ndarray], list[np.ndarray]]:
-    """The logits of PyTorch and all outputs of the file, both from the file's own pixels, and the
-    first batches.
+    model: nn.Module,
+    score_of: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    path: Path,
+    batches: Iterable[np.ndarray],
+) -> tuple[torch.Tensor, np.ndarray, dict[str, np.ndarray], list[np.ndarray]]:
+    """Logits and scores of PyTorch and all outputs of the file, both from the file's own pixels,
+    and the first batches.
 
     What a network makes of one grey level more or less is not the file's doing: the logits of a
     visformer with random weights move by half a percent, in double precision as well.
@@ -107,15 +117,17 @@ def _outputs(
     session = Scorer(path).session  # its own outputs: Scorer.run sets the threshold anew
     preprocess = _part(onnx.load(path), ["images"], ["pixels"])
     some: list[np.ndarray] = []
-    logits, found = [], []
+    logits, scores, found = [], [], []
     for images in batches:
         pixels = torch.from_numpy(preprocess.run(None, {"images": images})[0])
         with torch.no_grad():
             logits.append(model(pixels))
+            scores.append(score_of(pixels, logits[-1]).float().numpy())
         found.append(session.run(list(OUTPUTS), {"images": images}))
         some += [images][: BLAMED_ON - len(some)]
     outputs = map(np.concatenate, zip(*found, strict=True))
-    return torch.cat(logits), dict(zip(OUTPUTS, outputs, strict=True)), some
+    named = dict(zip(OUTPUTS, outputs, strict=True))
+    return torch.cat(logits), np.concatenate(scores), named, some
 
 
 def _why_too_far(
@@ -149,16 +161,23 @@ def _why_too_far(
 
 def _verify_verdict(exported: onnx.ModelProto, calibration: Calibration) -> None:
     """Check what the file makes of logits with scores on both sides of any threshold."""
-    names = [name for name in OUTPUTS if name != "logits"]
-    verdict = _part(exported, ["logits"], names)
+    given = ["logits"] if calibration.score in SCORES else ["logits", "score"]
+    names = [name for name in OUTPUTS if name not in given]
+    verdict = _part(exported, given, names)
     (output,) = (o for o in exported.graph.output if o.name == "logits")
     classes = output.type.tensor_type.shape.dim[1].dim_value
     generator = np.random.default_rng(0)
     spread, level = 10 ** generator.uniform(-2, 2, (2, 512, 1))
     logits = spread * generator.standard_normal((512, classes)) - level
     logits = logits.astype(np.float32)
-    found = dict(zip(names, verdict.run(names, {"logits": logits}), strict=True))
-    _verify_outputs({"logits": logits, **found}, calibration)
+    known = {"logits": logits}
+    if "score" in given:  # from far below the threshold to far above it
+        width = max(1.0, abs(calibration.threshold))
+        scores = calibration.threshold + width * spread[:, 0] * generator.standard_normal(512)
+        scores[0] = calibration.threshold
+        known["score"] = scores.astype(np.float32)
+    found = dict(zip(names, verdict.run(names, known), strict=True))
+    _verify_outputs(known | found, calibration)
 
 
 def _verify_outputs(outputs: dict[str, np.ndarray], calibration: Calibration) -> None:
@@ -166,7 +185,8 @@ def _verify_outputs(outputs: dict[str, np.ndarray], calibration: Calibration) ->
     logits = torch.from_numpy(outputs["logits"]).double()
     probabilities = (logits / calibration.temperature).softmax(dim=1).numpy()
     rounding = np.finfo(np.float32).eps * logits.abs().amax(dim=1).numpy() / calibration.temperature
-    score = calibration.score_of(logits).numpy()
+    of_logits = calibration.score in SCORES
+    score = calibration.score_of(logits).numpy() if of_logits else outputs["score"]
     known = torch.tensor(calibration.scores, dtype=torch.float32)
     p_values = conformal_p_values(torch.from_numpy(outputs["score"]), known)
     chosen = np.take_along_axis(outputs["logits"], outputs["label"][:, None], axis=1)[:, 0]

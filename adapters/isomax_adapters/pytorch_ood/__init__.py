@@ -1,5 +1,6 @@
 """pytorch-ood: its detectors wired to any timm model; our components registered as its own."""
 
+from isomax_adapters.pytorch_ood.banks import with_bank
 from isomax_adapters.pytorch_ood.detectors import (
     NAMES,
     WiringNote,
@@ -32,4 +33,5 @@ __all__ = [
     "unregister",
     "why_not",
     "wiring_notes",
+    "with_bank",
 ]

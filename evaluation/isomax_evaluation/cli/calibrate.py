@@ -46,6 +46,10 @@ def calibrate(
         int | None,
         typer.Option(help="Fit the detector on at most N training images of each class."),
     ] = None,
+    bank: Annotated[
+        int | None,
+        typer.Option(help="Keep at most N of them in KNN's and NNGuide's files."),
+    ] = None,
     image_size: ImageSize = None,
     data_root: Root = None,
     group_by: GroupBy = None,
@@ -68,6 +72,7 @@ def calibrate(
             alpha=alpha,
             calibration=calibration,
             fit_images=fit_images,
+            bank=bank,
             image_size=image_size_of(image_size),
             root=data_root,
             group_by=group_by,

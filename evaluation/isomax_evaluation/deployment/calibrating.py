@@ -13,7 +13,14 @@ from pytorch_ood.api import Detector
 from rich.progress import Progress
 
 from isomax.calibration import Calibration, RejectionThreshold
-from isomax_adapters.pytorch_ood import NAMES, Saved, detectors_for, save_detector, why_not
+from isomax_adapters.pytorch_ood import (
+    NAMES,
+    Saved,
+    detectors_for,
+    save_detector,
+    why_not,
+    with_bank,
+)
 from isomax_adapters.timm import save_model
 from isomax_adapters.timm.sources import model_folder_of
 from isomax_evaluation import data
@@ -54,6 +61,7 @@ def calibrate(
     alpha: float = 0.05,
     calibration: str | None = None,
     fit_images: int | None = None,
+    bank: int | None = None,
     image_size: int | tuple[int, int] | None = None,
     root: str | None = None,
     group_by: str | None = None,
@@ -78,6 +86,7 @@ def calibrate(
     :param alpha: false-alarm rate of the threshold
     :param calibration: a folder of held-out images of the classes
     :param fit_images: fit on at most so many training images of each class
+    :param bank: compare with at most so many of them, with detectors that compare with each
     :return: the model folder
     :raises InputError: if anything given cannot be used, before anything is written
     """
@@ -101,7 +110,9 @@ def calibrate(
         data.check_apart(train=training, calibration=chosen)
         if held.note:
             warn(progress, held.note)
-        fitted, scores, logits, labels = _scored(model, name, training, chosen, workers, progress)
+        fitted, scores, logits, labels = _scored(
+            model, name, training, chosen, bank, workers, progress
+        )
         found = Calibration.fit(
             logits, labels, _score_name(model, name), alpha, None if name is None else scores
         )
@@ -201,6 +212,7 @@ def _scored(
     name: str | None,
     training: Images,
     chosen: Images,
+    bank: int | None,
     workers: int,
     progress: Progress,
 ) -> tuple[Detector | None, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -218,6 +230,11 @@ def _scored(
                 failed = fit(model.parts, detectors, loader, advance=advance, seed=0)
             if failed:
                 raise InputError(f"{name} cannot be fitted: {failed[name]}")
+        if bank is not None:
+            try:
+                detectors = {name: with_bank(detectors[name], bank)}
+            except ValueError as error:
+                raise InputError(f"{name}: {error}") from error
     with shown(progress, f"calibrating on {len(chosen)} images", len(chosen)) as advance:
         loader = loader_of(model.transform, workers, chosen)
         outputs, scores, failed = score(model.parts, detectors, loader, advance, seed=0)

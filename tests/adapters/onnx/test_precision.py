@@ -13,8 +13,9 @@ from PIL import Image
 from isomax_adapters.onnx import export
 from isomax_adapters.onnx import exporting as exporting_module
 from isomax_adapters.onnx import precision as precision_module
-from isomax_adapters.onnx.exporting import ExportError, Labelled, export_network
+from isomax_adapters.onnx.exporting import ExportError, Labelled
 from isomax_adapters.onnx.judging import why_another_model
+from isomax_adapters.onnx.network import export_network
 from isomax_adapters.onnx.precision import SCOPES, join, split, to_int8
 from isomax_adapters.onnx.runtime import Scorer
 from isomax_adapters.timm import load_calibration, load_model

@@ -9,7 +9,10 @@ import timm
 import torch
 from safetensors.torch import save_file
 
+from isomax_adapters.onnx import export
 from isomax_adapters.onnx.images import as_pixels, open_image
+from isomax_adapters.onnx.runtime import Scorer
+from isomax_adapters.onnx.verifying import ExportError
 from isomax_adapters.pytorch_ood import load_detector, read_detector
 from isomax_adapters.timm import load_calibration, load_model
 from isomax_evaluation import train
@@ -133,3 +136,54 @@ def test_the_command_says_what_came_out(isomax, trained, root, tmp_path):
     assert run.returncode == 0, run.stderr
     assert "ViM: threshold" in run.stdout
     assert "at most 0.2 of fresh images (established)" in run.stdout
+
+
+@pytest.mark.parametrize(
+    ("detector", "bank"),
+    [("ViM", None), ("KNN", 60), ("ReAct-maps", None), ("KLMatching", None), ("dismax", None)],
+)
+def test_the_file_gives_the_detectors_scores_and_verdict(detector, bank, trained, root, tmp_path):
+    folder = calibrated(trained, root, tmp_path / "model", detector, bank=bank)
+    scorer = Scorer(export(folder, tmp_path / "m.onnx"))
+    files = sorted(map(str, root.rglob("*.jpg")))[::5]
+    found = scorer.score(files)
+    model, calibration = load_model(folder), load_calibration(folder)
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+    pixels = torch.stack([transform(as_pixels(open_image(path), 3)) for path in files])
+    expected = load_detector(folder).predict(pixels).detach().double()
+    scores = torch.tensor([result.score for result in found]).double()
+    spread = float(expected.std())
+    torch.testing.assert_close(scores, expected, rtol=2e-3, atol=0.05 * spread)  # pixels round
+    assert scorer.metadata["score"] == calibration.score
+    known = torch.tensor(calibration.scores)
+    for result in found:
+        assert result.is_ood == (result.p_value <= calibration.alpha)
+        at_least = int((known >= result.score).sum())
+        assert result.p_value == pytest.approx((1 + at_least) / (1 + len(known)), abs=1e-6)
+    if bank:
+        assert len(load_detector(folder).knn._fit_X) == bank
+
+
+def test_reduced_files_keep_the_detector_of_features(trained, root, tmp_path):
+    folder = calibrated(trained, root, tmp_path / "model", "ViM")
+    whole = Scorer(export(folder, tmp_path / "whole.onnx"))
+    half = Scorer(export(folder, tmp_path / "half.onnx", "fp16"))
+    files = sorted(map(str, root.rglob("*.jpg")))[::9]
+    scores = [[result.score for result in one.score(files)] for one in (whole, half)]
+    assert scores[0] == pytest.approx(scores[1], rel=0.1, abs=0.5)
+    assert half.metadata["guarantee"] == "not established"
+
+
+@pytest.mark.parametrize(
+    ("detector", "precision", "message"),
+    [
+        ("RankFeat", "fp32", "RankFeat cannot be exported: it takes a singular value"),
+        ("GradNorm", "fp32", "EnergyBased is nearest"),
+        ("ReAct-maps", "fp16", "calibrate with ReAct, of pooled features"),
+    ],
+)
+def test_what_no_file_can_hold_says_what_can(detector, precision, message, trained, root, tmp_path):
+    folder = calibrated(trained, root, tmp_path / "model", detector)
+    with pytest.raises(ExportError, match=message):
+        export(folder, tmp_path / "m.onnx", precision)
+    assert not (tmp_path / "m.onnx").exists()
