@@ -140,8 +140,8 @@ _AT_LEAST = """
         in_row = GreaterOrEqual(of_row, each)
         in_row_numbers = Cast<to=7>(in_row)
         last = ReduceSum<keepdims=0>(in_row_numbers, axis)
-        before = Mul(row, row_width)
-        counted = Add(before, last)
+        skipped = Mul(row, row_width)
+        counted = Add(skipped, last)
         at_least = Min(counted, most)
         p_value = Gather<axis=0>(p_values, at_least)
 """

@@ -31,6 +31,7 @@ from isomax_evaluation.detection.fitting import fit
 from isomax_evaluation.detection.models import Model
 from isomax_evaluation.detection.opening import Given, open_given
 from isomax_evaluation.detection.scoring import score
+from isomax_evaluation.extraction.doubts import doubts_of
 from isomax_evaluation.output.errors import InputError
 from isomax_evaluation.output.folders import check_outside
 from isomax_evaluation.output.progress import progress_bar, shown, tell, warn
@@ -117,6 +118,9 @@ def calibrate(
             logits, labels, _score_name(model, name), alpha, None if name is None else scores
         )
         found = replace(found, guarantee=held.guarantee)
+        own = None if name is None else scores
+        for doubt in doubts_of(model.parts.model, found, logits, labels, scores=own):
+            warn(progress, doubt)
         task = progress.add_task("writing the model folder", total=None)
         folder = _write(model, Path(output), found, name, fitted, training)
         progress.remove_task(task)

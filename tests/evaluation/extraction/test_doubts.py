@@ -5,6 +5,7 @@ import torch
 from isomax.calibration import Calibration
 from isomax_adapters.timm import create_model, save_model
 from isomax_evaluation import compare
+from isomax_evaluation.deployment.calibrating import calibrate
 
 from ...image_folders import make_folder
 
@@ -31,6 +32,15 @@ def test_a_given_model_that_has_learnt_nothing_is_doubted(tmp_path, capfd):
     assert "mine: " in said
     for part in ("no better than by naming the largest class", "the distance scale is 1e-09"):
         assert part in said
+
+
+def test_calibrating_a_model_that_has_learnt_nothing_warns(tmp_path, capfd):
+    root = make_folder(tmp_path / "set", ("ash", "birch"), 40)
+    source = str(useless(tmp_path / "model"))
+    calibrate(source, str(root), tmp_path / "out", alpha=0.2, image_size=32, workers=0)
+    said = capfd.readouterr().err
+    assert "warning: the distance scale is 1e-09" in said
+    assert "no better than by naming the largest class" in said
 
 
 def test_exporting_a_model_that_calls_nothing_unknown_warns(isomax, tmp_path):
