@@ -346,7 +346,7 @@ class Calibration:
     def p_value_of(self, logits: Tensor) -> Tensor:
         """The conformal p-values of logits, see :func:`p_values`."""
         scores = self.score_of(logits)
-        return p_values(scores, torch.tensor(self.scores).to(scores))
+        return p_values(scores, torch.tensor(self.scores, dtype=torch.float64).to(scores))
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""

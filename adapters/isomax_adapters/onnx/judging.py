@@ -6,7 +6,6 @@ from collections.abc import Sequence
 import numpy as np
 import onnx
 import onnxruntime
-from onnxruntime.quantization.qdq_loss_debug import compute_signal_to_quantization_noice_ratio
 
 from isomax_adapters.onnx.precision import SCOPES
 
@@ -64,7 +63,7 @@ def worst_layers(model: onnx.ModelProto, images: Sequence[np.ndarray]) -> list[t
     :param model: with pairs of QuantizeLinear and DequantizeLinear, input ``images``
     :param images: batches, uint8
     :return: at most ``BLAMED`` names of modules, each with the power of its output over that of
-        the rounding, in decibels, the smallest first
+        the rounding, in decibels, of its median channel; the smallest first
     """
     producers = {name: node for node in model.graph.node for name in node.output}
     pairs = [
@@ -86,14 +85,27 @@ def worst_layers(model: onnx.ModelProto, images: Sequence[np.ndarray]) -> list[t
     outputs = [
         dict(zip(names, session.run(names, {"images": batch}), strict=True)) for batch in images
     ]
+    order = {name: place for place, node in enumerate(model.graph.node) for name in node.output}
     noise: dict[str, float] = {}
-    for before, after in pairs:
-        ratio = compute_signal_to_quantization_noice_ratio(
-            [found[before] for found in outputs], [found[after] for found in outputs]
-        )
+    # of those that lose all, the first: what comes after it has nothing left to lose
+    for before, after in sorted(pairs, key=lambda pair: order.get(pair[0], -1)):
+        ratio = _decibels(*([found[name] for found in outputs] for name in (before, after)))
         module = _module(producers, before)
         noise[module] = min(ratio, noise.get(module, np.inf))
     return sorted(noise.items(), key=lambda item: item[1])[:BLAMED]
+
+
+def _decibels(before: Sequence[np.ndarray], after: Sequence[np.ndarray]) -> float:
+    """Power over that of the rounding, of the median channel: a large one would hide the others."""
+    whole, rounded = np.concatenate(before), np.concatenate(after)
+    rest = tuple(axis for axis in range(whole.ndim) if axis != 1)
+    signal = np.square(whole, dtype=np.float64).sum(axis=rest)
+    lost = np.square(whole - rounded, dtype=np.float64).sum(axis=rest)
+    alive = signal > 0
+    if not alive.any():
+        return float("inf")
+    ratio = signal[alive] / np.maximum(lost[alive], np.finfo(np.float64).tiny)
+    return round(float(np.median(10 * np.log10(ratio))), 1)
 
 
 def _margins(logits: np.ndarray, chosen: np.ndarray) -> np.ndarray:
