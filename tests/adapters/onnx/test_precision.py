@@ -342,7 +342,7 @@ def test_calibration_images_are_spread_over_a_folder(folder, images, tmp_path, m
 def test_the_file_is_verified_on_images_spread_over_all(count, step, folder, tmp_path, monkeypatch):
     verified = []
 
-    def record(exported, path, model, config, calibration, precision, batches, labels):
+    def record(exported, path, model, config, calibration, precision, batches, *rest):
         verified.extend(int(batch[0, 0, 0, 0]) for batch in batches)
 
     monkeypatch.setattr(exporting_module, "to_int8", lambda backbone, pixels: backbone)
