@@ -27,8 +27,8 @@ def gather(outputs: Sequence[Path], folder: Path) -> None:
 
     :param outputs: output folders of ``isomax compare``, the main one first; the others with
         other lengths of training or fewer images per class, or from a pretrained backbone
-    :param folder: gets ``finetuning.csv`` of those from a pretrained backbone, and
-        ``detection.csv``, ``intervals.csv``, ``costs.csv``, ``inference.csv`` and
+    :param folder: gets ``finetuning.csv`` and ``finetuning.json`` of those from a pretrained
+        backbone, and ``detection.csv``, ``intervals.csv``, ``costs.csv``, ``inference.csv`` and
         ``setting.json``; the last four of the main comparison
     :raises InputError: if a folder is no finished comparison
     """
@@ -42,6 +42,8 @@ def gather(outputs: Sequence[Path], folder: Path) -> None:
     ]
     if tuned:
         write_table(folder / "finetuning.csv", gather_fine_tuning(tuned))
+        commands = [_command(given, given) for given in settings if starts_trained(given)]
+        write_json(folder / "finetuning.json", {"commands": commands})
     outputs = [output for output in outputs if output not in tuned]
     if not outputs:
         return
@@ -89,6 +91,12 @@ def _command(settings: dict[str, Any], main: dict[str, Any]) -> str:
     parts.append(f"--model {settings['model']}")
     if settings["small_images"]:
         parts.append("--small-images")
+    if settings.get("weights"):
+        parts.append("--weights FILE")
+    if settings.get("pretrained"):
+        parts.append("--pretrained")
+    if starts_trained(settings) and settings["image_size"]:
+        parts.append(f"--image-size {settings['image_size']}")
     parts += _recipe_options(settings["recipe"])
     if _per_class(settings) < _per_class(main):
         parts.append(f"--images-per-class {_per_class(settings)}")
@@ -114,8 +122,14 @@ def _recipe_options(recipe: dict[str, Any]) -> list[str]:
         values = json.loads(json.dumps(asdict(named)))
         differing[name] = [key for key in values if values[key] != recipe.get(key)]
     closest = min(differing, key=lambda name: len(differing[name]))
-    options = [f"--{key.replace('_', '-')} {recipe.get(key)}" for key in differing[closest]]
-    return [f"--recipe {closest}", *options]
+    return [f"--recipe {closest}", *(_option(key, recipe.get(key)) for key in differing[closest])]
+
+
+def _option(key: str, value: Any) -> str:
+    name = key.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--{name}" if value else f"--no-{name}"
+    return f"--{name} {value}"
 
 
 def _processor() -> str:

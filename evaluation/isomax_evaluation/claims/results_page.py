@@ -69,6 +69,9 @@ def write_page(folder: Path, page: Path) -> Path:
         inference=tables["inference"].to_dict("records"),
         paper=_paper(tables["paper"], main),
         tuned=sections(read_table(tuned)) if tuned.is_file() else [],
+        tuned_commands=json.loads(tuned.with_suffix(".json").read_text())["commands"]
+        if tuned.is_file()
+        else [],
         metrics=METRICS,
         spread=spread,
     )
