@@ -118,10 +118,10 @@ def prepared(
         return images
 
     train, test, *unknown = map(read, (train, sets.test, *unknown))
-    data.check_counts(train, test)
+    missing = data.check_counts(train, test)
     held_out = None if sets.held_out is None else read(sets.held_out)
     data.check_apart(train=train, test=test, validation=held_out)
-    for doubt in data.warnings_of(train):
+    for doubt in (*missing, *data.warnings_of(train)):
         warn(progress, doubt)
     for images in unknown:
         if not len(images):

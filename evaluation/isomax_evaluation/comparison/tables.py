@@ -9,7 +9,7 @@ import pandas as pd
 from isomax_adapters.pytorch_ood import why_not
 from isomax_evaluation.comparison.runs import Run
 from isomax_evaluation.detection.intervals import bootstrap, draw
-from isomax_evaluation.detection.metrics import METRICS
+from isomax_evaluation.detection.metrics import METRICS, one_score
 from isomax_evaluation.detection.scores import read_scores
 from isomax_evaluation.detection.testing import Tested
 from isomax_evaluation.output.tables import read_table
@@ -69,7 +69,9 @@ def intervals(runs: Sequence[Run], results: pd.DataFrame, tested: Tested) -> pd.
                 there = [
                     (known[detector], unknown[detector])
                     for known, unknown in scores
-                    if detector in known and detector in unknown
+                    if detector in known
+                    and detector in unknown
+                    and not one_score(known[detector], unknown[detector])
                 ]
                 if not there:
                     continue

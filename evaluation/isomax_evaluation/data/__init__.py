@@ -1,7 +1,7 @@
 """Images by name, folder, table or list; what a data set is."""
 
 from isomax_evaluation.data.datasets import Splits, open_images, open_splits
-from isomax_evaluation.data.holding_out import Divided, divide, table_of_splits
+from isomax_evaluation.data.holding_out import Divided, divide, recorded_parts, table_of_splits
 from isomax_evaluation.data.images import (
     OOD_LABEL,
     Decoding,
@@ -30,6 +30,7 @@ __all__ = [
     "open_images",
     "open_splits",
     "readable",
+    "recorded_parts",
     "stratified_split",
     "table_of_splits",
     "warnings_of",

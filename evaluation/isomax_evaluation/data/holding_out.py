@@ -1,7 +1,9 @@
 """Held-out images, each for one purpose: what selects does not calibrate."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pandas as pd
 
@@ -83,7 +85,7 @@ def table_of_splits(sets: Sequence[tuple[str, Images | None]]) -> pd.DataFrame:
             {
                 "set": images.name,
                 "split": split,
-                "path": [images.name_of(position) for position in range(len(images))],
+                "path": _paths(images),
                 "class": [images.class_of(position) for position in range(len(images))],
             }
         )
@@ -91,6 +93,22 @@ def table_of_splits(sets: Sequence[tuple[str, Images | None]]) -> pd.DataFrame:
         if images is not None and len(images)
     ]
     return pd.concat(tables, ignore_index=True)
+
+
+def recorded_parts(table: Path, images: Images) -> list[str]:
+    """What each image was for, as :func:`table_of_splits` has it in a file; empty for those that it
+    does not have, of all if there is no file."""
+    if not table.is_file() or not images.paths:
+        return [""] * len(images)
+    splits = pd.read_csv(table, dtype=str, keep_default_na=False)
+    part_of = dict(zip(map(os.path.realpath, splits["path"]), splits["split"], strict=True))
+    return [part_of.get(os.path.realpath(path), "") for path in _paths(images)]
+
+
+def _paths(images: Images) -> list[str]:
+    """From the root on, so that they are found from any folder."""
+    names = [images.name_of(position) for position in range(len(images))]
+    return list(map(os.path.abspath, names)) if images.paths else names
 
 
 def _divided(training: Images, held: Images, parts: Parts) -> Divided:

@@ -61,19 +61,32 @@ def check_apart(**sets: Images | None) -> None:
             )
 
 
-def check_counts(train: Images, test: Images) -> None:
+def check_counts(train: Images, test: Images) -> list[str]:
     """Every class has images to train on, and there are some to test on.
 
+    :return: what is missing that can be done without
     :raises InputError: naming what is empty
     """
-    counts = np.bincount(train.labels, minlength=len(train.class_names))
-    if empty := [name for name, n in zip(train.class_names, counts, strict=True) if n == 0]:
+    empty, untested = _without(train), _without(test)
+    if empty:
         raise InputError(
-            f"{len(empty)} of {len(counts)} classes of {train.name} have no image to train on that "
+            f"{len(empty)} of {len(train.class_names)} classes of {train.name} have no image to train on that "
             f"can be read: {first_few(empty, 5)}; repair them, or leave those classes out"
         )
     if not len(test):
         raise InputError(f"{test.name} has no image to test on that can be read")
+    if not untested:
+        return []
+    return [
+        f"{len(untested)} of {len(test.class_names)} classes of {test.name} have no image to test "
+        f"on, so that nothing will be known of them: {first_few(untested, 5)}"
+    ]
+
+
+def _without(images: Images) -> list[str]:
+    """The classes that have no image."""
+    counts = np.bincount(images.labels, minlength=len(images.class_names))
+    return [name for name, n in zip(images.class_names, counts, strict=True) if n == 0]
 
 
 def read_once(

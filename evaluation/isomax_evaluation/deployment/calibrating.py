@@ -1,12 +1,10 @@
 """A trained classifier becomes one that says "unknown": detector, temperature and threshold."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 from accelerate import Accelerator
 from pytorch_ood.api import Detector
@@ -197,15 +195,9 @@ def _recorded(source: str, images: Images) -> tuple[Images, Images] | None:
     """What a training has recorded of these images: those that it trained on, and those that it
     held out to calibrate on; ``None`` if it has recorded nothing, or other images."""
     folder = model_folder_of(source)
-    table = None if folder is None else folder.parent / "splits.csv"
-    if table is None or not table.is_file() or not images.paths:
+    if folder is None:
         return None
-    splits = pd.read_csv(table, dtype=str, keep_default_na=False)
-    parts = {
-        os.path.realpath(path): part
-        for path, part in zip(splits["path"], splits["split"], strict=True)
-    }
-    found = [parts.get(os.path.realpath(images.name_of(at)), "") for at in range(len(images))]
+    found = data.recorded_parts(folder.parent / "splits.csv", images)
     held = [at for at, part in enumerate(found) if part == "calibration"]
     trained = [at for at, part in enumerate(found) if part == "train"]
     return (images.take(trained), images.take(held)) if held and trained else None

@@ -1,6 +1,5 @@
 """What an ONNX file of lower precision gives up: measured on the user's images, beside float32."""
 
-import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -68,7 +67,9 @@ def export_and_measure(
         )
     held = None if calibration is None else _of_classes(calibration, names, root)
     unknown = [data.open_images(name, "test", root).as_ood() for name in ood]
-    training = training.take(_trained_on(model_folder, training))
+    parts = data.recorded_parts(model_folder.parent / "splits.csv", training)
+    held_out = ("validation", "calibration")
+    training = training.take([at for at, part in enumerate(parts) if part not in held_out])
     places = np.linspace(0, len(training) - 1, min(len(training), CALIBRATION_IMAGES))
     training = training.take(places.round().astype(int))
     training, known, *unknown = (
@@ -94,18 +95,6 @@ def export_and_measure(
         table = measure(files, known, unknown, lambda done: progress.advance(task, done))
         progress.remove_task(task)
     return table
-
-
-def _trained_on(model_folder: Path, images: Images) -> np.ndarray:
-    """Positions of the images that a model was trained on; of all where that is not known."""
-    table = Path(model_folder).parent / "splits.csv"
-    if not table.is_file():
-        return np.arange(len(images))
-    splits = pd.read_csv(table, dtype=str, keep_default_na=False)
-    held = splits[splits["split"].isin(["validation", "calibration"])]["path"]
-    held_out = set(map(os.path.realpath, held))
-    paths = [os.path.realpath(images.name_of(at)) for at in range(len(images))]
-    return np.flatnonzero([path not in held_out for path in paths])
 
 
 def measure(

@@ -19,7 +19,7 @@ from isomax_evaluation.data.digests import digest
 from isomax_evaluation.data.loading import loader_of
 from isomax_evaluation.detection.fitting import fit, remove_scratch
 from isomax_evaluation.detection.large import sample_size
-from isomax_evaluation.detection.metrics import COLUMNS, ood_metrics
+from isomax_evaluation.detection.metrics import COLUMNS, one_score, ood_metrics
 from isomax_evaluation.detection.models import Model
 from isomax_evaluation.detection.predictions import write_predictions
 from isomax_evaluation.detection.scores import add_scores, read_failed, read_scores
@@ -265,8 +265,9 @@ def _write_results(bench: Bench, names: Sequence[str]) -> None:
         failed = read_failed(folder, images.name) | id_failed
         for name in names:
             where = {"loss": model.name, "seed": model.seed, "detector": name, "ood": images.name}
-            if name in failed:
-                errors.append(where | {"error": failed[name]})
+            reason = failed.get(name) or one_score(id_scores[name], ood_scores[name])
+            if reason:
+                errors.append(where | {"error": reason})
                 found = dict.fromkeys(COLUMNS, float("nan"))
             else:
                 found = ood_metrics(*(torch.from_numpy(s[name]) for s in (id_scores, ood_scores)))

@@ -157,9 +157,9 @@ def train(
             data.readable(images.decoded(job.decoding), skip_bad_images, workers, progress)
             for images in found
         ]
-        data.check_counts(*read[:2])
+        missing = data.check_counts(*read[:2])
         data.check_apart(**dict(zip(("train", "test", "validation"), read, strict=False)))
-        for doubt in (*(tried.doubts if tried else ()), *data.warnings_of(read[0])):
+        for doubt in (*missing, *(tried.doubts if tried else ()), *data.warnings_of(read[0])):
             warn(progress, doubt)
         divided = divide(*read)
         if sum(map(len, read)) < sum(map(len, found)):  # too few may be left

@@ -169,6 +169,28 @@ def test_the_table_prints_mean_and_spread(compared):
     assert "*" in text
 
 
+def test_one_seed_has_no_spread_and_a_time_that_did_not_settle_is_marked(compared):
+    alone = compared.results.query("seed == 0")
+    console = Console(width=170, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(terminal_table(alone, compared.intervals, compared.costs.assign(stable=True)))
+    text = console.export_text()
+    assert "±" not in text
+    assert "seeds" not in text
+    assert "?" not in text
+    console.print(terminal_table(alone, compared.intervals, compared.costs.assign(stable=False)))
+    text = " ".join(console.export_text().split())
+    assert "?: did not settle, measure again" in text
+    assert re.search(r"\d\.\d\dx \?", text)
+
+
+def test_a_sample_that_a_detector_was_fitted_on_stands_in_the_table(compared):
+    costs = compared.costs.assign(fit_images=50_000.0)
+    rows = table_rows(compared.results, compared.intervals, costs)
+    said = {row["detector"]: row["needs"] for row in rows}
+    assert said["Mahalanobis"] == "fit on 50,000 images"
+    assert said["MaxLogit"] == "nothing"
+
+
 def test_one_score_for_all_images_is_not_best(compared):
     results = compared.results.copy()
     alike = (results["detector"] == "MaxLogit") & (results["loss"] == "softmax")
@@ -286,18 +308,29 @@ def test_a_detector_that_fails_is_named_in_its_cells_and_the_rest_stands(tmp_pat
             scores[:7] = torch.nan
         return scores
 
+    def alike(self, z):
+        return torch.full((len(z),), 0.25)
+
     monkeypatch.setattr(MahalanobisPP, "fit_features", refuse)
     monkeypatch.setattr(ood.LTS, "predict_features", undefined)
-    done = short(tmp_path / "out", detectors=["MaxLogit", "Mahalanobis", "LTS", "KNN"])
-    assert len(done.results) == 4 * 2
+    monkeypatch.setattr(ood.SHE, "predict_features", alike)
+    done = short(tmp_path / "out", detectors=["MaxLogit", "Mahalanobis", "LTS", "KNN", "SHE"])
+    assert len(done.results) == 5 * 2
     empty = done.results[done.results["AUROC"].isna()]
     assert set(zip(empty["detector"], empty["ood"], strict=True)) == {
         ("Mahalanobis", "digits-held-out"),
         ("Mahalanobis", "uniform-noise"),
         ("LTS", "uniform-noise"),
+        ("SHE", "digits-held-out"),
+        ("SHE", "uniform-noise"),
     }
+    assert "SHE" not in set(done.intervals["detector"])
     errors = {(row.detector, row.ood): row.error for row in done.errors.itertuples()}
     assert errors["LTS", "uniform-noise"] == "7 of 500 scores are NaN or infinite"
+    count = len(pd.read_csv(tmp_path / "out/runs/softmax-seed0/scores/digits.csv"))
+    same = f"all {count + 500} images get one score, 0.25"
+    assert errors["SHE", "uniform-noise"] == same
+    assert same in (tmp_path / "out/report.html").read_text()
     fitting = "ValueError: No correct predictions for class 3"
     assert errors["Mahalanobis", "uniform-noise"] == fitting
     assert fitting in (tmp_path / "out/report.html").read_text()

@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -275,6 +276,28 @@ def test_classes_without_names_are_matched_by_number(tmp_path):
     assert len(done.results) == 1
     with pytest.raises(InputError, match=r"m has 3 classes without names, the ID data 2 \(a, b\)"):
         compare(id=folders_of(tmp_path / "two", ("a", "b")), output=tmp_path / "o", **arguments)
+
+
+def test_a_class_without_images_on_one_side_is_named(imagenet_model, tmp_path, capfd):
+    root = Path(folders_of(tmp_path / "set", ("tench", "goldfish", "ostrich")))
+
+    def compared():
+        return compare(
+            id=str(root), ood=["uniform-noise"], models={"m": imagenet_model},
+            detectors=["MaxLogit"], output=tmp_path / "out", test_images=20, workers=0,
+        )  # fmt: skip
+
+    for path in (root / "test/goldfish").iterdir():
+        path.unlink()
+    compared()
+    said = "1 of 3 classes of set have no image to test on, so that nothing will be known of them"
+    assert f"{said}: goldfish" in capfd.readouterr().err
+    shutil.rmtree(tmp_path / "out")
+    for path in (root / "train/goldfish").iterdir():
+        path.unlink()
+    with pytest.raises(InputError, match="goldfish"):
+        compared()
+    assert not (tmp_path / "out").exists()
 
 
 # -- Python ----------------------------------------------------------------------------------------

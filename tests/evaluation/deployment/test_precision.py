@@ -68,8 +68,9 @@ def test_export_prints_what_int8_costs(isomax, compared, tmp_path):
 def test_what_calibrated_the_threshold_calibrates_no_precision(tmp_path, monkeypatch):
     root = make_folder(tmp_path / "set", ("ash", "birch"), 60)
     recipe = replace(RECIPES["digits"], epochs=1)
+    monkeypatch.chdir(tmp_path)
     folder = train(
-        str(root), tmp_path / "out", model="test_resnet", recipe=recipe, image_size=32, alpha=0.2,
+        "set", tmp_path / "out", model="test_resnet", recipe=recipe, image_size=32, alpha=0.2,
         val_share=0.5, workers=0,
     )  # fmt: skip
     read = []
@@ -79,8 +80,8 @@ def test_what_calibrated_the_threshold_calibrates_no_precision(tmp_path, monkeyp
 
     monkeypatch.setattr(precision, "export", exported)
     monkeypatch.setattr(precision, "measure", lambda *given: None)
-    monkeypatch.chdir(tmp_path)
-    for given in (str(root), "./set"):
+    for place, given in ((tmp_path, "./set"), (root, str(root)), (root, "../set")):
+        monkeypatch.chdir(place)
         read.clear()
         precision.export_and_measure(
             folder, tmp_path / "m.onnx", "int8", given, [], Progress(disable=True), workers=0

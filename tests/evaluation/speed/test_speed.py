@@ -9,6 +9,7 @@ from rich.console import Console
 
 from isomax_adapters.pytorch_ood import Parts, detectors_for
 from isomax_evaluation.speed import files as onnx_speed
+from isomax_evaluation.speed import timing
 from isomax_evaluation.speed.costs import cost_of_detectors, count_passes
 from isomax_evaluation.speed.heads import head_ratios, peak_memory
 from isomax_evaluation.speed.timing import alternate
@@ -66,3 +67,24 @@ def test_an_exported_file_is_measured_against_its_parts(photos):
     assert len(times) == 8
     assert all(time > 0 for time in times.values())
     assert "decoding 40 files" in times
+
+
+@pytest.mark.parametrize(
+    ("ratios", "settled", "runs"),
+    [([2.0], True, 7), ([0.33, 1.39, 2.9], False, 31), ([0.5, 3.0] * 5 + [2.0] * 21, True, None)],
+)
+def test_a_ratio_is_measured_until_it_settles_or_is_marked(ratios, settled, runs, monkeypatch):
+    done = []
+
+    def seconds(function):
+        done.append(function)
+        return 1.0 if function == "baseline" else ratios[(len(done) // 2 - 1) % len(ratios)]
+
+    monkeypatch.setattr(timing, "_seconds", seconds)
+    found = timing.ratio_to("baseline", "detector", warmup=0)
+    assert found.stable == settled
+    assert found.ratio in ratios
+    if runs:
+        assert len(done) == 2 * runs
+    else:
+        assert 2 * 7 < len(done) <= 2 * 31
