@@ -279,24 +279,21 @@ def test_classes_without_names_are_matched_by_number(tmp_path):
 
 
 def test_a_class_without_images_on_one_side_is_named(imagenet_model, tmp_path, capfd):
-    root = Path(folders_of(tmp_path / "set", ("tench", "goldfish", "ostrich")))
-
-    def compared():
+    def compared(empty):
+        root = Path(folders_of(tmp_path / empty / "set", ("tench", "goldfish", "ostrich")))
+        for path in (root / empty / "goldfish").iterdir():
+            path.unlink()
         return compare(
             id=str(root), ood=["uniform-noise"], models={"m": imagenet_model},
             detectors=["MaxLogit"], output=tmp_path / "out", test_images=20, workers=0,
         )  # fmt: skip
 
-    for path in (root / "test/goldfish").iterdir():
-        path.unlink()
-    compared()
+    compared("test")
     said = "1 of 3 classes of set have no image to test on, so that nothing will be known of them"
     assert f"{said}: goldfish" in capfd.readouterr().err
     shutil.rmtree(tmp_path / "out")
-    for path in (root / "train/goldfish").iterdir():
-        path.unlink()
     with pytest.raises(InputError, match="goldfish"):
-        compared()
+        compared("train")
     assert not (tmp_path / "out").exists()
 
 
