@@ -14,7 +14,7 @@ import onnx
 import onnxruntime
 import timm.data
 import torch
-from torch import nn
+from pytorch_ood.api import Detector
 
 from isomax.calibration import Calibration, RejectionThreshold
 from isomax.functional import SCORES
@@ -126,30 +126,30 @@ def export(
         },
     }
     pixels = _preprocessed(map(decode, sources), config)
-    detector = _detector_of(Path(model_folder), model, calibration, precision)
-    size = tuple(config["input_size"])
-    if detector is not None and kind_of(detector.fitted) == "feature_maps":
-        network = with_maps(detector.parts, size)
+    parts, size = Parts(model), tuple(config["input_size"])
+    detector = _detector_of(Path(model_folder), parts, calibration, precision)
+    if detector is not None and kind_of(detector) == "feature_maps":
+        network = with_maps(parts, size)
     else:
         network = export_network(model, size)
     if precision != "fp32":
         network = _reduced(network, classifier_names(model), precision, pixels)
     if detector is not None:
         network = with_detector(
-            network, detector.fitted, calibration.score, detector.parts, classifier_names(model)
+            network, detector, calibration.score, parts, classifier_names(model)
         )
     if precision != "fp32":
         if held_out is None:
             calibration = replace(calibration, guarantee="not established")
         else:
-            reduced = _assembled(network, config, calibration, metadata)
+            reduced = assemble(network, config, metadata | calibration.to_dict())
             logits, scores = _given_by(reduced, map(decode, held_out.images))
             classes = torch.tensor(held_out.labels)
             calibration = replace(
                 Calibration.fit(logits, classes, calibration.score, calibration.alpha, scores),
                 guarantee=calibration.guarantee,
             )
-    exported = _assembled(network, config, calibration, metadata)
+    exported = assemble(network, config, metadata | calibration.to_dict())
     unfinished = path.with_name(f".{path.name}.partial")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -159,7 +159,7 @@ def export(
         labels = selection.labels if selection else None
         verify(
             exported, unfinished, model, config, calibration, precision, images, labels,
-            None if detector is None else detector.fitted.predict,
+            None if detector is None else detector.predict,
         )  # fmt: skip
         unfinished.replace(path)
     finally:
@@ -177,31 +177,9 @@ def _reduced(
     return join(to_fp16(backbone) if precision == "fp16" else to_int8(backbone, pixels), head)
 
 
-def _assembled(
-    network: onnx.ModelProto,
-    config: dict[str, Any],
-    calibration: Calibration,
-    metadata: dict[str, Any],
-) -> onnx.ModelProto:
-    return assemble(
-        network,
-        config,
-        calibration.score,
-        calibration.temperature,
-        calibration.threshold,
-        metadata | calibration.to_dict(),
-    )
-
-
-@dataclass(frozen=True)
-class _Detector:
-    parts: Parts
-    fitted: Any  #: a detector of pytorch-ood's API
-
-
 def _detector_of(
-    folder: Path, model: nn.Module, calibration: Calibration, precision: str
-) -> _Detector | None:
+    folder: Path, parts: Parts, calibration: Calibration, precision: str
+) -> Detector | None:
     """The fitted detector of a model folder whose threshold is for its scores; ``None`` if it is
     for scores of the logits.
 
@@ -210,8 +188,7 @@ def _detector_of(
     """
     if calibration.score in SCORES:
         return None
-    parts = Parts(model)
-    found = _Detector(parts, load_detector(folder, parts))
+    detector = load_detector(folder, parts)
     saved = read_detector(folder)
     assert saved is not None
     if saved.name != calibration.score:
@@ -219,12 +196,12 @@ def _detector_of(
             f"the threshold of {folder} is for {calibration.score}, and its detector is "
             f"{saved.name}; calibrate it again"
         )
-    if precision != "fp32" and kind_of(found.fitted) == "feature_maps":
+    if precision != "fp32" and kind_of(detector) == "feature_maps":
         raise ExportError(
             f"{saved.name} scores feature maps, which a reduced backbone gives otherwise; export "
             f"it as fp32, or calibrate with {saved.name.removesuffix('-maps')}, of pooled features"
         )
-    return found
+    return detector
 
 
 def _given_by(

@@ -204,16 +204,13 @@ def verdict(
 def assemble(
     network: onnx.ModelProto,
     config: dict[str, Any],
-    score: str,
-    temperature: float,
-    threshold: float,
     metadata: dict[str, Any],
 ) -> onnx.ModelProto:
     """Preprocessing, network and verdict as one checked model.
 
     :param network: one input, float ``[N, C, h, w]``; logits, and with a detector its scores
-    :param metadata: stored as JSON under ``isomax`` in ``metadata_props``; p-values are those of
-        its calibration scores
+    :param metadata: stored as JSON under ``isomax`` in ``metadata_props``; score, temperature,
+        threshold and calibration scores are its own
     :raises ValueError: if the parts do not fit or the result is not valid ONNX
     """
     opset = next(o.version for o in network.opset_import if o.domain in ("", "ai.onnx"))
@@ -228,7 +225,14 @@ def assemble(
     )
     model = compose.merge_models(
         front,
-        verdict(classes, score, temperature, threshold, Steps.of(metadata), *versions),
+        verdict(
+            classes,
+            metadata["score"],
+            metadata["temperature"],
+            metadata["threshold"],
+            Steps.of(metadata),
+            *versions,
+        ),
         io_map=[
             (f"network/{name}", part) for name, part in zip(given, ("raw", "outlier"), strict=False)
         ],

@@ -76,8 +76,9 @@ def with_detector(
         "detector/",
     )
     opened = _with_output(network, given)
+    opened.ir_version = scorer.ir_version
     return compose.merge_models(
-        _same_versions(opened, scorer), scorer, io_map=[(given, "detector/given")],
+        opened, scorer, io_map=[(given, "detector/given")],
         outputs=[logits, SCORE],
     )  # fmt: skip
 
@@ -85,7 +86,7 @@ def with_detector(
 class _Maps(nn.Module):
     def __init__(self, parts: Parts) -> None:
         super().__init__()
-        self.parts, self.model = parts, parts.model
+        self.parts, self.model = parts, parts.model  # whose parameters are then this one's
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         maps = self.parts.feature_maps(pixels)
@@ -125,11 +126,6 @@ def _with_output(network: onnx.ModelProto, name: str) -> onnx.ModelProto:
         value = helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
         model.graph.output.append(value)
     return model
-
-
-def _same_versions(network: onnx.ModelProto, scorer: onnx.ModelProto) -> onnx.ModelProto:
-    network.ir_version = scorer.ir_version
-    return network
 
 
 def _to_onnx(

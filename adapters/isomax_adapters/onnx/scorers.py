@@ -8,13 +8,13 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pytorch_ood.detector as ood
 import torch
 from pytorch_ood.api import Detector, FeatureMapsDetector, FeaturesDetector, LogitsDetector
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import isomax
-from isomax_adapters.pytorch_ood import NAMES
 
 LARGEST = 2**31 - 2**24  # bytes of an ONNX file
 
@@ -218,18 +218,11 @@ class _KLMatching(nn.Module):
         return ((p * log_p).sum(dim=1, keepdim=True) - p @ self.log_dists.T).amin(dim=1)
 
 
-def _classes() -> dict[type, Callable[[Any], nn.Module]]:
-    import pytorch_ood.detector as ood
-
-    return {
-        ood.Entropy: _Entropy,
-        isomax.MahalanobisPP: _Mahalanobis,  # RMD++ and the plain ones are of its kind
-        ood.KNN: _KNN,
-        ood.NCI: _NCI,
-        ood.OpenMax: _OpenMax,
-        ood.KLMatching: _KLMatching,
-    }
-
-
-_WRITTEN = _classes()
-assert set(_NOT) <= set(NAMES)
+_WRITTEN: dict[type, Callable[[Any], nn.Module]] = {
+    ood.Entropy: _Entropy,
+    isomax.MahalanobisPP: _Mahalanobis,  # RMD++ and the plain ones are of its kind
+    ood.KNN: _KNN,
+    ood.NCI: _NCI,
+    ood.OpenMax: _OpenMax,
+    ood.KLMatching: _KLMatching,
+}

@@ -36,26 +36,29 @@ def gather(outputs: Sequence[Path], folder: Path) -> None:
         raise InputError(
             f"{', '.join(missing)}: no finished comparison there; run isomax compare first"
         )
-    settings = [json.loads((output / "settings.json").read_text()) for output in outputs]
-    tuned = [
-        output for output, given in zip(outputs, settings, strict=True) if starts_trained(given)
-    ]
+    all_settings = [json.loads((output / "settings.json").read_text()) for output in outputs]
+    tuned: list[tuple[Path, dict[str, Any]]] = []
+    plain: list[tuple[Path, dict[str, Any]]] = []
+    for output, given in zip(outputs, all_settings, strict=True):
+        (tuned if starts_trained(given) else plain).append((output, given))
     if tuned:
-        write_table(folder / "finetuning.csv", gather_fine_tuning(tuned))
-        commands = [_command(given, given) for given in settings if starts_trained(given)]
+        frame = gather_fine_tuning([output for output, _ in tuned])
+        write_table(folder / "finetuning.csv", frame)
+        commands = [_command(given, given) for _, given in tuned]
         write_json(folder / "finetuning.json", {"commands": commands})
-    outputs = [output for output in outputs if output not in tuned]
-    if not outputs:
-        return
-    settings = [given for given in settings if not starts_trained(given)]
+    if plain:
+        _gather_plain(plain, folder)
+
+
+def _gather_plain(compared: Sequence[tuple[Path, dict[str, Any]]], folder: Path) -> None:
     tables = []
-    for output, given in zip(outputs, settings, strict=True):
+    for output, given in compared:
         table = read_table(output / "results.csv")
         table.insert(0, "per_class", _per_class(given))
         table.insert(0, "epochs", given["recipe"]["epochs"])
         table.insert(0, "model", given["model"])
         tables.append(table)
-    main, first = outputs[0], settings[0]
+    main, first = compared[0]
     model = load_model(run_folder(main, first["losses"][0], 0) / "model")
     setting = {
         "id": Path(first["id"]).name,
@@ -65,7 +68,7 @@ def gather(outputs: Sequence[Path], folder: Path) -> None:
         "per_class": _per_class(first),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "recipe": first["recipe"],
-        "commands": [_command(given, first) for given in settings],
+        "commands": [_command(given, first) for _, given in compared],
         "machine": f"{torch.get_num_threads()} thread of {_processor()}",
         "versions": {name: version(name) for name in ("torch", "timm", "pytorch-ood", "isomax")},
     }

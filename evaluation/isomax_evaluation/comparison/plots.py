@@ -21,7 +21,8 @@ def write_plots(output: Path, results: pd.DataFrame, id_name: str) -> None:
     scores = scores_of(output, results, id_name)
     sets, losses = results["ood"].unique(), results["loss"].unique()
     there = [f"{row.loss}, {row.detector}" in scores for row in results.itertuples()]
-    mean = results[there].groupby(["loss", "ood", "detector"])["AUROC"].mean()
+    valued = results[there].dropna(subset="AUROC")
+    mean = valued.groupby(["loss", "ood", "detector"])["AUROC"].mean()
     (output / "plots").mkdir(exist_ok=True)
 
     def draw(

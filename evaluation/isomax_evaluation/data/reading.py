@@ -70,8 +70,9 @@ def check_counts(train: Images, test: Images) -> list[str]:
     empty, untested = _without(train), _without(test)
     if empty:
         raise InputError(
-            f"{len(empty)} of {len(train.class_names)} classes of {train.name} have no image to train "
-            f"on that can be read: {first_few(empty, 5)}; repair them, or leave those classes out"
+            f"{len(empty)} of {len(train.class_names)} classes of {train.name} have no image to "
+            f"train on that can be read: {first_few(empty, 5)}; repair them, or leave those "
+            "classes out"
         )
     if not len(test):
         raise InputError(f"{test.name} has no image to test on that can be read")

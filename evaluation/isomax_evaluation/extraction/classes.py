@@ -1,10 +1,11 @@
 """What a model does with the images of each class."""
 
-import math
 from collections.abc import Sequence
 
 import pandas as pd
 from torch import Tensor
+
+from isomax.doubts import binomial_tail
 
 SURE = 0.01  # chance that any class has a rate so far above alpha, if alpha were right
 
@@ -55,7 +56,7 @@ def far_above(rates: pd.DataFrame, alpha: float) -> str:
     bad = [
         f"{row['class']} {row['false_alarm_rate']:.0%} of {row['images']}"
         for row in rated.to_dict("records")
-        if at_least(round(row["false_alarm_rate"] * row["images"]), row["images"], alpha)
+        if binomial_tail(round(row["false_alarm_rate"] * row["images"]), row["images"], alpha)
         < SURE / len(rated)
     ]
     if not bad:
@@ -64,18 +65,4 @@ def far_above(rates: pd.DataFrame, alpha: float) -> str:
         f"images of {len(bad)} classes are rejected far more often than alpha = {alpha:g}: "
         f"{', '.join(bad[:5])}{', ...' if len(bad) > 5 else ''}; give these classes more training "
         "images, or a larger share in training: class_weights, balanced_sampling"
-    )
-
-
-def at_least(count: int, total: int, rate: float) -> float:
-    """The probability of ``count`` or more successes in ``total`` draws at a rate (binomial)."""
-    return sum(
-        math.exp(
-            math.lgamma(total + 1)
-            - math.lgamma(k + 1)
-            - math.lgamma(total - k + 1)
-            + k * math.log(rate)
-            + (total - k) * math.log1p(-rate)
-        )
-        for k in range(count, total + 1)
     )

@@ -7,8 +7,8 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, StrictUndefined
-from safetensors import safe_open
 
+from isomax_adapters.timm import load_model
 from isomax_adapters.timm.publishing import CARD, UNNAMED
 from isomax_evaluation.output.files import write_whole
 from isomax_evaluation.output.tables import read_table
@@ -41,7 +41,7 @@ def write_card(run: Path) -> Path:
         card_data=_header(title, config, summary, parts).to_yaml(),
         title=_cell(title),
         architecture=config["architecture"],
-        parameters=f"{_parameters(folder):,}",
+        parameters=f"{sum(p.numel() for p in load_model(folder).parameters()):,}",
         loss=settings["loss"],
         source=UNNAMED,
         folder=folder.name,
@@ -84,17 +84,6 @@ def _header(
         eval_results=results or None,
         ignore_metadata_errors=True,
     )
-
-
-def _parameters(folder: Path) -> int:
-    total = 0
-    with safe_open(folder / "model.safetensors", "pt") as weights:
-        for name in weights.keys():  # noqa: SIM118, it is no dictionary
-            count = 1
-            for side in weights.get_slice(name).get_shape():
-                count *= side
-            total += count
-    return total
 
 
 def _percent(value: float | None) -> str:

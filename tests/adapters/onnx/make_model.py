@@ -73,7 +73,7 @@ def build(
         "scores": sorted(scores),
         "preprocessing": config,
     }
-    return assemble(network, config, score, TEMPERATURE, threshold, metadata)
+    return assemble(network, config, metadata)
 
 
 if __name__ == "__main__":

@@ -468,19 +468,15 @@ def test_a_file_that_disagrees_is_not_written(changed, message, exported, tmp_pa
     folder, _ = exported
     original = exporting.assemble
 
-    def spoiled(network, config, score, temperature, threshold, metadata):
+    def spoiled(network, config, metadata):
         for tensor in network.graph.initializer:
             if "network" in changed and len(tensor.dims) == 4:
                 weights = onnx.numpy_helper.to_array(tensor) * np.float32(changed["network"])
                 tensor.CopyFrom(onnx.numpy_helper.from_array(weights, tensor.name))
-        return original(
-            network,
-            config | changed.get("config", {}),
-            changed.get("score", score),
-            temperature * changed.get("temperature", 1),
-            threshold * changed.get("threshold", 1),
-            metadata,
-        )
+        metadata["score"] = changed.get("score", metadata["score"])
+        for name in ("temperature", "threshold"):
+            metadata[name] *= changed.get(name, 1)
+        return original(network, config | changed.get("config", {}), metadata)
 
     monkeypatch.setattr(exporting, "assemble", spoiled)
     path = tmp_path / "m.onnx"

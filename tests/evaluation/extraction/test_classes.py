@@ -3,11 +3,8 @@
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from scipy.stats import binom
 
-from isomax_evaluation.extraction.classes import at_least, far_above, rates_of_classes, summed_up
+from isomax_evaluation.extraction.classes import far_above, rates_of_classes, summed_up
 
 
 def long_tail():
@@ -46,13 +43,6 @@ def test_a_model_without_a_threshold_has_no_false_alarms():
     rates = rates_of_classes(labels, labels, None, ("a", "b"))
     assert rates["false_alarm_rate"].isna().all()
     assert far_above(rates, 0.05) == ""
-
-
-@given(st.integers(1, 300), st.floats(0.001, 0.5), st.data())
-def test_the_probability_is_the_binomial_one(total, rate, draw):
-    count = draw.draw(st.integers(0, total))
-    expected = binom.sf(count - 1, total, rate)
-    assert at_least(count, total, rate) == pytest.approx(expected, rel=1e-6, abs=1e-12)
 
 
 def test_rates_at_alpha_are_seldom_far_above_it():
