@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pytorch_ood.detector import EnergyBased
 from torch.autograd import gradcheck, gradgradcheck
 
 from isomax import functional as fn
@@ -284,6 +285,12 @@ def test_scores_against_their_formulas():
     assert float(fn.entropic_score(logits)) == pytest.approx(entropy)
     assert float(fn.minimum_distance_score(logits)) == 1
     assert float(fn.max_mean_logit_entropy_score(logits)) == pytest.approx(1 + 7 / 3 + entropy)
+
+
+def test_energy_is_pytorch_oods():
+    logits = 30 * torch.randn(50, 7, dtype=torch.float64)
+    theirs = EnergyBased(None).predict_logits(logits)
+    torch.testing.assert_close(fn.SCORES["energy_score"](logits), theirs)
 
 
 def test_entropy_where_probabilities_underflow():

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from isomax_evaluation.output.errors import InputError
+from isomax_evaluation.training.jobs import Job, build_model, data_config, make_optimizer
 from isomax_evaluation.training.recipes import RECIPES, Recipe, check_recipe, doubts_of_recipe
 
 WITH_INTERVAL = [
@@ -120,3 +121,18 @@ def test_no_recipe_is_doubted_where_it_belongs(name, batch_size):
         recipe = replace(recipe, batch_size=batch_size)
     assert not doubts_of_recipe(recipe, 10**6, name.startswith("finetune"))
     assert not doubts_of_recipe(replace(RECIPES["scratch"], epochs=0), 0, True)
+
+
+def test_the_recipe_named_after_the_paper_does_what_its_code_does():
+    """Weight decay of every tensor, also of batch norm and distance scale; CIFAR's mean and std."""
+    recipe = RECIPES["macedo2022"]
+    job = Job("test_resnet", "isomax+", recipe, small_images=True)
+    model = build_model(job, num_classes=10)
+    groups = make_optimizer(model, recipe).param_groups
+    decayed = {id(p) for group in groups if group["weight_decay"] == 1e-4 for p in group["params"]}
+    assert decayed == {id(p) for p in model.parameters()}
+    config = data_config(job, model)
+    assert config["mean"] == pytest.approx((0.491, 0.482, 0.446))
+    assert config["std"] == pytest.approx((0.247, 0.243, 0.261))
+    plain = make_optimizer(model, replace(recipe, decay_all=False)).param_groups
+    assert {group["weight_decay"] for group in plain} == {0.0, 1e-4}
