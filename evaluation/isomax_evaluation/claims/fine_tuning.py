@@ -11,7 +11,7 @@ import pandas as pd
 from isomax_evaluation.output.files import read_lines
 from isomax_evaluation.output.folders import run_folder
 from isomax_evaluation.output.tables import read_table
-from isomax_evaluation.training.head_first import ALONE
+from isomax_evaluation.training.head_first import epochs_of_head
 from isomax_evaluation.training.losses import LOSSES
 
 NOTHING, HEAD, ALL, BOTH = (
@@ -47,7 +47,7 @@ def _of(output: Path) -> pd.DataFrame:
     classes = len(settings["class_names"])
     rows = []
     for row in table.to_dict("records"):
-        head = _head_epochs(recipe, row["loss"])
+        head = epochs_of_head(recipe["head_first"], recipe["epochs"], row["loss"])
         at = ends.loc[(row["loss"], row["detector"], row["ood"])]
         rows.append(
             {
@@ -77,12 +77,6 @@ def _of(output: Path) -> pd.DataFrame:
 def _per_class(settings: dict[str, Any], classes: int) -> int:
     names = [k for k in settings["images"] if k not in ("id test", "id scored")]
     return int(settings["images"][names[0]]) // classes
-
-
-def _head_epochs(recipe: dict[str, Any], loss: str) -> int:
-    if recipe["head_first"] is not None:
-        return int(recipe["head_first"])
-    return ALONE if recipe["epochs"] == 0 else LOSSES[loss].head_first
 
 
 def _seconds(run: Path, settings: dict[str, Any]) -> float:

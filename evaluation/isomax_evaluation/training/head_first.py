@@ -52,13 +52,16 @@ class _Features:
     selection: Outputs | None
 
 
-def epochs_of_head(job: Job) -> int:
+def epochs_of_head(head_first: int | None, epochs: int, loss: str) -> int:
     """How long the head is trained alone: what the recipe says, else what its loss does best with;
-    if nothing else is trained, :data:`ALONE` epochs."""
-    given = job.recipe.head_first
-    if given is not None:
-        return given
-    return ALONE if job.recipe.epochs == 0 else LOSSES[job.loss].head_first
+    if nothing else is trained, :data:`ALONE` epochs.
+
+    :param head_first: of the recipe
+    :param epochs: of the whole network
+    """
+    if head_first is not None:
+        return head_first
+    return ALONE if epochs == 0 else LOSSES[loss].head_first
 
 
 def head_first(
@@ -109,7 +112,8 @@ def head_first(
             else:
                 start_at_means(head, *training)
                 judge("class means, nothing trained")
-        epochs, given = epochs_of_head(job), job.recipe.head_first
+        given = job.recipe.head_first
+        epochs = epochs_of_head(given, job.recipe.epochs, job.loss)
         if not epochs:
             if validation is not None and job.recipe.keep == "best" and given is None:
                 # whatever the whole network then comes to, this is among what is kept

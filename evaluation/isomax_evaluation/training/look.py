@@ -43,7 +43,9 @@ def lines_of(
     whole = ", ".join(counted)
     channels, height, width = config["input_size"]
     parameters = sum(p.numel() for p in model.parameters())
-    alone = epochs_of_head(job) if job.starts_trained else 0
+    alone = 0
+    if job.starts_trained:
+        alone = epochs_of_head(recipe.head_first, recipe.epochs, job.loss)
     first = f"the head alone for {alone} epochs on kept features of unchanged images, then "
     first = first if alone else ""
     lines = [
