@@ -61,8 +61,9 @@ def far_above(rates: pd.DataFrame, alpha: float) -> str:
     ]
     if not bad:
         return ""
+    plural = "es" if len(bad) > 1 else ""
     return (
-        f"images of {len(bad)} classes are rejected far more often than alpha = {alpha:g}: "
-        f"{', '.join(bad[:5])}{', ...' if len(bad) > 5 else ''}; give these classes more training "
+        f"images of {len(bad)} class{plural} are rejected far more often than alpha = {alpha:g}: "
+        f"{', '.join(bad[:5])}{', ...' if len(bad) > 5 else ''}; give them more training "
         "images, or a larger share in training: class_weights, balanced_sampling"
     )
