@@ -60,6 +60,7 @@ class MahalanobisPP(FeaturesDetector):
     center: Tensor  #: mean :math:`\mu_0` of the features, :math:`D`; there once fitted
     mu: Tensor  #: class means :math:`\mu_k`, :math:`C \times D`
     whitening: Tensor  #: :math:`D \times D`, with :math:`W W^\top = \Sigma^{-1}`
+    ridge: float  #: :math:`\epsilon`, where it was added; 0 where it was not
 
     def __init__(self, encoder: Callable[[Tensor], Tensor] | None, normalize: bool = True) -> None:
         r"""
@@ -121,7 +122,8 @@ class MahalanobisPP(FeaturesDetector):
         :param within: the covariance
         :param shares: of the classes among the samples
         """
-        self.whitening = _whitening(within, _ridge(within))
+        self.ridge = _ridge(within)
+        self.whitening = _whitening(within, self.ridge)
 
     @torch.no_grad()
     def predict_features(self, z: Tensor) -> Tensor:
@@ -213,7 +215,7 @@ class RMDPP(MahalanobisPP):
         super()._invert(within, shares)
         means = self.mu - self.center
         background = within + means.T @ (shares[:, None] * means)
-        self.background_whitening = _whitening(background, _ridge(within))
+        self.background_whitening = _whitening(background, self.ridge)
 
     def _distances(self, z: Tensor) -> Tensor:
         background = (z - self.center) @ self.background_whitening

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import isomax
+from isomax_adapters.pytorch_ood import Parts, detectors_for
 
 LARGEST = 2**31 - 2**24  # bytes of an ONNX file
 
@@ -56,6 +57,14 @@ def why_not_exported(name: str, detector: Detector, classes: int, width: int) ->
             f"is {size / 1e9:.1f} GB, and a file has at most 2; MahalanobisPP shares one"
         )
     return None
+
+
+def obstacle_to_export(name: str, parts: Parts, input_size: tuple[int, int, int]) -> str | None:
+    """The same before the detector is fitted: why no file of this model can hold it."""
+    (detector,) = detectors_for(parts, [name]).values()
+    with torch.no_grad():
+        width = parts.encode(torch.zeros(1, *input_size, device=parts.device)).shape[1]
+    return why_not_exported(name, detector, parts.num_classes, int(width))
 
 
 def scorer_of(detector: Any) -> nn.Module:

@@ -4,7 +4,7 @@ them, and ``calibration.json``."""
 import json
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ def save_model(
     data_config: dict[str, Any] | None = None,
     calibration: Calibration | None = None,
     grey_range: tuple[int, int] | None = None,
+    also: Callable[[Path], object] = lambda folder: None,
 ) -> Path:
     """Write a model folder, whole or not at all.
 
@@ -45,6 +46,7 @@ def save_model(
     :param calibration: temperature and threshold
     :param grey_range: smallest and largest stored value of grey images of more than 8 bits, if not
         those that their depth allows, nor those of the folder that the model was loaded from
+    :param also: writes what else belongs into the folder, before that appears
     :return: the folder
     :raises ModelFolderError: if the folder exists and is no model folder
     :raises ValueError: if the number of class names is not the model's number of classes
@@ -76,6 +78,7 @@ def save_model(
         )
         if calibration is not None:
             save_calibration(calibration, new)
+        also(new)
         if folder.exists():
             folder.rename(old)
         new.rename(folder)

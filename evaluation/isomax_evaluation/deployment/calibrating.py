@@ -1,55 +1,38 @@
-"""A trained classifier becomes one that says "unknown": detector, temperature and threshold."""
+"""A trained classifier becomes one that says "unknown": ``isomax calibrate``, and the same for a
+model in memory."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import timm.data
 import torch
 from accelerate import Accelerator
-from pytorch_ood.api import Detector
-from rich.progress import Progress
+from torch import Tensor, nn
 
-from isomax.calibration import Calibration, RejectionThreshold
-from isomax_adapters.pytorch_ood import (
-    NAMES,
-    Saved,
-    detectors_for,
-    save_detector,
-    why_not,
-    with_bank,
-)
-from isomax_adapters.timm import save_model
+from isomax.calibration import RejectionThreshold
+from isomax_adapters.pytorch_ood import NAMES, Parts, why_not
 from isomax_adapters.timm.sources import model_folder_of
 from isomax_evaluation import data
-from isomax_evaluation.data import Images, Splits
+from isomax_evaluation.data import Images
 from isomax_evaluation.data.digests import digest
 from isomax_evaluation.data.loading import decoding_errors, loader_of
-from isomax_evaluation.detection.fitting import fit
+from isomax_evaluation.deployment.equipping import Loaded, Wanted, equip, tell_if_no_file_holds
+from isomax_evaluation.deployment.held_out import hold_out
 from isomax_evaluation.detection.models import Model
 from isomax_evaluation.detection.opening import Given, open_given
-from isomax_evaluation.detection.scoring import score
-from isomax_evaluation.extraction.doubts import doubts_of
 from isomax_evaluation.output.errors import InputError
 from isomax_evaluation.output.folders import check_outside
-from isomax_evaluation.output.progress import progress_bar, shown, tell, warn
+from isomax_evaluation.output.progress import progress_bar, tell, warn
 
 POST_HOC = {
     "isomax": "PostHocIsoMax",
     "isomax+": "PostHocIsoMaxPlus",
     "dismax": "PostHocDisMax",
 }
-SHARE = 0.1  # of the training images, where no others are there to calibrate on
 
-
-@dataclass(frozen=True)
-class Held:
-    """What a detector is fitted and calibrated on."""
-
-    training: Images
-    calibration: Images
-    guarantee: str
-    note: str = ""  #: what whoever relies on it should read
+Batches = Iterable[tuple[Tensor, Tensor]]
 
 
 def calibrate(
@@ -71,12 +54,10 @@ def calibrate(
     """Give a trained classifier a detector and a threshold; write it as a model folder.
 
     The detector is fitted on ID training images, temperature and threshold on images that neither
-    model nor detector has seen: ``calibration``; else those that ``isomax train`` has held out to
-    calibrate on; else the set's own ``val`` beside its test set. Where there are none of these, a
-    share of the training images is kept from the detector, but nobody can know whether the model
-    was trained on them.
+    model nor detector has seen, see :func:`~isomax_evaluation.deployment.held_out.hold_out`.
 
-    :param source: a model, as :func:`isomax_adapters.timm.sources.open_model` takes it
+    :param source: a model, as :func:`isomax_adapters.timm.sources.open_model` takes it; one of a
+        comparison has the hyperparameters that were chosen there
     :param id: its classes: a folder or a name, see :mod:`isomax_evaluation.data`
     :param output: the model folder to write
     :param detector: one of ``isomax_adapters.pytorch_ood.NAMES``, or ``isomax``, ``isomax+``,
@@ -89,8 +70,10 @@ def calibrate(
     :return: the model folder
     :raises InputError: if anything given cannot be used, before anything is written
     """
+    _check_alpha(alpha)
     splits = data.open_splits(id, root, group_by, class_map)
-    check_outside(Path(output), id)
+    output = Path(output).expanduser()
+    check_outside(output, id)
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
     with decoding_errors(), progress_bar() as progress:
         for line in splits.found:
@@ -100,29 +83,91 @@ def calibrate(
             tensors=False, device=accelerator.device,
         )  # fmt: skip
         name = _named(model, detector)
-        held = _held_out(splits, source, calibration, root, RejectionThreshold(alpha))
-        training = data.limit_per_class(held.training, fit_images)
+        tell_if_no_file_holds(model, name, progress)
+        given = None if calibration is None else _of_classes(calibration, splits.train, root)
+        held = hold_out(splits.train, splits.held_out, source, alpha, given)
         training, chosen = (
             data.readable(images.decoded(model.decoding), skip_bad_images, workers, progress)
-            for images in (training, held.calibration)
+            for images in (data.limit_per_class(held.training, fit_images), held.calibration)
         )
         data.check_apart(train=training, calibration=chosen)
         if held.note:
             warn(progress, held.note)
-        fitted, scores, logits, labels = _scored(
-            model, name, training, chosen, bank, workers, progress
+        wanted = Wanted(name, alpha, held.guarantee, bank, _chosen(source, name))
+        to_fit, unseen = (
+            Loaded(loader_of(model.transform, workers, images), digest=digest(images))
+            for images in (training, chosen)
         )
-        found = Calibration.fit(
-            logits, labels, _score_name(model, name), alpha, None if name is None else scores
+        equip(model, wanted, to_fit, unseen, output, progress)
+    return output
+
+
+def calibrate_model(
+    model: nn.Module | Parts,
+    held_out: Batches,
+    output: str | Path,
+    class_names: Sequence[str] | None = None,
+    detector: str | None = None,
+    training: Batches | None = None,
+    alpha: float = 0.05,
+    bank: int | None = None,
+    data_config: dict[str, Any] | None = None,
+) -> Path:
+    """The same for a model in memory, of a training loop of one's own.
+
+    The loaders' images are prepared as ``timm.data.create_transform(**data_config, is_training=
+    False)`` prepares them: that is what an exported file does to pixels, and a threshold of images
+    that were prepared otherwise promises nothing.
+
+    :param model: a timm model, with or without one of our heads; left in the mode that it is in
+    :param held_out: a loader of (images, labels) of the model's classes that it was not trained
+        on, nor chosen by
+    :param output: the model folder to write
+    :param class_names: in the order of the logits; their numbers if not given
+    :param detector: as in :func:`calibrate`
+    :param training: a loader of training images, for detectors that are fitted
+    :param alpha: false-alarm rate of the threshold
+    :param bank: compare with at most so many training images, with detectors that compare with each
+    :param data_config: preprocessing; ``timm.data.resolve_model_data_config(model)`` if not given
+    :return: the model folder, for ``isomax_adapters.onnx.export``
+    :raises InputError: if anything given cannot be used, before anything is written
+    """
+    _check_alpha(alpha)
+    network: Any = model.model if isinstance(model, Parts) else model
+    if not hasattr(network, "pretrained_cfg"):
+        raise InputError(
+            f"{type(network).__name__} is no timm model; a model folder is of timm's architectures"
         )
-        found = replace(found, guarantee=held.guarantee)
-        own = None if name is None else scores
-        for doubt in doubts_of(model.parts.model, found, logits, labels, scores=own):
-            warn(progress, doubt)
-        task = progress.add_task("writing the model folder", total=None)
-        folder = _write(model, Path(output), found, name, fitted, training)
-        progress.remove_task(task)
-    return folder
+    parts = model if isinstance(model, Parts) else Parts(model)
+    config = dict(data_config or timm.data.resolve_model_data_config(network))
+    names = tuple(map(str, range(parts.num_classes) if class_names is None else class_names))
+    if len(names) != parts.num_classes:
+        raise InputError(f"{len(names)} class names for {parts.num_classes} classes")
+    for what, loader in (("held_out", held_out), ("training", training)):
+        if loader is not None:
+            _check_preprocessing(what, loader, config)
+    was_training = network.training
+    network.eval()
+    given = Model(type(network).__name__, 0, parts, names, config)
+    fed = None if training is None else Loaded(training)
+    try:
+        with progress_bar() as progress:
+            name = _named(given, detector)
+            tell_if_no_file_holds(given, name, progress)
+            wanted = Wanted(name, alpha, bank=bank)
+            equip(given, wanted, fed, Loaded(held_out), Path(output).expanduser(), progress)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    finally:
+        network.train(was_training)
+    return Path(output).expanduser()
+
+
+def _check_alpha(alpha: float) -> None:
+    try:
+        RejectionThreshold(alpha)
+    except ValueError as error:
+        raise InputError(str(error)) from error
 
 
 def _named(model: Model, detector: str | None) -> str | None:
@@ -141,130 +186,50 @@ def _named(model: Model, detector: str | None) -> str | None:
     return name
 
 
-def _score_name(model: Model, name: str | None) -> str:
-    if name is not None:
-        return name
-    head = model.parts.classifier
-    return str(getattr(head, "score", "energy_score"))
-
-
-def _held_out(
-    splits: Splits,
-    source: str,
-    calibration: str | None,
-    root: str | None,
-    threshold: RejectionThreshold,
-) -> Held:
-    """Images to fit on, and images that nothing has seen.
-
-    :raises InputError: if there are too few
-    """
-    needed = threshold.samples_needed
-    note, guarantee = "", "established"
-    recorded = _recorded(source, splits.train)
-    if calibration is not None:
-        held = data.open_images(calibration, "test", root)
-        if held.class_names != splits.train.class_names:
-            raise InputError(
-                f"the classes of {calibration} are {', '.join(held.class_names[:5])}, ...; those "
-                f"of the training images are {', '.join(splits.train.class_names[:5])}, ..."
-            )
-        training = splits.train
-    elif recorded is not None:
-        training, held = recorded
-    elif splits.held_out is not None:
-        training, held = splits.train, splits.held_out
-    else:
-        divided = data.divide(splits.train, None, needed, SHARE, seed=0)
-        training, held, guarantee = divided.training, divided.calibration, "unknown"
-        note = (
-            f"{len(held)} training images were kept from the detector to calibrate on; if the "
-            "model was trained on them, more than alpha of fresh images will be rejected: the "
-            "guarantee is unknown. Give images that it has not seen, in val beside test, or with "
-            "--calibration FOLDER"
-        )
-    if len(held) < needed:
+def _of_classes(calibration: str, train: Images, root: str | None) -> Images:
+    held = data.open_images(calibration, "test", root)
+    if held.class_names != train.class_names:
         raise InputError(
-            f"the threshold takes {needed} images that the model has not seen, and there are "
-            f"{len(held)}; give more, or choose a larger alpha"
+            f"the classes of {calibration} are {', '.join(held.class_names[:5])}, ...; those of "
+            f"the training images are {', '.join(train.class_names[:5])}, ..."
         )
-    return Held(training, held, guarantee, note)
+    return held
 
 
-def _recorded(source: str, images: Images) -> tuple[Images, Images] | None:
-    """What a training has recorded of these images: those that it trained on, and those that it
-    held out to calibrate on; ``None`` if it has recorded nothing, or other images."""
+def _chosen(source: str, name: str | None) -> dict[str, Any]:
+    """Hyperparameters that a comparison has chosen for a detector on this model."""
     folder = model_folder_of(source)
-    if folder is None:
-        return None
-    found = data.recorded_parts(folder.parent / "splits.csv", images)
-    held = [at for at, part in enumerate(found) if part == "calibration"]
-    trained = [at for at, part in enumerate(found) if part == "train"]
-    return (images.take(trained), images.take(held)) if held and trained else None
+    path = None if folder is None else folder.parent / "hyperparameters.json"
+    if path is None or not path.is_file():
+        return {}
+    values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")).get(name, {})
+    return values
 
 
-def _scored(
-    model: Model,
-    name: str | None,
-    training: Images,
-    chosen: Images,
-    bank: int | None,
-    workers: int,
-    progress: Progress,
-) -> tuple[Detector | None, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The fitted detector; scores, logits and labels of the images that calibrate.
+def _check_preprocessing(what: str, loader: Batches, config: dict[str, Any]) -> None:
+    """Refuse images that are visibly not prepared as a file would prepare them.
 
-    :raises InputError: if the detector cannot be fitted, or gives what is no number
+    :raises InputError: if their normalisation or size is another one
     """
-    detectors: Mapping[str, Detector] = {}
-    if name is not None:
-        detectors = detectors_for(model.parts, [name])
-        torch.manual_seed(0)
-        if detectors[name].requires_fit:
-            with shown(progress, f"fitting {name}", len(training)) as advance:
-                loader = loader_of(model.transform, workers, training)
-                failed = fit(model.parts, detectors, loader, advance=advance, seed=0)
-            if failed:
-                raise InputError(f"{name} cannot be fitted: {failed[name]}")
-        if bank is not None:
-            try:
-                detectors = {name: with_bank(detectors[name], bank)}
-            except ValueError as error:
-                raise InputError(f"{name}: {error}") from error
-    with shown(progress, f"calibrating on {len(chosen)} images", len(chosen)) as advance:
-        loader = loader_of(model.transform, workers, chosen)
-        outputs, scores, failed = score(model.parts, detectors, loader, advance, seed=0)
-    if failed and name is not None:
-        raise InputError(f"{name} cannot score: {failed[name]}")
-    fitted = None if name is None else detectors[name]
-    found = torch.empty(0) if name is None else scores[name]
-    return fitted, found, outputs.logits, outputs.labels
-
-
-def _write(
-    model: Model,
-    folder: Path,
-    calibration: Calibration,
-    name: str | None,
-    detector: Any,
-    training: Images,
-) -> Path:
-    try:
-        save_model(
-            model.parts.model, folder, model.class_names, dict(model.preprocessing or {}),
-            calibration, model.grey_range,
-        )  # fmt: skip
-    except ValueError as error:
-        raise InputError(str(error)) from error
-    if name is not None:
-        fitted = detector.requires_fit
-        saved = Saved(
-            name,
-            {},
-            model.weights,
-            detector.get_hyperparameters(),
-            len(training) if fitted else None,
-            digest(training) if fitted else None,
+    transform = getattr(getattr(loader, "dataset", None), "transform", None)
+    steps = getattr(transform, "transforms", [])
+    for step in steps:
+        for key in ("mean", "std"):
+            own = getattr(step, key, None)
+            if own is None or type(step).__name__ != "Normalize":
+                continue
+            own = torch.as_tensor(own, dtype=torch.float64).flatten()
+            wanted = torch.tensor(config[key], dtype=torch.float64)
+            if own.shape != wanted.shape or not torch.allclose(own, wanted, atol=1e-3):
+                raise InputError(
+                    f"{what}: its images are normalised with the {key} {own.tolist()}, a file "
+                    f"would use {list(config[key])}; give the same data_config to both"
+                )
+    if iter(loader) is loader:
+        raise InputError(f"{what} is used up after one pass; give a loader, or a list of batches")
+    images = next(iter(loader))[0]
+    if tuple(images.shape[1:]) != tuple(config["input_size"]):
+        raise InputError(
+            f"{what}: its images are {tuple(images.shape[1:])}, a file would make them "
+            f"{tuple(config['input_size'])}; give data_config with their input_size"
         )
-        save_detector(detector, saved, folder)
-    return folder

@@ -108,6 +108,7 @@ def test_val_beside_test_calibrates(foreign, root, tmp_path):
         ({"detector": "nonsense"}, "unknown detector nonsense; choose from isomax, isomax\\+"),
         ({"detector": "EntropicScore"}, "EntropicScore cannot work on this model"),
         ({"alpha": 0.001}, "the threshold takes 999"),
+        ({"alpha": 5}, "alpha is 5; expected a fraction"),
         ({"source": "test_vit", "detector": "ReAct-maps"}, "no pretrained weights of test_vit"),
         ({"source": "nowhere"}, "the model: "),
     ],
