@@ -11,9 +11,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import timm
+import torch
 from PIL import Image
+from torch.utils.data import DataLoader, TensorDataset
 
 from isomax_adapters.onnx.images import as_array
+from isomax_adapters.onnx.runtime import Scorer
 
 README = Path(__file__).parents[1] / "README.md"
 EXAMPLES = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
@@ -76,8 +80,20 @@ def test_cpp_reads_grey_values_as_the_runtime_does(tmp_path):
         assert list(map(int, run.stdout.split())) == levels(grey_range)
 
 
-def test_there_is_one_example_for_each_user():
-    assert len(EXAMPLES) == 5
+def test_each_example_is_looked_at():
+    assert len(EXAMPLES) == 6
+
+
+def own_loop():
+    """What a training loop of one's own has at its end."""
+    images = torch.randn(40, 3, 160, 160)
+    loader = DataLoader(TensorDataset(images, torch.arange(40) % 3), batch_size=20)
+    return {
+        "model": timm.create_model("test_resnet", num_classes=3),
+        "held_out": loader,
+        "training": loader,
+        "class_names": ["ash", "birch", "cedar"],
+    }
 
 
 @pytest.mark.parametrize("number", range(len(EXAMPLES)))
@@ -90,7 +106,7 @@ def test_example(number, compared, photos, tmp_path, capsys, monkeypatch):
     before = os.getcwd()
     os.chdir(tmp_path)
     try:
-        names = {}
+        names = own_loop() if number == 4 else {}
         exec(compile(EXAMPLES[number], f"README example {number + 1}", "exec"), names)
     finally:
         os.chdir(before)
@@ -106,4 +122,6 @@ def test_example(number, compared, photos, tmp_path, capsys, monkeypatch):
     if number == 3:
         assert len(printed.splitlines()) == 2
     if number == 4:
+        assert not Scorer(tmp_path / "my-model.onnx").score(tmp_path / "a.jpg")[0].error
+    if number == 5:
         assert not names["scorer"].score(tmp_path / "a.jpg")[0].error

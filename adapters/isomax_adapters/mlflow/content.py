@@ -16,7 +16,7 @@ ROWS = ("metrics.jsonl", SYSTEM_METRICS)
 RESULTS = "results.csv"
 TABLES = (
     *(RESULTS, "intervals.csv", "costs.csv", "errors.csv", "left_out.csv"),
-    *("hyperparameters.csv", "classes.csv"),
+    *("hyperparameters.csv", "classes.csv", "deployable.csv"),
 )
 ARTIFACTS = (
     "report.html",
@@ -29,6 +29,8 @@ ARTIFACTS = (
     "settings.json",
     "plots",
     "model",
+    "chosen.onnx",
+    "chosen.json",
 )
 
 

@@ -28,6 +28,7 @@ _NOT: dict[str, str] = {
     "RankFeat": "it takes a singular value decomposition of each image's maps, which ONNX lacks; "
     "ReAct or ASH rectify features too",
 }
+_OF_WIDTH = ("GMM",)  # whose size forbids it on models of many features
 
 
 def kind_of(detector: Detector) -> str | None:
@@ -50,7 +51,7 @@ def why_not_exported(name: str, detector: Detector, classes: int, width: int) ->
             f"{name} cannot be exported: it takes gradients or several passes, and a file has one "
             f"forward pass; of those that have, {nearest} is nearest"
         )
-    size = 8 * classes * width**2 if name == "GMM" else 0
+    size = 8 * classes * width**2 if name in _OF_WIDTH else 0
     if size > LARGEST:
         return (
             f"GMM cannot be exported: a matrix of {width} x {width} for each of {classes} classes "
@@ -62,9 +63,11 @@ def why_not_exported(name: str, detector: Detector, classes: int, width: int) ->
 def obstacle_to_export(name: str, parts: Parts, input_size: tuple[int, int, int]) -> str | None:
     """The same before the detector is fitted: why no file of this model can hold it."""
     (detector,) = detectors_for(parts, [name]).values()
-    with torch.no_grad():
-        width = parts.encode(torch.zeros(1, *input_size, device=parts.device)).shape[1]
-    return why_not_exported(name, detector, parts.num_classes, int(width))
+    width = 0
+    if name in _OF_WIDTH:
+        with torch.no_grad():
+            width = parts.encode(torch.zeros(1, *input_size, device=parts.device)).shape[1]
+    return why_not_exported(name, detector, parts.num_classes, width)
 
 
 def scorer_of(detector: Any) -> nn.Module:

@@ -95,6 +95,13 @@ def compare(
             help="Choose the detectors' hyperparameters by this OOD dataset and held-out images."
         ),
     ] = None,
+    export: Annotated[
+        str | None,
+        typer.Option(
+            help="The row that becomes chosen.onnx, MODEL/DETECTOR or LOSS/DETECTOR; by default "
+            "the best one that a file can hold."
+        ),
+    ] = None,
     group_by: GroupBy = None,
     class_map: ClassMap = None,
     alpha: Alpha = 0.05,
@@ -162,6 +169,7 @@ def compare(
             fit_images=fit_images,
             group_by=group_by,
             class_map=class_map,
+            export=export,
             started=started,
         )
         print_table(terminal_table(done.results, done.intervals, done.costs))
@@ -175,5 +183,11 @@ def compare(
         typer.echo(f"files:  {output / 'README.md'} says what each holds")
         if done.onnx:
             typer.echo(f"ONNX:   {done.onnx}, try: isomax score {done.onnx} IMAGE_OR_FOLDER")
+        if done.chosen and not done.chosen.error:
+            typer.echo(f"chosen: {output / 'chosen.onnx'}, {done.chosen.described}")
+        elif done.chosen:
+            typer.echo(f"no file of {done.chosen.described}: {done.chosen.error}", err=True)
+    if export and done.chosen and done.chosen.error:
+        raise typer.Exit(1)
     if detectors != "all" and set(done.errors["detector"]) & set(names):
         raise typer.Exit(1)

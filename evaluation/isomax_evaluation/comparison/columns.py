@@ -71,6 +71,12 @@ FILES: dict[str, dict[str, str]] = {
         "detector": _CELL["detector"],
         "reason": "why it cannot work on the model",
     },
+    "deployable.csv": {
+        "loss": _MODEL["loss"],
+        "detector": _CELL["detector"],
+        "obstacle": "why no ONNX file can hold it; empty if one can",
+        "command": "what makes it one",
+    },
     "hyperparameters.csv": {
         **{name: text for name, text in _CELL.items() if name != "ood"},
         "hyperparameter": "its name",
@@ -85,6 +91,11 @@ FILES: dict[str, dict[str, str]] = {
         "score": "outlier score of the model's own calibrated detector, larger is more OOD; empty "
         "if it has none",
         "is_ood": "whether that lies above the model's threshold; empty if it has none",
+    },
+    "runs/MODEL-seedN/tuning.csv": {
+        # there only with --tune: on the images that hyperparameters were chosen by
+        **_CELL,
+        **_METRICS,
     },
     "runs/MODEL-seedN/splits.csv": {
         "set": "the data set",
@@ -102,6 +113,8 @@ FILES: dict[str, dict[str, str]] = {
 _OTHERS = {
     "report.html": "the tables with plots and examples, one file",
     "model.onnx": "one of the calibrated models, for `isomax score`; `model.json` says which",
+    "chosen.onnx": "the row of the table that was chosen, or asked for, as a file; `chosen.json` "
+    "says which and by what, `chosen/` is its model folder",
     "settings.json": "what the comparison is of",
     "provenance.json": "what it was made from: data sets with digests, versions, command",
     "outputs/": "logits, pooled features (float32) and labels of each model on each set, as "

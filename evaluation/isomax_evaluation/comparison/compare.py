@@ -2,22 +2,23 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-from accelerate import Accelerator
 from pytorch_ood.benchmark import Benchmark
-from rich.progress import Progress
 
-from isomax_adapters.onnx import export
-from isomax_adapters.pytorch_ood import Parts, why_not
-from isomax_evaluation.comparison.columns import write_guide
+from isomax_evaluation.comparison.deploying import best_seed, choose, deploy, deployable
+from isomax_evaluation.comparison.finishing import Comparison, tables_of, write_all
 from isomax_evaluation.comparison.given import given_models
 from isomax_evaluation.comparison.naming import split_name
+from isomax_evaluation.comparison.opening import (
+    open_models,
+    ready_with_each,
+    refuse_what_no_file_holds,
+    row_of,
+)
 from isomax_evaluation.comparison.plan import Plan, claim, grown
-from isomax_evaluation.comparison.report import write_report
 from isomax_evaluation.comparison.runs import (
     Run,
     divide,
@@ -25,36 +26,21 @@ from isomax_evaluation.comparison.runs import (
     runs_of,
     write_splits,
 )
-from isomax_evaluation.comparison.sets import Sets, open_sets, prepared
-from isomax_evaluation.comparison.tables import (
-    classes,
-    first_runs,
-    intervals,
-    left_out,
-    together,
-    tuned,
-)
-from isomax_evaluation.data import grey_range_of, limit_per_class
+from isomax_evaluation.comparison.sets import open_sets, prepared
+from isomax_evaluation.comparison.tables import together
+from isomax_evaluation.data import Divided, grey_range_of, limit_per_class
 from isomax_evaluation.data.digests import describe
 from isomax_evaluation.data.loading import decoding_errors
 from isomax_evaluation.detection.models import Model
-from isomax_evaluation.detection.opening import open_given
 from isomax_evaluation.detection.testing import Bench, Tested, test_model
 from isomax_evaluation.output.errors import InputError
-from isomax_evaluation.output.files import write_json
 from isomax_evaluation.output.folders import check_outside
 from isomax_evaluation.output.progress import progress_bar, warn
 from isomax_evaluation.output.provenance import write_provenance
-from isomax_evaluation.output.tables import write_table
 from isomax_evaluation.training.card import write_card
-from isomax_evaluation.training.jobs import (
-    Job,
-    accelerator_for,
-    build_model,
-    fetch_weights,
-)
+from isomax_evaluation.training.jobs import Job, accelerator_for, fetch_weights
 from isomax_evaluation.training.recipes import RECIPES, Recipe
-from isomax_evaluation.training.train import one_side, ready_to_train
+from isomax_evaluation.training.train import one_side
 
 DETECTORS = (
     "MaxSoftmax",
@@ -66,25 +52,6 @@ DETECTORS = (
     "EntropicScore",
 )
 LOSSES = ("softmax", "isomax")  # that are trained if no models are given
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """What :func:`compare` hands back; all of it is in the output folder too.
-
-    The column ``loss`` names the model: by the loss it was trained with here, or by the name that a
-    given one has.
-    """
-
-    results: pd.DataFrame  #: one row per model, seed, detector and OOD set
-    intervals: pd.DataFrame  #: 95% bootstrap intervals: a row per model, detector and OOD set
-    costs: pd.DataFrame  #: one row per model and detector
-    left_out: pd.DataFrame  #: model, detector and why it cannot work on the model
-    errors: pd.DataFrame  #: cells without a value: model, seed, detector, OOD set and the error
-    hyperparameters: pd.DataFrame  #: of every detector of every model
-    classes: pd.DataFrame  #: recall and false-alarm rate: one row per model, seed and ID class
-    output: Path
-    onnx: Path | None  #: the exported model; none if no model is calibrated
 
 
 def compare(
@@ -117,6 +84,7 @@ def compare(
     fit_images: int | None = None,
     group_by: str | None = None,
     class_map: str | None = None,
+    export: str | None = None,
     started: Callable[[], object] | None = None,
 ) -> Comparison:
     """Score ID and OOD test images with every detector on every model: models that are given, and a
@@ -167,6 +135,9 @@ def compare(
     :param fit_images: fit detectors on at most so many training images of each class
     :param group_by: which images belong together, see :func:`isomax_evaluation.data.open_splits`
     :param class_map: timm's file of class names
+    :param export: the row that becomes ``chosen.onnx``, ``MODEL/DETECTOR`` or ``LOSS/DETECTOR``; by
+        default the best one that can be a file: by AUROC on the tuning set if there is one, else on
+        the test sets
     :param started: called when all that was given has turned out to be of use, before any work
     :raises InputError: if anything given cannot be used, before any work
     """
@@ -191,6 +162,7 @@ def compare(
     output = Path(output).expanduser()
     check_outside(output, id, tune, *(source for _, source in plan.ood))
     plan = grown(plan, output)
+    wanted = None if export is None else row_of(export, plan)
     with (
         decoding_errors(),
         accelerator_for(plan.job.recipe) as accelerator,
@@ -200,11 +172,13 @@ def compare(
         if auto:
             found = grey_range_of(sets.train, workers, progress)
             plan = replace(plan, job=replace(plan.job, grey_range=found))
-        opened = _open_models(plan, sets, accelerator.device)
+        opened = open_models(plan, sets, accelerator.device)
+        if wanted is not None:
+            refuse_what_no_file_holds(wanted, plan, opened, len(sets.train.class_names))
         if plan.losses:
             fetch_weights(plan.job, output)
             limited = replace(sets, train=limit_per_class(sets.train, images_per_class))
-            for doubt in _ready_to_train(plan, limited, output, accelerator, progress):
+            for doubt in ready_with_each(plan, limited, output, accelerator, progress):
                 warn(progress, doubt)
         decodings = [*([plan.job.decoding] if plan.losses else []), *(m.decoding for m in opened)]
         sets = prepared(
@@ -222,12 +196,11 @@ def compare(
         runs = runs_of(output, plan, opened)
         tested = Tested(sets.known, sets.unknown, sets.test, sets.tuning)
         store = output / "outputs"
-        overall = progress.add_task("models", total=len(runs))
-        for run in runs:
+
+        def bench_of(run: Run) -> tuple[Bench, Divided]:
             divided = divide(run, sets, plan.job.alpha, tune is not None)
             ready = ready_model(run, sets, divided, tested, store, accelerator, progress)
             training = limit_per_class(divided.training, fit_images)
-            write_splits(run, replace(divided, training=training), tested)
             bench = Bench(
                 ready,
                 run.folder,
@@ -239,103 +212,29 @@ def compare(
                 progress,
                 measure_costs=run.seed == 0,
             )
+            return bench, divided
+
+        overall = progress.add_task("models", total=len(runs))
+        by_name: dict[str, tuple[Run, Model]] = {}
+        for run in runs:
+            bench, divided = bench_of(run)
+            write_splits(run, replace(divided, training=bench.training), tested)
             test_model(bench, plan.detectors)
             if run.job is not None:
                 write_card(run.folder)
+            by_name.setdefault(run.name, (run, bench.model))
             progress.advance(overall)
         task = progress.add_task("exporting to ONNX, writing the report", total=None)
-        done = _finish(output, plan, runs, tested)
+        done = tables_of(output, plan, runs, tested)
+        done = replace(done, deployable=deployable(by_name, plan.detectors, output, sets.given))
+        row = wanted or choose(
+            done.results, together(runs, "tuning.csv"), done.deployable, tune and Path(tune).name
+        )
+        if row is not None:
+            run = best_seed([run for run in runs if run.name == row[0]])
+            bench, divided = bench_of(run)
+            chosen = deploy(row, run, bench, divided, sets, plan.job.alpha, output, progress)
+            done = replace(done, chosen=chosen)
+        write_all(output, plan, runs, tested, done)
         progress.remove_task(task)
     return done
-
-
-def _open_models(plan: Plan, sets: Sets, device: Any) -> list[Model]:
-    """The models that are given.
-
-    :raises InputError: if one cannot be had, knows other classes, or no detector can work
-    """
-    class_names = sets.train.class_names
-    if plan.losses and sets.tensors:
-        raise InputError(
-            "training takes images, and the ID data gives tensors; leave the losses out, or give "
-            "data sets without a transform"
-        )
-    opened = [
-        open_given(
-            given, class_names, plan.preprocessing, plan.job.grey_range, sets.tensors, device
-        )
-        for given in plan.given
-    ]
-    reasons: dict[str, str] = {}
-    for parts in [
-        *(model.parts for model in opened),
-        *(
-            Parts(build_model(replace(plan.job, loss=loss), len(class_names), False).eval())
-            for loss in plan.losses
-        ),
-    ]:
-        reasons = why_not(parts, plan.detectors)
-        if len(reasons) < len(plan.detectors):
-            return opened
-    names = ", ".join([*plan.losses, *(given.name for given in plan.given)])
-    listed = "; ".join(f"{name} {reason}" for name, reason in reasons.items())
-    raise InputError(f"no detector can work with {names}: {listed}; add one that can")
-
-
-def _ready_to_train(
-    plan: Plan, sets: Sets, output: Path, accelerator: Accelerator, progress: Progress
-) -> list[str]:
-    """Try one batch with each loss that has not begun to train.
-
-    :return: what will not be what was asked for
-    :raises InputError: if there are too few images, or one cannot be trained
-    """
-    first = [run for run in runs_of(output, plan, []) if run.seed == 0]
-    training = divide(first[0], sets, plan.job.alpha, False).training
-    tried = [
-        ready_to_train(run.job, training, run.folder, accelerator, progress)
-        for run in first
-        if run.job is not None
-    ]
-    return list(dict.fromkeys(doubt for one in tried if one for doubt in one.doubts))
-
-
-def _finish(output: Path, plan: Plan, runs: Sequence[Run], tested: Tested) -> Comparison:
-    """Everything that is made of the results of all runs."""
-    results, errors, hyperparameters = (
-        together(runs, f"{name}.csv") for name in ("results", "errors", "hyperparameters")
-    )
-    done = Comparison(
-        results=results,
-        intervals=intervals(runs, results, tested),
-        costs=together(first_runs(runs), "costs.csv"),
-        left_out=left_out(runs, plan.detectors),
-        errors=errors,
-        hyperparameters=hyperparameters,
-        classes=classes(runs),
-        output=output,
-        onnx=_export(output, runs),
-    )
-    names = ("results", "intervals", "costs", "left_out", "errors", "hyperparameters", "classes")
-    for name in names:
-        write_table(output / f"{name}.csv", getattr(done, name))
-    write_guide(output)
-    write_report(
-        output, results, done.intervals, done.costs, done.left_out, errors, tested.known,
-        tested.unknown, plan.job.model if plan.losses else None,
-        tested.tuning.name if tested.tuning else None, tuned(runs), done.classes,
-    )  # fmt: skip
-    return done
-
-
-def _export(output: Path, runs: Sequence[Run]) -> Path | None:
-    """The first IsoMax-like model as ONNX, the first of any kind if there is no other; ``None`` if
-    none is calibrated."""
-    path = output / "model.onnx"
-    ranked = sorted(runs, key=lambda run: (run.name == "softmax", run.given is not None, run.seed))
-    folders = [(run, run.calibrated_folder) for run in ranked]
-    there = [(run, folder) for run, folder in folders if folder is not None]
-    if not path.is_file() and there:
-        export(there[0][1], path)
-        write_json(output / "model.json", {"exported": there[0][0].folder.name})
-    return path if path.is_file() else None

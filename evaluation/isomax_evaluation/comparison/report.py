@@ -15,6 +15,7 @@ from PIL import Image
 from plotly.offline import get_plotlyjs
 
 from isomax_adapters.onnx.images import as_rgb
+from isomax_evaluation.comparison.deploying import Chosen
 from isomax_evaluation.comparison.plots import ID, scores_of, write_plots
 from isomax_evaluation.comparison.rows import CHANCE, HIGHER_IS_BETTER, table_rows
 from isomax_evaluation.data import Images
@@ -38,6 +39,8 @@ def write_report(
     tuned_on: str | None = None,
     tuned: Sequence[dict[str, object]] = (),
     classes: pd.DataFrame | None = None,
+    deployable: pd.DataFrame | None = None,
+    chosen: Chosen | None = None,
 ) -> Path:
     """``report.html`` in the output folder: works from the file, offline.
 
@@ -52,6 +55,8 @@ def write_report(
     :param tuned_on: the OOD set that hyperparameters were chosen by
     :param tuned: detector, values and runs of each choice
     :param classes: one row per loss, seed and ID class
+    :param deployable: which rows can be a file, and the commands that make it
+    :param chosen: the row that was exported
     """
     write_plots(output, results, id_test.name)
     scores = scores_of(output, results, id_test.name)
@@ -60,6 +65,7 @@ def write_report(
         autoescape=select_autoescape(),
     )
     rows = table_rows(results, intervals, costs)
+    files = {} if deployable is None else _by_row(deployable)
     html = environment.get_template("report.html").render(
         rows=rows,
         metrics=list(HIGHER_IS_BETTER),
@@ -71,6 +77,8 @@ def write_report(
         tuned_on=tuned_on,
         tuned=tuned,
         classes=_worst_classes(classes),
+        files=files,
+        chosen=chosen,
         most_classes=CLASSES,
         id_name=id_test.name,
         left_out=left_out.to_dict("records"),
@@ -86,6 +94,13 @@ def write_report(
     path = output / "report.html"
     write_whole(path, lambda partial: partial.write_text(html, encoding="utf-8"))
     return path
+
+
+def _by_row(deployable: pd.DataFrame) -> dict[tuple[str, str], dict[str, str]]:
+    return {
+        (row["loss"], row["detector"]): {key: row[key] for key in ("obstacle", "command")}
+        for row in deployable.to_dict("records")
+    }
 
 
 def _worst_classes(classes: pd.DataFrame | None) -> list[dict[str, Any]]:

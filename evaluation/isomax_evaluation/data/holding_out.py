@@ -11,6 +11,8 @@ from isomax_adapters.onnx.images import Parts, split_parts
 from isomax_evaluation.data.images import Decoding, Images, stratified_split
 from isomax_evaluation.output.errors import InputError
 
+_OF_TRAINING = ("train", "validation", "calibration")
+
 
 @dataclass(frozen=True)
 class Divided:
@@ -96,13 +98,23 @@ def table_of_splits(sets: Sequence[tuple[str, Images | None]]) -> pd.DataFrame:
 
 
 def recorded_parts(table: Path, images: Images) -> list[str]:
-    """What each image was for, as :func:`table_of_splits` has it in a file; empty for those that it
-    does not have, of all if there is no file."""
-    if not table.is_file() or not images.paths:
-        return [""] * len(images)
+    """What each training image was for, as :func:`table_of_splits` has it in a file; empty for
+    those that it does not have, of all if there is no file.
+
+    Images without files are known by the names of their set and their numbers in it.
+    """
+    unknown = [""] * len(images)
+    if not table.is_file():
+        return unknown
     splits = pd.read_csv(table, dtype=str, keep_default_na=False)
-    part_of = dict(zip(map(os.path.realpath, splits["path"]), splits["split"], strict=True))
-    return [part_of.get(os.path.realpath(path), "") for path in _paths(images)]
+    if images.paths:
+        part_of = dict(zip(map(os.path.realpath, splits["path"]), splits["split"], strict=True))
+        return [part_of.get(os.path.realpath(path), "") for path in _paths(images)]
+    mine = splits[(splits["set"] == images.name) & splits["split"].isin(_OF_TRAINING)]
+    if mine["path"].duplicated().any():  # of several sources, such as a validation set
+        return unknown
+    part_of = dict(zip(mine["path"], mine["split"], strict=True))
+    return [part_of.get(name, "") for name in _paths(images)]
 
 
 def _paths(images: Images) -> list[str]:

@@ -1,8 +1,8 @@
 """One model under all detectors: scores, metrics and costs, in the folder of its run."""
 
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,14 @@ class Bench:
     progress: Progress
     measure_costs: bool  #: of several seeds, one will do
 
+    @property
+    def choosing(self) -> list[Images]:
+        """ID and OOD images that choose hyperparameters, and which detector is the best; none if
+        nothing is tuned."""
+        sets = {"validation": self.validation, "tuning": self.tested.tuning}
+        named = [replace(s, name=f"{s.name} ({what})") for what, s in sets.items() if s is not None]
+        return named if len(named) == len(sets) else []
+
     def keeper(self, images: Images) -> OutputsOnDisk:
         """Where the model's outputs on some images are kept."""
         model, preprocessing = self.model, self.model.preprocessing
@@ -101,7 +109,8 @@ def test_model(bench: Bench, names: Sequence[str]) -> None:
     (folder / "scores").mkdir(parents=True, exist_ok=True)
     remove_scratch(folder)  # of a killed run
     detectors = detectors_for(bench.model.parts, names)
-    missing = {images.name: _missing(folder, images, detectors) for images in sets}
+    scored = [*sets, *bench.choosing]
+    missing = {images.name: _missing(folder, images, detectors) for images in scored}
     unpriced = _unpriced(folder, detectors) if bench.measure_costs else []
     wanted = {
         name: detector
@@ -161,7 +170,7 @@ def _score_missing(
         )
     _write_hyperparameters(bench, detectors, chosen)
     fitted = {name: d for name, d in detectors.items() if name not in unfitted}
-    for images in (bench.tested.known, *bench.tested.unknown):
+    for images in (bench.tested.known, *bench.tested.unknown, *bench.choosing):
         names, outputs = missing[images.name], bench.keeper(images)
         if not names and outputs.read() is not None:
             continue
@@ -255,27 +264,41 @@ def _write_summary(bench: Bench) -> None:
 
 
 def _write_results(bench: Bench, names: Sequence[str]) -> None:
-    model, folder = bench.model, bench.folder
+    folder = bench.folder
     summary = json.loads((folder / "summary.json").read_text())
-    known = bench.tested.known.name
-    id_scores, id_failed = read_scores(folder, known), read_failed(folder, known)
+    accuracy = {"accuracy": summary["test_accuracy"], "ECE": summary["test_ECE"]}
     rows, errors = [], []
-    for images in bench.tested.unknown:
+    for where, found, reason in _measured(bench, bench.tested.known, bench.tested.unknown, names):
+        rows.append(where | accuracy | found)
+        if reason:
+            errors.append(where | {"error": reason})
+    write_table(folder / "errors.csv", pd.DataFrame(errors, columns=[*CELL, "error"]))
+    columns = [*CELL, "accuracy", "ECE", *COLUMNS]
+    write_table(folder / "results.csv", pd.DataFrame(rows, columns=columns))
+    if bench.choosing:
+        known, unknown = bench.choosing
+        cells = _measured(bench, known, [unknown], names)
+        table = pd.DataFrame([where | found for where, found, _ in cells])
+        write_table(folder / "tuning.csv", table[[*CELL, *COLUMNS]])
+
+
+def _measured(
+    bench: Bench, known: Images, unknown: Sequence[Images], names: Sequence[str]
+) -> Iterator[tuple[dict[str, Any], dict[str, float], str]]:
+    """Cell, metrics, and why there are none."""
+    model, folder = bench.model, bench.folder
+    id_scores, id_failed = read_scores(folder, known.name), read_failed(folder, known.name)
+    for images in unknown:
         ood_scores = read_scores(folder, images.name)
         failed = read_failed(folder, images.name) | id_failed
         for name in names:
             where = {"loss": model.name, "seed": model.seed, "detector": name, "ood": images.name}
             reason = failed.get(name) or one_score(id_scores[name], ood_scores[name])
             if reason:
-                errors.append(where | {"error": reason})
-                found = dict.fromkeys(COLUMNS, float("nan"))
-            else:
-                found = ood_metrics(*(torch.from_numpy(s[name]) for s in (id_scores, ood_scores)))
-            accuracy = {"accuracy": summary["test_accuracy"], "ECE": summary["test_ECE"]}
-            rows.append(where | accuracy | found)
-    write_table(folder / "errors.csv", pd.DataFrame(errors, columns=[*CELL, "error"]))
-    columns = [*CELL, "accuracy", "ECE", *COLUMNS]
-    write_table(folder / "results.csv", pd.DataFrame(rows, columns=columns))
+                yield where, dict.fromkeys(COLUMNS, float("nan")), reason
+                continue
+            scores = (torch.from_numpy(s[name]) for s in (id_scores, ood_scores))
+            yield where, ood_metrics(*scores), ""
 
 
 def _write_costs(bench: Bench, detectors: dict[str, Detector]) -> None:

@@ -1,0 +1,231 @@
+"""The row of the table that is shipped: chosen, given a threshold, exported."""
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import pandas as pd
+import torch
+from rich.progress import Progress
+
+from isomax_adapters.onnx import export
+from isomax_adapters.onnx.scorers import obstacle_to_export
+from isomax_adapters.pytorch_ood import why_not
+from isomax_evaluation.comparison.runs import Run
+from isomax_evaluation.comparison.sets import Sets
+from isomax_evaluation.data import Divided, Images
+from isomax_evaluation.data.digests import digest
+from isomax_evaluation.deployment.equipping import Loaded, Wanted, equip
+from isomax_evaluation.deployment.held_out import hold_out
+from isomax_evaluation.detection.models import Model
+from isomax_evaluation.detection.testing import Bench
+from isomax_evaluation.output.errors import InputError, one_line
+from isomax_evaluation.output.files import write_json
+from isomax_evaluation.output.folders import run_folder
+from isomax_evaluation.output.progress import warn
+
+FILE, FOLDER, ABOUT = "chosen.onnx", "chosen", "chosen.json"
+AT_ONCE = 4096  # rows of outputs
+COLUMNS = ("loss", "detector", "obstacle", "command")
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A row of the table, as a file."""
+
+    model: str
+    seed: int
+    detector: str
+    by: str  #: what it was chosen by
+    error: str = ""  #: why there is no file
+
+    @property
+    def described(self) -> str:
+        """In words."""
+        return f"{self.detector} on {self.model} (seed {self.seed}), {self.by}"
+
+
+def split_row(text: str) -> tuple[str, str]:
+    """``MODEL/DETECTOR``, whose model may have slashes of its own.
+
+    :raises InputError: if it is none
+    """
+    model, slash, detector = text.rpartition("/")
+    if not slash or not model or not detector:
+        raise InputError(f"the row to export is {text!r}; expected MODEL/DETECTOR or LOSS/DETECTOR")
+    return model, detector
+
+
+def obstacle(model: Model, name: str) -> str:
+    """Why no file can hold a detector on a model; empty if one can."""
+    if model.preprocessing is None:
+        return "its images came as finished tensors, so a file would not know how to make them"
+    if reason := why_not(model.parts, [name]).get(name):
+        return reason
+    return obstacle_to_export(name, model.parts, model.preprocessing["input_size"]) or ""
+
+
+def deployable(
+    models: Mapping[str, tuple[Run, Model]], detectors: Sequence[str], output: Path, id: str
+) -> pd.DataFrame:
+    """Which rows can be a file, and the commands that make it.
+
+    :param models: one of each name
+    :param output: the comparison's folder
+    :param id: the ID data, as a command takes it
+    :return: a row per model and detector that works on it: ``obstacle``, empty if there is none,
+        and ``command``, empty if there is one or the model was given in memory
+    """
+    rows = []
+    for name, (run, model) in models.items():
+        left_out = why_not(model.parts, detectors)
+        for detector in detectors:
+            if detector in left_out:
+                continue
+            reason = obstacle(model, detector)
+            command = "" if reason else _command(run, output, detector, id)
+            rows.append((name, detector, reason, command))
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def choose(
+    results: pd.DataFrame, tuning: pd.DataFrame, table: pd.DataFrame, tuned_on: str | None
+) -> tuple[str, str, str] | None:
+    """The deployable row of the highest AUROC, mean over seeds and OOD sets.
+
+    :param results: one row per model, seed, detector and OOD set
+    :param tuning: the same of the OOD set that hyperparameters were chosen by; empty without one
+    :param table: as :func:`deployable` gives it
+    :param tuned_on: the name of that set
+    :return: model, detector, and what they were chosen by; ``None`` if no row can be a file
+    """
+    by = f"chosen by AUROC on {tuned_on}" if len(tuning) else "chosen on the test sets"
+    scores = tuning if len(tuning) else results
+    mean = scores.groupby(["loss", "detector"], sort=False)["AUROC"].agg(
+        lambda values: values.mean(skipna=False)
+    )
+    fit = table[table["obstacle"] == ""]
+    allowed = [key for key in zip(fit["loss"], fit["detector"], strict=True) if key in mean.index]
+    mean = mean[allowed].dropna()
+    if mean.empty:
+        return None
+    model, detector = mean.idxmax()
+    return str(model), str(detector), by
+
+
+def best_seed(runs: Sequence[Run]) -> Run:
+    """Of a model's seeds the one with the best accuracy on its selection images; the first one
+    where that was not measured."""
+
+    def accuracy(run: Run) -> float:
+        summary = json.loads((run.folder / "summary.json").read_text(encoding="utf-8"))
+        return float(summary.get("val_accuracy", 0.0))
+
+    return max(runs, key=accuracy)  # the first of equals
+
+
+def deploy(
+    row: tuple[str, str, str],
+    run: Run,
+    bench: Bench,
+    divided: Divided,
+    sets: Sets,
+    alpha: float,
+    output: Path,
+    progress: Progress,
+) -> Chosen:
+    """Equip a run's model with the detector of a row, and export it.
+
+    The detector is that of the table, fitted on what is kept of the same images; only where no
+    image was held out from the model, a share of them calibrates instead.
+
+    :param divided: the ID training images of the run
+    :return: with the reason if there is no file
+    """
+    name, detector, by = row
+    chosen = Chosen(name, run.seed, detector, by)
+    about = asdict(chosen) | {"weights": bench.model.weights, "training": digest(bench.training)}
+    if _done(output, about):
+        return chosen
+    try:
+        held = _held_out(run, divided, bench.training, sets, alpha)
+        if held[2] != "established":
+            warn(progress, f"{FILE}: {held[3]}")
+        training, calibration, guarantee, _ = held
+        tuned = bench.folder / "hyperparameters.json"
+        values = json.loads(tuned.read_text(encoding="utf-8")) if tuned.is_file() else {}
+        equip(
+            bench.model,
+            Wanted(detector, alpha, guarantee, hyperparameters=values.get(detector)),
+            _loaded(bench, training),
+            _loaded(bench, calibration),
+            output / FOLDER,
+            progress,
+        )
+        export(output / FOLDER, output / FILE)
+    except ValueError as error:  # of every door: what no file can be made of
+        (output / FILE).unlink(missing_ok=True)
+        chosen = replace(chosen, error=one_line(error))
+        about["error"] = chosen.error
+    write_json(output / ABOUT, about)
+    return chosen
+
+
+def _done(output: Path, about: dict[str, object]) -> bool:
+    path = output / ABOUT
+    if not path.is_file() or not (output / FILE).is_file():
+        return False
+    return bool(json.loads(path.read_text(encoding="utf-8")) == about)
+
+
+def _held_out(
+    run: Run, divided: Divided, fitted: Images, sets: Sets, alpha: float
+) -> tuple[Images, Images, str, str]:
+    """What the detector is fitted on, what calibrates, the guarantee, and what to say of it."""
+    if run.job is not None:
+        guarantee = "established" if divided.established else "not established"
+        note = "the calibration images are not exchangeable with fresh ones" * (
+            not divided.established
+        )
+        return fitted, divided.calibration, guarantee, note
+    assert run.given is not None
+    source = run.given.source if isinstance(run.given.source, str) else None
+    held = hold_out(sets.train, sets.held_out, source, alpha)
+    calibrating = set(held.calibration.indices.tolist())
+    if held.calibration.source is fitted.source:
+        kept = [at for at, index in enumerate(fitted.indices) if index not in calibrating]
+        fitted = fitted.take(kept)
+    return fitted, held.calibration, held.guarantee, held.note
+
+
+def _loaded(bench: Bench, images: Images) -> Loaded:
+    """Images with the model's outputs, which are kept already where detectors were fitted on
+    them."""
+    keeper, fitted = bench.keeper(images), bench.training
+    outputs = bench.keeper(fitted).read()
+    places = {int(index): at for at, index in enumerate(fitted.indices)}
+    if (
+        keeper.read() is None
+        and outputs is not None
+        and images.source is fitted.source
+        and all(int(index) in places for index in images.indices)
+    ):
+        chosen = torch.tensor([places[int(index)] for index in images.indices])
+        with keeper:
+            for some in chosen.split(AT_ONCE):
+                keeper.add(outputs.logits[some], outputs.features[some], outputs.labels[some])
+    return Loaded(bench.loader(images), keeper, digest(images))
+
+
+def _command(run: Run, output: Path, detector: str, id: str) -> str:
+    if run.given is not None and not isinstance(run.given.source, str):
+        return ""
+    source = str(run_folder(output, run.name, run.seed) if run.given is None else run.given.source)
+    folder = f"{Path(run.name).name}-{detector}"
+    lines = (
+        ("isomax", "calibrate", source, "--id", id, "--detector", detector, "--output", folder),
+        ("isomax", "export", folder, f"{folder}.onnx"),
+    )
+    return "\n".join(map(shlex.join, lines))

@@ -1,0 +1,165 @@
+"""The table's winner as a file."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch.utils.data import TensorDataset
+
+from isomax_adapters.onnx.runtime import Scorer
+from isomax_adapters.pytorch_ood import load_detector
+from isomax_adapters.timm import load_calibration
+from isomax_evaluation import compare, data
+from isomax_evaluation.comparison.columns import FILES
+from isomax_evaluation.comparison.deploying import choose
+from isomax_evaluation.detection.scores import read_scores
+from isomax_evaluation.output.errors import InputError
+from isomax_evaluation.training.recipes import RECIPES
+
+SHORT = replace(RECIPES["digits"], epochs=1)
+
+
+def table(**auroc):
+    """One row per OOD set; MODEL_DETECTOR=(AUROC of each)."""
+    rows = [
+        {"loss": key.split("_")[0], "seed": 0, "detector": key.split("_")[1], "ood": i, "AUROC": v}
+        for key, values in auroc.items()
+        for i, v in enumerate(values)
+    ]
+    return pd.DataFrame(rows)
+
+
+def rows(*keys, **obstacles):
+    parts = [key.split("_") for key in (*keys, *obstacles)]
+    found = [(*part, obstacles.get("_".join(part), ""), "") for part in parts]
+    return pd.DataFrame(found, columns=["loss", "detector", "obstacle", "command"])
+
+
+def test_the_best_row_is_chosen_among_those_that_a_file_can_hold():
+    results = table(a_ViM=(0.9, 0.7), a_ODIN=(0.99, 0.99), b_KNN=(0.8, 0.85), b_GEN=(1.0, None))
+    can = rows("a_ViM", "b_KNN", "b_GEN", a_ODIN="gradients")
+    none = results.iloc[:0]
+    assert choose(results, none, can, None) == ("b", "KNN", "chosen on the test sets")
+    # on the images that hyperparameters were chosen by, if there are some
+    tuning = table(a_ViM=(0.9,), b_KNN=(0.2,), a_ODIN=(1.0,))
+    assert choose(results, tuning, can, "noise") == ("a", "ViM", "chosen by AUROC on noise")
+    assert choose(results, none, rows(a_ODIN="gradients"), None) is None
+
+
+def test_the_chosen_row_is_a_file_with_the_tables_scores(compared):
+    about = json.loads((compared.output / "chosen.json").read_text())
+    assert (about["model"], about["detector"]) == (compared.chosen.model, compared.chosen.detector)
+    assert compared.chosen.by == "chosen on the test sets"
+    assert not compared.chosen.error
+    mean = compared.results.groupby(["loss", "detector"])["AUROC"].mean()
+    can = compared.deployable.query("obstacle == ''")
+    can = zip(can["loss"], can["detector"], strict=True)
+    assert (about["model"], about["detector"]) == mean[list(can)].idxmax()
+    run = compared.output / f"runs/{about['model']}-seed{about['seed']}"
+    others = [
+        json.loads((compared.output / f"runs/{about['model']}-seed{s}/summary.json").read_text())
+        for s in (0, 1)
+    ]
+    best = max(other["val_accuracy"] for other in others)
+    assert json.loads((run / "summary.json").read_text())["val_accuracy"] == best
+    scorer = Scorer(compared.output / "chosen.onnx")
+    assert scorer.metadata["score"] == about["detector"]
+    assert scorer.metadata["guarantee"] == "established"
+    held = pd.read_csv(run / "splits.csv").query("split == 'calibration'")
+    assert scorer.metadata["samples"] == len(held)
+    test = data.open_splits("digits").test
+    found = scorer.score([np.asarray(test.image(i)) for i in range(20)])
+    wanted = read_scores(run, "digits")[about["detector"]][:20]
+    assert [r.score for r in found] == pytest.approx(wanted.tolist(), rel=1e-3, abs=1e-3)
+
+
+def test_the_report_marks_what_can_be_a_file_and_shows_the_command(compared):
+    html = (compared.output / "report.html").read_text()
+    assert "chosen on the test sets" in html
+    can = compared.deployable.set_index(["loss", "detector"])
+    assert can.loc[("softmax", "ODIN"), "obstacle"].startswith("ODIN cannot be exported")
+    command = can.loc[("softmax", "EnergyBased"), "command"]
+    assert command.startswith("isomax calibrate ")
+    assert "isomax export softmax-EnergyBased softmax-EnergyBased.onnx" in command
+    assert html.count(">ONNX</td>") == 2 * (can["obstacle"] == "").sum()
+
+
+def test_the_command_of_a_row_makes_the_same_file(compared, isomax, tmp_path):
+    command = compared.deployable.query("loss == 'softmax' and detector == 'Mahalanobis'").command
+    for line in command.item().splitlines():
+        run = isomax(*line.split()[1:], cwd=tmp_path)
+        assert run.returncode == 0, run.stderr
+    folder = compared.output / "runs/softmax-seed0"
+    wanted = read_scores(folder, "digits")["Mahalanobis"][:9]
+    test = data.open_splits("digits").test
+    scorer = Scorer(tmp_path / "softmax-Mahalanobis.onnx")
+    found = scorer.score([np.asarray(test.image(i)) for i in range(9)])
+    assert [r.score for r in found] == pytest.approx(wanted.tolist(), rel=1e-3)
+
+
+def test_a_row_that_is_asked_for_becomes_the_file(tmp_path):
+    given = {"losses": ["isomax"], "seeds": 1, "recipe": SHORT, "detectors": ["KNN", "MaxLogit"]}
+    first = compare(output=tmp_path / "out", **given, export="isomax/MaxLogit")
+    assert first.chosen.by == "asked for"
+    assert Scorer(tmp_path / "out/chosen.onnx").metadata["score"] == "MaxLogit"
+    # another row of what is there: nothing is trained or scored again
+    written = (tmp_path / "out/runs/isomax-seed0/scores/digits.csv").stat().st_mtime_ns
+    compare(output=tmp_path / "out", **given, export="isomax/KNN")
+    assert Scorer(tmp_path / "out/chosen.onnx").metadata["score"] == "KNN"
+    assert (tmp_path / "out/runs/isomax-seed0/scores/digits.csv").stat().st_mtime_ns == written
+    for wrong, message in (
+        ("KNN", "expected MODEL/DETECTOR"),
+        ("softmax/KNN", "has no model softmax; it has isomax"),
+        ("isomax/ViM", "has no detector ViM; it has KNN, MaxLogit"),
+    ):
+        with pytest.raises(InputError, match=message):
+            compare(output=tmp_path / "out", **given, export=wrong)
+    with pytest.raises(InputError, match="isomax/ODIN cannot be a file: ODIN cannot be exported"):
+        compare(output=tmp_path / "new", **(given | {"detectors": ["ODIN"]}), export="isomax/ODIN")
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_tuning_set_chooses_where_there_is_one(tmp_path):
+    done = compare(
+        losses=["softmax"], seeds=1, recipe=SHORT, detectors=["KNN", "MaxLogit"],
+        tune="gaussian-noise", test_images=60, output=tmp_path / "out",
+    )  # fmt: skip
+    assert done.chosen.by == "chosen by AUROC on gaussian-noise"
+    folder = tmp_path / "out/runs/softmax-seed0"
+    tuning = pd.read_csv(folder / "tuning.csv")
+    assert list(tuning.columns) == list(FILES["runs/MODEL-seedN/tuning.csv"])
+    assert tuning.loc[tuning["AUROC"].idxmax(), "detector"] == done.chosen.detector
+    values = json.loads((folder / "hyperparameters.json").read_text())
+    if done.chosen.detector == "KNN":
+        assert load_detector(tmp_path / "out/chosen").k == values["KNN"]["k"]
+
+
+def test_a_given_model_has_the_images_that_its_training_held_out(compared, tmp_path):
+    run = compared.output / "runs/softmax-seed0"
+    compare(models={"mine": run}, detectors=["Mahalanobis"], output=tmp_path / "out")
+    found = load_calibration(tmp_path / "out/chosen")
+    splits = pd.read_csv(run / "splits.csv")
+    assert found.samples == (splits["split"] == "calibration").sum()
+    about = json.loads((tmp_path / "out/chosen/detector.json").read_text())
+    training = len(data.open_splits("digits").train)
+    assert about["fit_images"] == training - found.samples
+
+
+def test_finished_tensors_make_no_file_and_say_why(tmp_path):
+    images = torch.randn(40, 3, 32, 32)
+    known = TensorDataset(images, torch.arange(40) % 2)
+    network = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+    network.fc = torch.nn.Linear(3, 2)
+    from isomax_adapters.pytorch_ood import Parts
+
+    done = compare(
+        models={"own": Parts(network, classifier="fc")}, id={"mine": (known, known)},
+        ood={"far": TensorDataset(images, torch.full((40,), -1))}, detectors=["MaxLogit"],
+        output=tmp_path / "out",
+    )  # fmt: skip
+    assert done.chosen is None
+    assert "finished tensors" in done.deployable["obstacle"].item()
+    assert "No row of this table can be a file" in (tmp_path / "out/report.html").read_text()
