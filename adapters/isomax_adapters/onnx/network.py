@@ -15,9 +15,10 @@ from pytorch_ood.api import Detector
 from torch import Tensor, nn
 
 from isomax_adapters.onnx.precision import split
-from isomax_adapters.onnx.scorers import kind_of, scorer_of, why_not_exported
+from isomax_adapters.onnx.scorers import kind_of, scorer_of, why_not_exported, why_too_large
 from isomax_adapters.onnx.verifying import ExportError
 from isomax_adapters.pytorch_ood import Parts
+from isomax_adapters.pytorch_ood.saving import state_of
 
 SCORE = "detector/score"  #: the output of a network that has a detector
 
@@ -56,8 +57,9 @@ def with_detector(
     :param classifiers: names of the layers that give the logits
     :raises ExportError: if the detector cannot be part of a graph, with the nearest that can
     """
-    width = int(parts.encode(_example(network)).shape[1])
-    if reason := why_not_exported(name, detector, parts.num_classes, width):
+    held = sum(tensor.nbytes for tensor in state_of(detector)[0].values())
+    reason = why_not_exported(name, detector) or why_too_large(name, held, network.ByteSize())
+    if reason:
         raise ExportError(reason)
     logits, *rest = (output.name for output in network.graph.output)
     kind = kind_of(detector)

@@ -28,7 +28,7 @@ _NOT: dict[str, str] = {
     "RankFeat": "it takes a singular value decomposition of each image's maps, which ONNX lacks; "
     "ReAct or ASH rectify features too",
 }
-_OF_WIDTH = ("GMM",)  # whose size forbids it on models of many features
+_BANKS = ("KNN", "NNGuide")
 
 
 def kind_of(detector: Detector) -> str | None:
@@ -37,12 +37,9 @@ def kind_of(detector: Detector) -> str | None:
     return next((kind for base, kind in KINDS.items() if isinstance(detector, base)), None)
 
 
-def why_not_exported(name: str, detector: Detector, classes: int, width: int) -> str | None:
-    """Why a detector cannot be part of a file, and which can be in its place; ``None`` if it can.
-
-    :param classes: number of classes
-    :param width: number of features
-    """
+def why_not_exported(name: str, detector: Detector) -> str | None:
+    """Why a detector cannot be part of a file, and which can be in its place; ``None`` if it can,
+    as far as that is known before it is fitted."""
     if name in _NOT:
         return f"{name} cannot be exported: {_NOT[name]}"
     if kind_of(detector) is None:
@@ -51,23 +48,35 @@ def why_not_exported(name: str, detector: Detector, classes: int, width: int) ->
             f"{name} cannot be exported: it takes gradients or several passes, and a file has one "
             f"forward pass; of those that have, {nearest} is nearest"
         )
-    size = 8 * classes * width**2 if name in _OF_WIDTH else 0
-    if size > LARGEST:
-        return (
-            f"GMM cannot be exported: a matrix of {width} x {width} for each of {classes} classes "
-            f"is {size / 1e9:.1f} GB, and a file has at most 2; MahalanobisPP shares one"
-        )
     return None
 
 
+def why_too_large(name: str, size: int, network: int) -> str | None:
+    """Why a fitted detector does not fit into a file; ``None`` if it does.
+
+    :param size: of the detector, bytes
+    :param network: of the network beside it
+    """
+    if size + network <= LARGEST:
+        return None
+    instead = "compare with fewer images (--bank)" if name in _BANKS else "MahalanobisPP is smaller"
+    return (
+        f"{name} cannot be exported: it holds {size / 1e9:.1f} GB beside {network / 1e9:.2f} of "
+        f"the network, and a file has at most 2; {instead}"
+    )
+
+
 def obstacle_to_export(name: str, parts: Parts, input_size: tuple[int, int, int]) -> str | None:
-    """The same before the detector is fitted: why no file of this model can hold it."""
+    """Why no file of this model can hold a detector, before that is fitted."""
     (detector,) = detectors_for(parts, [name]).values()
-    width = 0
-    if name in _OF_WIDTH:
-        with torch.no_grad():
-            width = parts.encode(torch.zeros(1, *input_size, device=parts.device)).shape[1]
-    return why_not_exported(name, detector, parts.num_classes, width)
+    reason = why_not_exported(name, detector)
+    if reason or name != "GMM":
+        return reason
+    # a matrix for each class, in float64
+    with torch.no_grad():
+        width = parts.encode(torch.zeros(1, *input_size, device=parts.device)).shape[1]
+    network = sum(p.numel() * p.element_size() for p in parts.model.parameters())
+    return why_too_large(name, 8 * parts.num_classes * width**2, network)
 
 
 def scorer_of(detector: Any) -> nn.Module:

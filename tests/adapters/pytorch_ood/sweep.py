@@ -37,6 +37,23 @@ def images_of(size: tuple[int, ...], count: int) -> list[tuple[torch.Tensor, tor
     return list(zip(images.split(14), labels.split(14), strict=True))
 
 
+def see_every_class(
+    parts: Parts, batches: list[torch.Tensor]
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """The images of an untrained model with labels that it gets right, of every class: some
+    detectors ask for that."""
+    model = parts.model
+    with torch.no_grad():
+        for classifier in parts.classifiers:
+            torch.nn.init.normal_(classifier.weight)  # some architectures start at zero
+        logits = torch.cat([model(images) for images in batches])
+        for classifier in parts.classifiers:
+            std = logits.std(dim=0)
+            classifier.bias.sub_(logits.mean(dim=0)).div_(std)
+            classifier.weight.div_(std.view(-1, *[1] * (classifier.weight.dim() - 1)))
+        return [(images, model(images).argmax(dim=1)) for images in batches]
+
+
 def check(name: str) -> dict[str, str]:
     """What became of each detector on a model: empty if it works."""
     torch.manual_seed(0)
@@ -44,16 +61,7 @@ def check(name: str) -> dict[str, str]:
     size = get_model_input_config(model)["input_size"]
     train, test = images_of(size, 56), images_of(size, 6)
     parts = Parts(model)
-    with torch.no_grad():
-        # an untrained model, made to see every class, and right: some detectors ask for that
-        for classifier in parts.classifiers:
-            torch.nn.init.normal_(classifier.weight)  # some architectures start at zero
-        logits = torch.cat([model(x) for x, _ in train])
-        for classifier in parts.classifiers:
-            std = logits.std(dim=0)
-            classifier.bias.sub_(logits.mean(dim=0)).div_(std)
-            classifier.weight.div_(std.view(-1, *[1] * (classifier.weight.dim() - 1)))
-        train = [(x, model(x).argmax(dim=1)) for x, _ in train]
+    train = see_every_class(parts, [images for images, _ in train])
     found = {reason: f"- {text}" for reason, text in why_not(parts).items()}
     detectors = detectors_for(parts)
     failed = fit(parts, detectors, train)

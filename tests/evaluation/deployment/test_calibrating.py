@@ -12,8 +12,9 @@ from safetensors.torch import save_file
 from isomax_adapters.onnx import export
 from isomax_adapters.onnx.images import as_pixels, open_image
 from isomax_adapters.onnx.runtime import Scorer
+from isomax_adapters.onnx.scorers import obstacle_to_export, why_too_large
 from isomax_adapters.onnx.verifying import ExportError
-from isomax_adapters.pytorch_ood import load_detector, read_detector
+from isomax_adapters.pytorch_ood import Parts, load_detector, read_detector
 from isomax_adapters.timm import load_calibration, load_model
 from isomax_evaluation import train
 from isomax_evaluation.deployment.calibrating import calibrate
@@ -163,6 +164,19 @@ def test_the_file_gives_the_detectors_scores_and_verdict(detector, bank, trained
         assert result.p_value == pytest.approx((1 + at_least) / (1 + len(known)), abs=1e-6)
     if bank:
         assert len(load_detector(folder).knn._fit_X) == bank
+    tensors = [folder / name for name in ("model.safetensors", "detector.safetensors")]
+    least = sum(path.stat().st_size for path in tensors)
+    assert (tmp_path / "m.onnx").stat().st_size <= least + 1_000_000
+
+
+def test_what_is_too_large_for_a_file_is_said_before_it_is_fitted():
+    parts = Parts(timm.create_model("resnet18", num_classes=1000))
+    reason = obstacle_to_export("GMM", parts, (3, 64, 64))
+    assert "it holds 2.1 GB beside 0.05 of the network, and a file has at most 2" in reason
+    assert reason.endswith("MahalanobisPP is smaller")
+    assert obstacle_to_export("KNN", parts, (3, 64, 64)) is None
+    assert "compare with fewer images (--bank)" in why_too_large("KNN", 3 * 10**9, 10**6)
+    assert why_too_large("KNN", 10**9, 10**6) is None
 
 
 def test_reduced_files_keep_the_detector_of_features(trained, root, tmp_path):
