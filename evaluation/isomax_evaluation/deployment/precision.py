@@ -25,6 +25,9 @@ from isomax_evaluation.data.preprocessing import preprocessing_of
 from isomax_evaluation.detection.metrics import ood_metrics
 from isomax_evaluation.output.errors import InputError, first_few
 
+#: parts of a training's images that it has not seen -> what they are for
+UNSEEN = {"validation": "selection", "calibration": "held_out"}
+
 
 def export_and_measure(
     model_folder: Path,
@@ -50,7 +53,9 @@ def export_and_measure(
     :param test_images: use at most so many test images of each dataset
     :param calibration: ID images that the model has not seen, a folder with one subfolder per
         class: half of them, but as many as the threshold takes, calibrate the file, the others
-        judge it. Without them a reduced file has the folder's threshold and no guarantee
+        judge it. If not given, those of ``id`` that ``isomax train`` has held out do, or its
+        validation set beside a test set; without any, a reduced file has the folder's threshold
+        and no guarantee
     :return: as :func:`measure`
     :raises InputError: if data cannot be used, before anything is exported
     """
@@ -65,11 +70,13 @@ def export_and_measure(
             f"the classes of {id} are {', '.join(known.class_names[:5])}, ...; those of "
             f"{model_folder} are {', '.join(names[:5])}, ...: give the data it was trained on"
         )
-    held = None if calibration is None else _of_classes(calibration, names, root)
+    held = splits.held_out if calibration is None else _of_classes(calibration, names, root)
     unknown = [data.open_images(name, "test", root).as_ood() for name in ood]
+    recorded: dict[str, Images] = {}
+    if calibration is None:
+        recorded = _recorded(model_folder, [training, *([] if held is None else [held])])
     parts = data.recorded_parts(model_folder.parent / "splits.csv", training)
-    held_out = ("validation", "calibration")
-    training = training.take([at for at, part in enumerate(parts) if part not in held_out])
+    training = training.take([at for at, part in enumerate(parts) if part not in UNSEEN])
     places = np.linspace(0, len(training) - 1, min(len(training), CALIBRATION_IMAGES))
     training = training.take(places.round().astype(int))
     training, known, *unknown = (
@@ -77,7 +84,14 @@ def export_and_measure(
         for images in (training, *(data.at_most(i, test_images) for i in (known, *unknown)))
     )
     unseen: dict[str, Labelled] = {}
-    if held is not None:
+    if recorded:
+        unseen = {
+            UNSEEN[part]: _labelled(
+                data.readable(images.decoded(decoding), skip_bad_images, workers, progress)
+            )
+            for part, images in recorded.items()
+        }
+    elif held is not None:
         held = data.readable(held.decoded(decoding), skip_bad_images, workers, progress)
         data.check_apart(training=training, calibration=held)
         data.check_apart(calibration=held, test=known)
@@ -181,11 +195,26 @@ def _unseen(held: Images, model_folder: Path) -> dict[str, Labelled]:
     needed = RejectionThreshold(folders.alpha).samples_needed
     divided = data.divide(held, held, needed, 1.0, seed=0)
     parts = {"selection": divided.selection, "held_out": divided.calibration}
-    return {
-        name: Labelled([_source(part, i) for i in range(len(part))], part.labels.tolist())
-        for name, part in parts.items()
-        if part is not None
-    }
+    return {name: _labelled(part) for name, part in parts.items() if part is not None}
+
+
+def _labelled(images: Images) -> Labelled:
+    return Labelled([_source(images, i) for i in range(len(images))], images.labels.tolist())
+
+
+def _recorded(model_folder: Path, sets: Sequence[Images]) -> dict[str, Images]:
+    """What a training held out of these images, by its part; nothing if too few calibrate."""
+    found: dict[str, Images] = {}
+    for images in sets:
+        parts = data.recorded_parts(model_folder.parent / "splits.csv", images)
+        for part in UNSEEN:
+            if places := [at for at, one in enumerate(parts) if one == part]:
+                found[part] = images.take(places)
+    folders = load_calibration(model_folder)
+    if folders is None or "calibration" not in found:
+        return {}
+    enough = len(found["calibration"]) >= RejectionThreshold(folders.alpha).samples_needed
+    return found if enough else {}
 
 
 def _fitted(scores: torch.Tensor, alpha: float) -> float:

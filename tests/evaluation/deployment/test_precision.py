@@ -61,11 +61,18 @@ def test_export_prints_what_int8_costs(isomax, compared, tmp_path):
     for column in (1, 3):  # accuracy, AUROC
         assert float(table["int8"][column]) == pytest.approx(float(table["fp32"][column]), abs=5)
     assert "verified" in run.stdout
-    assert "guarantee: not established" in run.stderr
+    # what training held out judges and calibrates the file
+    assert "guarantee" not in run.stderr
+    splits = pd.read_csv(compared.output / "runs/isomax-seed0/splits.csv")
+    metadata = Scorer(tmp_path / "m.onnx").metadata
+    assert metadata["guarantee"] == "established"
+    assert metadata["samples"] == (splits["split"] == "calibration").sum()
+    own = Scorer(compared.output / "model.onnx").metadata
+    assert metadata["scores"] != own["scores"]
     assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
 
 
-def test_what_calibrated_the_threshold_calibrates_no_precision(tmp_path, monkeypatch):
+def test_each_image_that_training_held_out_has_one_purpose(tmp_path, monkeypatch):
     root = make_folder(tmp_path / "set", ("ash", "birch"), 60)
     recipe = replace(RECIPES["digits"], epochs=1)
     monkeypatch.chdir(tmp_path)
@@ -73,10 +80,13 @@ def test_what_calibrated_the_threshold_calibrates_no_precision(tmp_path, monkeyp
         "set", tmp_path / "out", model="test_resnet", recipe=recipe, image_size=32, alpha=0.2,
         val_share=0.5, workers=0,
     )  # fmt: skip
-    read = []
+    read = {}
 
-    def exported(folder, path, precision, calibration):
-        read.extend(calibration or [])
+    def exported(folder, path, precision, calibration, **unseen):
+        if precision == "int8":
+            read["train"] = set(calibration)
+            read["validation"] = set(unseen["selection"].images)
+            read["calibration"] = set(unseen["held_out"].images)
 
     monkeypatch.setattr(precision, "export", exported)
     monkeypatch.setattr(precision, "measure", lambda *given: None)
@@ -87,9 +97,10 @@ def test_what_calibrated_the_threshold_calibrates_no_precision(tmp_path, monkeyp
             folder, tmp_path / "m.onnx", "int8", given, [], Progress(disable=True), workers=0
         )
         splits = pd.read_csv(tmp_path / "out/splits.csv")
-        trained = set(splits[splits["split"] == "train"]["path"])
-        assert {os.path.realpath(path) for path in read} == trained
-        assert len(trained) == 48
+        for part, count in (("train", 48), ("validation", 24), ("calibration", 24)):
+            files = set(splits[splits["split"] == part]["path"])
+            assert {os.path.realpath(path) for path in read[part]} == files
+            assert len(files) == count
 
 
 def test_unseen_images_calibrate_and_judge_a_reduced_file(isomax, photos, tmp_path):
