@@ -100,6 +100,8 @@ def export(
         exported, or precision and images are not as described
     """
     path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; give the name of the file to write")
     sources = _calibration_sources(precision, calibration_images)
     model: Any = load_model(model_folder)  # a timm model: more attributes than nn.Module has
     calibration = load_calibration(model_folder)

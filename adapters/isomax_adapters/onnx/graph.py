@@ -16,6 +16,7 @@ from onnx import compose, numpy_helper, parser
 from isomax_adapters.onnx.metadata import METADATA_KEY
 from isomax_adapters.onnx.p_values import Steps
 
+IR_VERSION = 9  # what ONNX Runtime 1.17 reads; nothing here takes a later one
 _MODES = {"bicubic": "cubic", "bilinear": "linear"}
 
 # Pillow's resampling, which timm's transforms use: antialiased, weights outside left out. ONNX
@@ -246,6 +247,9 @@ def assemble(
     onnx.helper.set_model_props(model, {METADATA_KEY: json.dumps(metadata)})
     model.producer_name = "isomax"
     model.graph.name = "isomax"
+    model.ir_version = min(model.ir_version, IR_VERSION)
+    for node in model.graph.node:  # torch's notes of where it is from, which later versions know
+        del node.metadata_props[:]
     onnx.checker.check_model(model, full_check=True)
     return model
 

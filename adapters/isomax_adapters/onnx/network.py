@@ -77,6 +77,7 @@ def with_detector(
         ),
         "detector/",
     )
+    _without_norms(scorer)
     opened = _with_output(network, given)
     opened.ir_version = scorer.ir_version
     return compose.merge_models(
@@ -119,6 +120,20 @@ def _given(network: onnx.ModelProto, name: str) -> Tensor:
     session = onnxruntime.InferenceSession(opened)
     (found,) = session.run([name], {network.graph.input[0].name: pixels})
     return torch.from_numpy(found)
+
+
+def _without_norms(model: onnx.ModelProto) -> None:
+    """Norms as roots of sums of squares: ONNX Runtime before 1.18 has no ReduceL2 of float64."""
+    nodes = []
+    for node in model.graph.node:
+        if node.op_type != "ReduceL2":
+            nodes.append(node)
+            continue
+        (norm,), square = node.output, f"{node.output[0]}/square"
+        node.op_type, node.output[0] = "ReduceSumSquare", square
+        nodes += [node, helper.make_node("Sqrt", [square], [norm])]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
 
 
 def _with_output(network: onnx.ModelProto, name: str) -> onnx.ModelProto:

@@ -34,6 +34,12 @@ class Room:
         with self._changed:
             return self._held[number]
 
+    def shrink(self, number: int, pixels: int) -> None:
+        """What is left of an input that has entered, if that is less."""
+        with self._changed:
+            self._held[number] = min(pixels, self._held[number])
+            self._changed.notify_all()
+
     def leave(self, number: int) -> None:
         with self._changed:
             del self._held[number]

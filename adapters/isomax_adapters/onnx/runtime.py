@@ -2,10 +2,8 @@
 
 import copy
 import hashlib
-import io
 import json
 import os
-import stat
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,16 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 
-from isomax_adapters.onnx.images import MAX_PIXELS, as_array, check_grey_range, open_image
+from isomax_adapters.onnx import inputs as reading
+from isomax_adapters.onnx.images import MAX_PIXELS, check_grey_range
+from isomax_adapters.onnx.inputs import Input
 from isomax_adapters.onnx.metadata import FORMATS, METADATA_KEY, OUTPUTS, check_metadata, resized
 from isomax_adapters.onnx.p_values import Steps
+from isomax_adapters.onnx.resizing import to_size_of_graph
 from isomax_adapters.onnx.room import Room
 from isomax_adapters.onnx.safety import refers_to_other_files
+from isomax_adapters.onnx.sessions import Provider, ProviderError, cores, open_session
 
 PIXELS_AT_ONCE = 32_000_000  # decoded and waiting, and as many in one batch; 100 MB each
-Input = str | os.PathLike | bytes | bytearray | memoryview | np.ndarray
+LONGEST_PATH = 4096
 
 
 class ModelError(ValueError):
@@ -58,7 +59,7 @@ class Scorer:
     def __init__(
         self,
         path: str | os.PathLike,
-        providers: str | Sequence[str | tuple[str, dict[str, Any]]] | None = None,
+        providers: str | Sequence[Provider] | None = None,
         alpha: float | None = None,
         threads: int | None = None,
         max_pixels: int = MAX_PIXELS,
@@ -68,49 +69,25 @@ class Scorer:
         :param providers: one or several of ONNX Runtime's execution providers, most wanted first;
             the CPU's if not given
         :param alpha: another false-alarm rate than the one the model was exported with
-        :param threads: threads of the network and of the decoders each; ONNX Runtime's choice
-            and the number of cores if not given
+        :param threads: threads of the network and of the decoders each; as many as this process
+            may use if not given
         :param max_pixels: larger images are refused before they are decoded
         :raises ModelError: if the file is not ours, or damaged
-        :raises ValueError: if alpha is smaller than what the model was calibrated for, or this ONNX
-            Runtime lacks a provider
+        :raises ValueError: if alpha is smaller than what the model was calibrated for, a provider
+            cannot be used here, or a number is below 1
         """
-        self.path = os.fsdecode(path)
-        wanted = [providers] if isinstance(providers, str) else providers
-        wanted = list(wanted or ["CPUExecutionProvider"])
-        available = onnxruntime.get_available_providers()
-        for provider in wanted:  # ONNX Runtime would only warn, and take another
-            name = provider if isinstance(provider, str) else provider[0]
-            if name not in available:
-                raise ValueError(
-                    f"this ONNX Runtime has no {name!r}; it has {', '.join(available)}"
-                )
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4  # what goes wrong is raised
-        if threads is not None:
-            options.intra_op_num_threads = threads
-        self.threads = threads or os.cpu_count() or 1
-        self.max_pixels = max_pixels
-        if not os.path.isfile(path):
-            raise ModelError(f"there is no file {self.path}")
-        try:
-            if refers_to_other_files(Path(self.path)):
-                raise ModelError(
-                    f"{self.path} refers to data in other files, which isomax never writes; it "
-                    "was not loaded"
-                )
-        except (ValueError, OSError) as error:
-            if isinstance(error, ModelError):
-                raise
-            raise ModelError(f"{self.path} is not an ONNX model: {error}") from error
-        try:
-            # not by its name, which ONNX Runtime wants in UTF-8
-            content = Path(self.path).read_bytes()
-            self.session = onnxruntime.InferenceSession(content, options, providers=wanted)
-        except Exception as error:  # ONNX Runtime has a class of its own for each status
+        if isinstance(path, (bytes, bytearray, memoryview)) and len(path) > LONGEST_PATH:
             raise ModelError(
-                f"{self.path} is not an ONNX model that can be run: {_first_line(error)}"
-            ) from error
+                f"the model is {len(path)} bytes; expected the path of a file: write them to one"
+            )
+        for name, value in (("threads", threads), ("max_pixels", max_pixels)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}; expected at least 1")
+        self.path = os.fsdecode(path)
+        self.threads = threads or cores()
+        self.max_pixels = max_pixels
+        self._asked = (providers, threads)
+        content = self._open()
         self.sha256 = hashlib.sha256(content).hexdigest()
         self.metadata = self._read_metadata()
         self.class_names: list[str] = self.metadata["class_names"]
@@ -123,6 +100,45 @@ class Scorer:
         if alpha is not None:
             self.threshold = self._threshold_for(alpha)
             self.alpha = alpha
+
+    def _open(self) -> bytes:
+        """The session on the file, whose content it gives back.
+
+        :raises ModelError: if it is no model that can be run
+        :raises ValueError: if a provider cannot be used here
+        """
+        if not os.path.isfile(self.path):
+            raise ModelError(f"there is no file {self.path}")
+        try:
+            if refers_to_other_files(Path(self.path)):
+                raise ModelError(
+                    f"{self.path} refers to data in other files, which isomax never writes; it "
+                    "was not loaded"
+                )
+        except (ValueError, OSError) as error:
+            if isinstance(error, ModelError):
+                raise
+            raise ModelError(f"{self.path} is not an ONNX model: {error}") from error
+        # not by its name, which ONNX Runtime wants in UTF-8
+        content = Path(self.path).read_bytes()
+        try:
+            self.session = open_session(content, *self._asked)
+        except ProviderError:
+            raise
+        except Exception as error:  # ONNX Runtime has a class of its own for each status
+            raise ModelError(
+                f"{self.path} is not an ONNX model that can be run: {_first_line(error)}"
+            ) from error
+        return content
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the network, which whoever gets it opens again from the same file."""
+        return {name: value for name, value in vars(self).items() if name != "session"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        if hashlib.sha256(self._open()).hexdigest() != self.sha256:
+            raise ModelError(f"{self.path} is another file than the one that was sent")
 
     def at(self, alpha: float) -> "Scorer":
         """The same model with the threshold of another false-alarm rate.
@@ -165,15 +181,16 @@ class Scorer:
     ) -> list[Result]:
         """Score images, one result per input, in order.
 
-        :param inputs: paths, encoded images (bytes) or uint8 arrays ``[H, W, C]`` as :meth:`run`
-            takes them; one or many, or one array ``[N, H, W, C]``
+        :param inputs: paths, encoded images (bytes, or files opened in binary mode), PIL images,
+            or uint8 arrays ``[H, W]``, ``[H, W, 1]`` (grey), ``[H, W, 3]`` (RGB) or ``[H, W, 4]``
+            (with alpha, or the fourth band of a model of four channels); one or many, or one array
+            ``[N, H, W, C]``
         :param top: of how many classes to give the probability; of all, if there are fewer
         :return: results; an input that cannot be decoded or scored has ``error`` set
+        :raises TypeError: if it is neither an image nor an iterable of them
         """
-        single = isinstance(inputs, (str, os.PathLike, bytes, bytearray, memoryview)) or (
-            isinstance(inputs, np.ndarray) and inputs.ndim == 3
-        )
-        return list(self.stream([inputs] if single else inputs, batch_size, top))  # type: ignore[list-item, arg-type]
+        several: Any = [inputs] if reading.is_one(inputs) else inputs
+        return list(self.stream(several, batch_size, top))
 
     def stream(
         self, inputs: Iterable[Input], batch_size: int = 16, top: int = 0
@@ -181,9 +198,11 @@ class Scorer:
         """As :meth:`score`, one by one, in memory that does not grow with the number of inputs.
 
         Threads decode the next images while the network runs, ``PIXELS_AT_ONCE`` ahead at most; a
-        larger image is decoded alone. Images of the same size share a batch. If ``inputs`` raises,
-        what it gave before is scored first.
+        larger image is decoded alone. They also make it the size that the graph would, with the
+        Pillow that timm's transform has, so that images of all sizes share a batch. If ``inputs``
+        raises, what it gave before is scored first.
         """
+        reading.check_several(inputs)
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; expected at least 1")
         if top < 0:
@@ -235,16 +254,15 @@ class Scorer:
             raise failure
 
     def _score_decoded(self, images: list[tuple[str, Any]], top: int) -> list[Result]:
-        results: dict[int, Result] = {}
-        by_size: dict[tuple[int, ...], list[int]] = {}
-        for position, (source, image) in enumerate(images):
-            if isinstance(image, str):
-                results[position] = Result(source, error=image)
-            else:
-                by_size.setdefault(image.shape, []).append(position)
-        for positions in by_size.values():
-            same_size = [images[position] for position in positions]
-            results.update(zip(positions, self._score_same_size(same_size, top), strict=True))
+        results = {
+            position: Result(source, error=image)
+            for position, (source, image) in enumerate(images)
+            if isinstance(image, str)
+        }
+        there = [position for position in range(len(images)) if position not in results]
+        if there:
+            scored = self._score_same_size([images[position] for position in there], top)
+            results.update(zip(there, scored, strict=True))
         return [results[position] for position in range(len(images))]
 
     def _score_same_size(self, images: list[tuple[str, np.ndarray]], top: int) -> list[Result]:
@@ -287,49 +305,27 @@ class Scorer:
         order = np.argsort(-logits, kind="stable")[:count] if count else ()
         return tuple((self.class_names[at], float(probabilities[at])) for at in order)
 
-    def _decode(self, number: int, source: Input, room: Room) -> tuple[str, np.ndarray | str]:
-        """The image as an array, or the reason why there is none; takes its turn for room."""
+    def _decode(self, number: int, source: Any, room: Room) -> tuple[str, np.ndarray | str]:
+        """The image as the graph crops it, or the reason why there is none; takes its turn for
+        room."""
+        config = self.metadata["preprocessing"]
+        name = reading.name_of(number, source)
+
+        def enter(height: int, width: int) -> None:
+            if reason := self._too_thin(height, width):
+                raise reading.UnusableError(reason)
+            room.enter(number, self._cost(height, width))
+
         try:
-            if isinstance(source, np.ndarray):
-                return f"array {number}", self._check_array(number, source, room)
-            return self._decode_encoded(number, source, room)
+            image = reading.read(source, self.channels, self.grey_range, self.max_pixels, enter)
+            made = to_size_of_graph(image, config)
+            room.shrink(number, made.shape[0] * made.shape[1])
+        except Exception as error:  # Pillow's decoders raise whatever they please
+            return name, reading.why(error, source)
+        else:
+            return name, made
         finally:
             room.enter(number, 0)  # if it has not been there
-
-    def _check_array(self, number: int, image: np.ndarray, room: Room) -> np.ndarray | str:
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != self.channels:
-            return f"{image.dtype} of shape {image.shape}, not uint8 [H, W, {self.channels}]"
-        if not image.size:
-            return "an array without pixels"
-        height, width = image.shape[:2]
-        if reason := self._too_thin(height, width):
-            return reason
-        room.enter(number, self._cost(height, width))
-        return image
-
-    def _decode_encoded(self, number: int, source: Any, room: Room) -> tuple[str, np.ndarray | str]:
-        name = f"input {number}"
-        try:
-            if isinstance(source, (bytes, bytearray, memoryview)):
-                name = f"bytes {number}"
-                file: Any = io.BytesIO(source)
-            else:
-                name = file = os.fsdecode(source)
-                if not stat.S_ISREG(os.stat(file).st_mode):  # a pipe would never end
-                    return name, "not a regular file"
-            with open_image(file) as image:
-                width, height = image.size
-                if width * height > self.max_pixels:
-                    return name, f"{width}x{height} pixels, more than {self.max_pixels} allowed"
-                if reason := self._too_thin(height, width):
-                    return name, reason
-                room.enter(number, self._cost(height, width))
-                return name, as_array(image, self.channels, self.grey_range)
-        except Exception as error:  # Pillow's decoders raise whatever they please
-            reason = str(error)
-            if isinstance(source, (bytes, bytearray, memoryview)):
-                reason = reason.replace(f" {file!r}", "")  # without its address in memory
-            return name, f"{type(error).__name__}: {reason}"
 
     def _too_thin(self, height: int, width: int) -> str:
         """Why the model cannot resize an image of this size, if so."""

@@ -1,0 +1,150 @@
+"""What a user gives to be scored, as an image: files, encoded bytes, arrays, PIL images."""
+
+import io
+import os
+import stat
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import IO, Any
+
+import numpy as np
+from PIL import Image
+
+from isomax_adapters.onnx.images import CHANNELS, GreyRange, as_pixels, from_array, open_image
+
+Encoded = bytes | bytearray | memoryview
+Input = str | os.PathLike | Encoded | IO[bytes] | np.ndarray | Image.Image
+
+_LIMIT = threading.Lock()
+LONGEST = 300  # characters of a message
+
+
+class UnusableError(ValueError):
+    """An input that is no image, or one that is refused; the message is the row's error."""
+
+
+def is_one(given: Any) -> bool:
+    """Whether something is one input, rather than several."""
+    if isinstance(given, np.ndarray):  # of names it is several
+        return given.ndim < 4 and given.dtype.kind not in "OSU"
+    return isinstance(given, (str, os.PathLike, Image.Image)) or _is_encoded(given)
+
+
+def check_several(given: Any) -> None:
+    """Refuse what would be taken apart into what is no input.
+
+    :raises TypeError: naming what was given, and the way out
+    """
+    kind = type(given).__name__
+    if is_one(given):
+        raise TypeError(f"inputs is one {kind}; give a list of them, or use score()")
+    if isinstance(given, Mapping) or hasattr(given, "columns"):
+        raise TypeError(f"inputs is a {kind}; give its images, such as table['path']")
+    if not hasattr(given, "__iter__"):
+        raise TypeError(f"inputs is {kind}; expected images, or an iterable of them")
+
+
+def name_of(number: int, source: Any) -> str:
+    """The path of an input, or what it is and which."""
+    if isinstance(source, (str, os.PathLike)):
+        return os.fsdecode(source)
+    if isinstance(source, np.ndarray):
+        return f"array {number}"
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return f"bytes {number}"
+    name = getattr(source, "filename" if isinstance(source, Image.Image) else "name", None)
+    return os.fsdecode(name) if isinstance(name, (str, bytes)) and name else f"input {number}"
+
+
+def read(
+    source: Any,
+    channels: int,
+    grey_range: GreyRange | None,
+    max_pixels: int,
+    enter: Callable[[int, int], None],
+) -> Image.Image:
+    """An input as 8 bits of so many channels.
+
+    :param enter: called with height and width before the pixels are decoded
+    :raises UnusableError: if it is no image
+    :raises Exception: whatever Pillow's readers raise
+    """
+    if isinstance(source, np.ndarray):
+        image: Any = nullcontext(_of_array(source, channels))
+    elif isinstance(source, Image.Image):
+        image = nullcontext(source)
+    else:
+        image = _opened(source, max_pixels)
+    with image as found:
+        width, height = found.size
+        if width * height > max_pixels and not isinstance(source, np.ndarray):
+            raise UnusableError(f"{width}x{height} pixels, more than {max_pixels} allowed")
+        enter(height, width)
+        return as_pixels(found, channels, grey_range)
+
+
+def why(error: BaseException, source: Any) -> str:
+    """What is said of an input that could not be read, in one line."""
+    if isinstance(error, UnusableError):
+        return str(error)
+    reason = " ".join(str(error).split())
+    if _is_encoded(source):  # without its address in memory
+        reason = reason.partition(" <_io.")[0]
+    return f"{type(error).__name__}: {reason}"[:LONGEST]
+
+
+def _of_array(array: np.ndarray, channels: int) -> Image.Image:
+    shape = array.shape
+    if array.dtype != np.uint8 or array.ndim not in (2, 3) or shape[2:] not in ((), *_LAST):
+        raise UnusableError(
+            f"{array.dtype} of shape {shape}, not uint8 [H, W, {channels}], nor [H, W] or "
+            "[H, W, 1, 3 or 4]"
+        )
+    if not array.size:
+        raise UnusableError("an array without pixels")
+    image = from_array(array if array.ndim == 3 else array[..., None])
+    if channels != 4 and image.mode == "RGBX":  # an alpha channel, as in a file
+        return Image.frombytes("RGBA", image.size, image.tobytes())
+    return image
+
+
+_LAST = tuple((count,) for count in CHANNELS)
+
+
+def _opened(source: Any, max_pixels: int) -> AbstractContextManager[Image.Image]:
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        file: Any = io.BytesIO(bytes(source))
+    elif hasattr(source, "read"):
+        content = source.read()
+        if not isinstance(content, bytes):
+            raise UnusableError("a file of text; open it in binary mode")
+        file = io.BytesIO(content)
+    elif isinstance(source, (str, os.PathLike)):
+        file = os.fsdecode(source)
+        if not stat.S_ISREG(os.stat(file).st_mode):  # a pipe would never end
+            raise UnusableError("not a regular file")
+    else:
+        raise UnusableError(
+            f"{type(source).__name__} is no path, bytes, binary file, PIL image or uint8 array"
+        )
+    with _no_lower_limit(max_pixels):
+        return open_image(file)
+
+
+@contextmanager
+def _no_lower_limit(max_pixels: int) -> Iterator[None]:
+    """Without Pillow's own limit, which is the process's, where ours is higher."""
+    if Image.MAX_IMAGE_PIXELS is None or max_pixels <= Image.MAX_IMAGE_PIXELS:
+        yield
+        return
+    with _LIMIT:
+        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
+
+
+def _is_encoded(given: Any) -> bool:
+    return isinstance(given, (bytes, bytearray, memoryview)) or hasattr(given, "read")
