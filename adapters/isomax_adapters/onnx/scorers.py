@@ -4,6 +4,7 @@ Most are exported as they are. Those whose code a graph cannot hold (control flo
 numpy, passes over a distance matrix) are written again here, as what they compute.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -192,6 +193,7 @@ class _OpenMax(nn.Module):
         super().__init__()
         fitted = detector._openmax
         self.alpha, self.euclid_weight = float(fitted.alpha), float(fitted.euclid_weight)
+        self.ranks = math.ceil(self.alpha)
         labels = sorted(fitted.distributions)
         weibulls = [fitted.distributions[label] for label in labels]
         self.register_buffer("labels", torch.tensor(labels))
@@ -206,20 +208,21 @@ class _OpenMax(nn.Module):
 
     def forward(self, logits: Tensor) -> Tensor:
         z = logits.double()
-        away = (z[:, None, :] - self.centers).norm(dim=2)
+        square, products = (z * z).sum(dim=1, keepdim=True), z @ self.centers.T
+        centers_square = (self.centers * self.centers).sum(dim=1)
+        away = (square - 2 * products + centers_square).clamp(min=0).sqrt()
         if self.euclid_weight != 1:
-            cosine = F.cosine_similarity(z[:, None, :], self.centers, dim=2, eps=0)
+            cosine = products / (square * centers_square).sqrt()
             away = self.euclid_weight * away + (1 - self.euclid_weight) * (1 - cosine)
         beyond = ((away + self.shift) / self.scale).clamp(min=0)
         weibull = 1 - torch.exp(-(beyond**self.shape))
         too_far = torch.ones_like(z).index_copy(1, self.labels, weibull)
-        # how many logits are larger, equal ones before it counted
-        places = torch.arange(z.shape[1], device=z.device)
-        larger = (z[:, None, :] > z[:, :, None]) | (
-            (z[:, None, :] == z[:, :, None]) & (places[None, :] < places[:, None])
-        )
-        rank = larger.sum(dim=2).double()
-        revised = z * too_far * (1 - rank / self.alpha).clamp(min=0)
+        # only the largest logits are revised, the more the larger they are
+        ranked = min(self.ranks, z.shape[1])
+        largest = z.topk(ranked, dim=1).indices
+        weights = 1 - torch.arange(ranked, dtype=z.dtype) / self.alpha
+        ranking = torch.zeros_like(z).scatter(1, largest, weights.expand(len(z), -1))
+        revised = z * too_far * ranking
         unknown = revised.sum(dim=1, keepdim=True)
         return torch.cat([unknown, z - revised], dim=1).softmax(dim=1)[:, 0].float()
 

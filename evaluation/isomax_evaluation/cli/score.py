@@ -2,6 +2,7 @@
 
 import json
 import os
+import threading
 import warnings
 from collections.abc import Iterable
 from itertools import chain
@@ -31,6 +32,18 @@ def score(
     top: Annotated[
         int, typer.Option(min=0, help="The N most probable classes too, with their probabilities.")
     ] = 0,
+    threads: Annotated[
+        int | None,
+        typer.Option(min=1, help="Of the network and of decoding; as many as there are cores."),
+    ] = None,
+    provider: Annotated[
+        list[str] | None,
+        typer.Option(help="ONNX Runtime's, such as CUDAExecutionProvider; repeat for more."),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images that are scored at once.")] = 16,
+    max_pixels: Annotated[
+        int | None, typer.Option(min=1, help="Larger images are refused.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object per image.")] = False,
 ) -> None:
     """Label, confidence, outlier score, p-value and verdict of each image. Exit status 1 if some
@@ -51,7 +64,8 @@ def score(
         if missing := [str(path) for path in paths if not os.path.lexists(path)]:
             raise InputError(f"no such file or folder: {', '.join(missing)}")
         try:
-            scorer = Scorer(model, alpha=alpha)
+            limit = {} if max_pixels is None else {"max_pixels": max_pixels}
+            scorer = Scorer(model, provider, alpha, threads, **limit)
         except ValueError as error:
             raise InputError(str(error)) from error
         left_out = LeavingOut()
@@ -63,9 +77,11 @@ def score(
         # what is wrong with an image is said in its row
         warnings.filterwarnings("ignore", module=r"PIL\.")
         if out:
-            failed = _score_to_file(scorer, images, out)
+            failed = _score_to_file(scorer, images, out, batch_size, paths)
         else:
-            failed = (_score_to_json if as_json else _score_to_screen)(scorer, images, top)
+            results = scorer.stream(images, batch_size, top)
+            shown = min(top, len(scorer.class_names))
+            failed = _to_json(results, top) if as_json else _to_screen(results, shown)
     if reasons := left_out.listed():
         typer.echo(f"left out: {'; '.join(map(str, reasons))}", err=True)
     if failed:
@@ -73,13 +89,13 @@ def score(
         raise typer.Exit(1)
 
 
-def _score_to_screen(scorer: Any, images: Iterable[str], top: int) -> int:
-    failed, shown = 0, min(top, len(scorer.class_names))
+def _to_screen(results: Iterable[Any], shown: int) -> int:
+    failed = 0
     columns = ["file", "label", "confidence", "score", "p-value", "verdict"]
     for place in range(1, shown + 1):
         columns += [f"class {place}", f"probability {place}"]
     typer.echo("\t".join(columns))
-    for result in scorer.stream(images, top=top):
+    for result in results:
         name = _printable(result.source)
         if result.error:
             failed += 1
@@ -100,11 +116,11 @@ def _score_to_screen(scorer: Any, images: Iterable[str], top: int) -> int:
     return failed
 
 
-def _score_to_json(scorer: Any, images: Iterable[str], top: int) -> int:
+def _to_json(results: Iterable[Any], top: int) -> int:
     from isomax_evaluation.deployment.scoring import as_row
 
     failed = 0
-    for result in scorer.stream(images, top=top):
+    for result in results:
         failed += bool(result.error)
         row = as_row(result)
         if top:
@@ -120,14 +136,27 @@ def _printable(text: str) -> str:
     )
 
 
-def _score_to_file(scorer: Any, images: Iterable[str], out: Path) -> int:
+def _score_to_file(
+    scorer: Any, images: Iterable[str], out: Path, batch_size: int, paths: list[Path]
+) -> int:
+    from isomax_adapters.onnx.images import find_images
     from isomax_evaluation.deployment.scoring import score_to_file
     from isomax_evaluation.output.progress import progress_bar
 
     with progress_bar() as progress:
         task = progress.add_task("scoring", total=None)
-        total, failed = score_to_file(
-            scorer, images, out, lambda done: progress.advance(task, done)
+
+        def count() -> None:  # beside the scoring, which begins with the first file
+            progress.update(task, total=sum(1 for _ in find_images(paths)))
+
+        threading.Thread(target=count, daemon=True).start()
+        done = score_to_file(
+            scorer, images, out, lambda more: progress.advance(task, more), batch_size
         )
-    typer.echo(f"{total} rows in {out}")
-    return failed
+    again = [
+        (done.changed, "changed since they were scored"),
+        (done.retried, "could not be scored before"),
+    ]
+    told = [f"{number} {what}" for number, what in again if number]
+    typer.echo(f"{done.total} rows in {out}" + f" ({', '.join(told)})" * bool(told))
+    return int(done.failed)

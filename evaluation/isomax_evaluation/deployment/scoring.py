@@ -3,77 +3,157 @@
 Imports neither torch nor pandas.
 """
 
-import csv
 import json
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import fields
-from itertools import chain, islice
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from typing import IO, Any
 
 from isomax_adapters.onnx.runtime import Result, Scorer
+from isomax_evaluation.deployment import rows
+from isomax_evaluation.deployment.rows import COLUMNS, STATE, Index
 from isomax_evaluation.output.errors import InputError
 
-COLUMNS = tuple(field.name for field in fields(Result) if field.name != "top")
-HEADER = ",".join(COLUMNS) + "\r\n"
 FORMATS = (".csv", ".jsonl", ".parquet")
 
 
-def score_to_file(
-    scorer: Scorer, inputs: Iterable[str], out: Path, advance: Callable[[int], None]
-) -> tuple[int, int]:
-    """Score images into a table with one row per input, in order.
+@dataclass(frozen=True)
+class Scored:
+    """What a file holds after a run, and what that run did."""
 
-    Rows are written as they are made. A file that is there already is continued, whether a run was
-    interrupted or has finished: its rows are kept, and inputs after them are added. It must be of
-    the same model, threshold and false-alarm rate, which are in ``.NAME.run.json`` beside it, and
-    of the same inputs: its rows those that come first, in order. Files that have vanished since
-    keep their rows; a file that has come in between, rather than after them, is refused.
+    total: int  #: rows
+    failed: int  #: rows with an error
+    added: int  #: of images without a row before
+    changed: int  #: of files that had changed since they were scored
+    retried: int  #: of images that could not be scored before
+
+
+def score_to_file(
+    scorer: Scorer,
+    inputs: Iterable[str],
+    out: Path,
+    advance: Callable[[int], None],
+    batch_size: int = 16,
+) -> Scored:
+    """Score images into a table with one row per image.
+
+    Rows are written as they are made. A file that is there already is gone on with, whether a run
+    was interrupted or has finished: rows of images that are as they were stay. Images without a row
+    are added, in whatever order they come; those whose size or time of change is another one, and
+    those that could not be scored, are scored again. Rows of images that are not among the inputs,
+    or have vanished, stay. Images are known by their paths, however they are written. It must be of
+    the same model, threshold and false-alarm rate, which are in ``.NAME.run.json`` beside it. While
+    a run writes it, no other one does.
 
     A parquet file is written at the end, from rows collected in ``.NAME.rows.jsonl`` beside it.
 
     :param inputs: paths
     :param out: a ``.csv``, ``.jsonl`` or ``.parquet`` file
-    :param advance: called with the number of rows done since the last call
-    :return: number of rows and how many of them have an error
-    :raises InputError: if the file holds something else, or its ending is unknown
+    :param advance: called with the number of images done since the last call
+    :raises InputError: if the file holds something else or cannot be written, its ending is
+        unknown, or another run writes it
     """
     if out.suffix not in FORMATS:
         raise InputError(f"{out} does not end in {', '.join(FORMATS)}, so its format is unknown")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    if out.suffix != ".parquet":
-        _check_run(scorer, out, [out])
-        return _score_to_rows(scorer, inputs, out, out, advance)
+    if os.path.isdir(out):
+        raise InputError(f"{out} is a folder; give the name of the file to write")
+    if out.suffix == ".parquet":
+        try:
+            import pyarrow  # noqa: F401
+        except ImportError as error:
+            reason = f"{out} takes pyarrow: pip install pyarrow, or choose .csv"
+            raise InputError(reason) from error
+    with _writing(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(out) as note:
+        lines = out
+        if out.suffix == ".parquet":
+            lines = out.with_name(f".{out.name}.rows.jsonl")
+        begun = [file for file in dict.fromkeys((out, lines)) if _holds_something(file)]
+        folder = _check_run(scorer, out, begun, note)
+        if begun == [out] and lines != out:  # finished
+            with _writing(out):
+                rows.from_parquet(out, lines)
+        done = _score_to_rows(scorer, inputs, lines, out, folder, advance, batch_size)
+        if lines != out:
+            with _writing(out):
+                rows.to_parquet(lines, out)
+                lines.unlink()
+    return done
+
+
+@contextmanager
+def _writing(out: Path) -> Iterator[None]:
     try:
-        import pyarrow  # noqa: F401
-    except ImportError as error:
-        raise InputError(f"{out} takes pyarrow: pip install pyarrow, or choose .csv") from error
-    rows = out.with_name(f".{out.name}.rows.jsonl")
-    if _check_run(scorer, out, [out, rows]) == [out]:  # finished
-        _from_parquet(out, rows)
-    counts = _score_to_rows(scorer, inputs, rows, out, advance)
-    _to_parquet(rows, out)
-    rows.unlink()
-    return counts
+        yield
+    except OSError as error:
+        raise InputError(
+            f"{out} cannot be written: {error.strerror or error}; rows that are in it stay, and "
+            "the same command goes on from there"
+        ) from error
 
 
-def _check_run(scorer: Scorer, out: Path, files: list[Path]) -> list[Path]:
+@contextmanager
+def _locked(out: Path) -> Iterator[IO[str]]:
+    """The file that says which run an output is of, for this process alone."""
+    path = out.with_name(f".{out.name}.run.json")
+    with _writing(out):
+        note = open(path, "a+", encoding="utf-8")  # noqa: SIM115
+    with note:
+        try:
+            _lock(note)
+        except OSError as error:
+            raise InputError(
+                f"{out} is being written by another run; wait for it, or choose another file"
+            ) from error
+        yield note
+
+
+def _lock(file: IO[str]) -> None:
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        import msvcrt
+
+        file.seek(0)
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+        return
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _holds_something(file: Path) -> bool:
+    return file.exists() and file.stat().st_size > 0
+
+
+def _check_run(scorer: Scorer, out: Path, begun: list[Path], note: IO[str]) -> str:
     """Note what scores the file, or see whether it is what began it.
 
-    :return: those of ``files`` that hold something
+    :param begun: files that hold something
+    :return: the folder that relative names in it are from
     :raises InputError: if something else began them
     """
-    note = out.with_name(f".{out.name}.run.json")
     run = {"model": scorer.sha256, "threshold": scorer.threshold, "alpha": scorer.alpha}
-    begun = [file for file in files if file.exists() and file.stat().st_size]
+    note.seek(0)
+    content = note.read()
     if not begun:
-        note.write_text(json.dumps(run), encoding="utf-8")
-        return begun
+        with _writing(out):
+            note.truncate(0)
+            note.write(json.dumps(run | {"folder": os.getcwd()}))
+            note.flush()
+        return os.getcwd()
+    if not content:
+        raise InputError(
+            f"{begun[0]} is there already, and nothing says which model scored it; choose another "
+            "file, or delete it"
+        )
     try:
-        earlier = json.loads(note.read_text(encoding="utf-8"))
-        if earlier == run:
-            return begun
+        earlier = json.loads(content)
+        if {key: earlier[key] for key in run} == run:
+            return str(earlier.get("folder", os.getcwd()))
         if earlier["model"] == scorer.sha256:
             why = (
                 f"was scored with alpha {earlier['alpha']}, threshold {earlier['threshold']}, not "
@@ -81,34 +161,73 @@ def _check_run(scorer: Scorer, out: Path, files: list[Path]) -> list[Path]:
             )
         else:
             why = "was scored by another model"
-    except FileNotFoundError:
-        why = "is there already, and nothing says which model scored it"
     except (ValueError, LookupError, TypeError):
-        why = f"cannot be continued, since {note} is damaged"
+        why = f"cannot be continued, since {note.name} is damaged"
     raise InputError(f"{begun[0]} {why}; choose another file, or delete it")
 
 
 def _score_to_rows(
-    scorer: Scorer, inputs: Iterable[str], rows: Path, out: Path, advance: Callable[[int], None]
-) -> tuple[int, int]:
-    remaining = iter(inputs)
-    total, failed, ahead = _read_back(rows, out, remaining)
-    advance(total)
-    with rows.open("a", newline="", encoding="utf-8") as file:
-        if rows.suffix == ".csv" and not file.tell():
-            file.write(HEADER)
-        for result in scorer.stream(chain(ahead, remaining)):
-            _write(file, rows.suffix, as_row(result))
-            file.flush()
-            failed += bool(result.error)
-            total += 1
-            advance(1)
-    return total, failed
+    scorer: Scorer,
+    inputs: Iterable[str],
+    path: Path,
+    out: Path,
+    folder: str,
+    advance: Callable[[int], None],
+    batch_size: int,
+) -> Scored:
+    here = folder == os.getcwd()
+    counts = {"added": 0, "changed": 0, "retried": 0}
+    states: deque[tuple[str, str, tuple[int | None, int | None], str]] = deque()
+    with Index() as index:
+        with _writing(out):
+            place = rows.read_back(path, out, lambda name: _key(folder, name), index)
+
+        def wanted() -> Iterator[str]:
+            """The images that need a row."""
+            for source in inputs:
+                key, state = _key(os.getcwd(), _name(source)), _state(source)
+                before = index.get(key)
+                if before is None:
+                    what = "added"
+                elif before[0] != "/".join("" if part is None else str(part) for part in state):
+                    what = "changed"
+                elif before[1]:
+                    what = "retried"
+                else:
+                    what = ""
+                if not what or key in {waiting for waiting, *_ in states}:
+                    advance(1)
+                    continue
+                states.append((key, source, state, what))
+                yield source
+
+        with _writing(out):
+            file = path.open("ab", buffering=0)
+        with file:
+            if not _holds_something(path):
+                with _writing(out):
+                    rows.begin(file, path.suffix)
+            for result in scorer.stream(wanted(), batch_size):
+                key, source, state, what = states.popleft()
+                row = as_row(result) | dict(zip(STATE, state, strict=True))
+                row["source"] = _name(source if here else os.path.abspath(source))
+                with _writing(out):
+                    rows.write(file, path.suffix, row)
+                index.put(key, rows.state_of(row), bool(result.error), place)
+                place += 1
+                counts[what] += 1
+                advance(1)
+        total, failed = index.counts()
+        if total < place:
+            with _writing(out):
+                rows.compact(path, index)
+    return Scored(total, failed, **counts)
 
 
 def as_row(result: Result) -> dict[str, Any]:
     """What is known of an image, by column; ``None`` where nothing is."""
-    row = {name: getattr(result, name) for name in COLUMNS} | {"source": _name(result.source)}
+    names = [name for name in COLUMNS if name not in STATE]
+    row = {name: getattr(result, name) for name in names} | {"source": _name(result.source)}
     if result.error:
         row |= dict.fromkeys(("label", "class_name", "confidence", "score", "p_value"))
     return row
@@ -119,146 +238,21 @@ def _name(source: str) -> str:
     return source.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-def _write(file: TextIO, suffix: str, row: dict[str, Any]) -> None:
-    if suffix == ".csv":
-        csv.writer(file).writerow(row.values())
-    else:
-        file.write(json.dumps(row) + "\n")
-
-
-def _read_back(rows: Path, out: Path, inputs: Iterator[str]) -> tuple[int, int, list[str]]:
-    """Rows of an earlier run, how many have an error, and the input that comes next, if it has
-    been taken from ``inputs`` already.
-
-    A row cut off in the middle is taken away. Memory does not grow with the number of rows.
-    """
-    if not rows.exists():
-        return 0, 0, []
-    total = failed = kept = vanished = 0
-    source: str | None = None  # taken, and without a row so far
-    with rows.open("rb") as file:
-        try:
-            for row, end in (_csv_rows if rows.suffix == ".csv" else _json_rows)(file):
-                kept = end
-                if row is None:
-                    continue
-                source = next(inputs, None) if source is None else source
-                if source is not None and row["source"] == _name(source):
-                    source = None
-                elif _is_gone(row["source"]):
-                    vanished += 1
-                else:
-                    expected = "has no more" if source is None else f"is {source!r}"
-                    raise InputError(
-                        f"{out} is of other images: row {total + 1} is of {row['source']!r}, this "
-                        f"run's {expected}; choose another file"
-                    )
-                total += 1
-                failed += bool(row["error"])
-        except (ValueError, csv.Error) as error:
-            if isinstance(error, InputError):
-                raise
-            raise InputError(
-                f"{out} is there already and holds no scores; choose another file"
-            ) from error
-    if total and vanished == total:
-        raise InputError(f"{out} is of other images, none of which is there; choose another file")
-    os.truncate(rows, kept)
-    return total, failed, [] if source is None else [source]
-
-
-def _is_gone(name: str) -> bool:
-    # of a name that was no text, the row does not tell
-    return "\\x" not in name and not os.path.lexists(name)
-
-
-def _csv_rows(file: BinaryIO) -> Iterator[tuple[dict[str, Any] | None, int]]:
-    """Each whole row and where it ends; ``None`` for the header.
-
-    :raises ValueError: if it is no table of ours
-    """
-    end, line = 0, b""
-
-    def lines() -> Iterator[str]:
-        nonlocal end, line
-        for line in file:
-            end += len(line)
-            yield line.decode("utf-8", "replace")
-
-    header = next(lines(), "")
-    if header != HEADER:
-        if HEADER.startswith(header):  # cut off
-            return
-        raise ValueError("another header")
-    yield None, end
-    table = csv.reader(lines())
-    for values in table:
-        if len(values) == len(COLUMNS) and line.endswith(b"\r\n"):
-            yield dict(zip(COLUMNS, values, strict=True)), end
-        elif next(table, None):
-            raise ValueError("another number of columns")
-
-
-def _json_rows(file: BinaryIO) -> Iterator[tuple[dict[str, Any], int]]:
-    """Each whole row and where it ends.
-
-    :raises ValueError: if a line is no row of ours
-    """
-    end, start = 0, b'{"source": "'
-    for line in file:
-        if not line.endswith(b"\n"):  # cut off
-            if line[: len(start)] != start[: len(line)]:
-                raise ValueError("no row of ours")
-            return
-        row = json.loads(line)
-        if not isinstance(row, dict) or tuple(row) != COLUMNS:
-            raise ValueError("no row of ours")
-        end += len(line)
-        yield row, end
-
-
-def _to_parquet(rows: Path, out: Path) -> None:
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    types = {"label": pa.int64()}
-    types |= dict.fromkeys(("confidence", "score", "p_value"), pa.float64())
-    schema = pa.schema(
-        [
-            (name, types.get(name, pa.bool_() if name == "is_ood" else pa.string()))
-            for name in COLUMNS
-        ]
-    )
-    partial = _partial(out)
-    with rows.open(encoding="utf-8") as file, parquet.ParquetWriter(partial, schema) as writer:
-        for first in file:
-            lines = chain([first], islice(file, 9_999))
-            content = [json.loads(line) for line in lines]
-            writer.write_table(pa.Table.from_pylist(content, schema=schema))
-    partial.replace(out)
-
-
-def _from_parquet(out: Path, rows: Path) -> None:
-    """The rows of a finished file.
-
-    :raises InputError: if it is no table of ours
-    """
-    from pyarrow import parquet
-
-    partial = _partial(out)
+def _state(source: str) -> tuple[int | None, int | None]:
+    """Size and time of the last change of a file; nothing if it is not there."""
     try:
-        with parquet.ParquetFile(out) as table, partial.open("w", encoding="utf-8") as file:
-            if tuple(table.schema_arrow.names) != COLUMNS:
-                raise ValueError("other columns")
-            for batch in table.iter_batches(10_000):
-                file.writelines(json.dumps(row) + "\n" for row in batch.to_pylist())
-    except ValueError as error:  # pyarrow's own are of it
-        partial.unlink(missing_ok=True)
-        raise InputError(
-            f"{out} is there already and holds no scores; choose another file"
-        ) from error
-    partial.replace(rows)
+        found = os.stat(source)
+    except (OSError, ValueError):
+        return None, None
+    return found.st_size, found.st_mtime_ns
 
 
-def _partial(out: Path) -> Path:
-    return out.with_name(f".{out.name}.partial")
+def _key(folder: str, name: str) -> str:
+    """What an image is known by, wherever its name is seen from."""
+    path = os.path.join(folder, name)
+    return os.path.join(_resolved(os.path.dirname(path)), os.path.basename(path))
+
+
+@lru_cache(maxsize=4096)
+def _resolved(folder: str) -> str:
+    return os.path.realpath(folder)

@@ -17,6 +17,7 @@ from isomax_evaluation.training.jobs import (
     Job,
     build_model,
     data_config,
+    head_factor,
     make_optimizer,
     make_scheduler,
 )
@@ -86,7 +87,7 @@ def dry_run(job: Job, training: Images, accelerator: Accelerator) -> Tried:
         value.backward()
         seconds = time.perf_counter() - started
     with _going_through("an update", "choose another opt or sched"):
-        optimizer = make_optimizer(model, recipe)
+        optimizer = make_optimizer(model, recipe, head_factor(job))
         scheduler = make_scheduler(optimizer, recipe, batches.updates)
         optimizer.step()
         scheduler.step_update(1)

@@ -273,12 +273,22 @@ def accelerator_for(recipe: Recipe) -> Iterator[Accelerator]:
         PartialState._reset_state()
 
 
-def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+def head_factor(job: Job) -> float:
+    """By what the learning rate of the head differs from the backbone's."""
+    if job.recipe.head_lr is not None:
+        return job.recipe.head_lr
+    return LOSSES[job.loss].head_lr if job.starts_trained else 1.0
+
+
+def make_optimizer(model: nn.Module, recipe: Recipe, factor: float = 1.0) -> torch.optim.Optimizer:
     """timm's optimiser of the recipe.
 
+    :param factor: of the learning rate of the head, as :func:`head_factor` has it
     :raises InputError: if timm has no such optimiser
     """
-    groups: Any = {"param_group_fn": partial(_groups, recipe=recipe)} if recipe.head_lr != 1 else {}
+    groups: Any = {}
+    if factor != 1:
+        groups = {"param_group_fn": partial(_groups, recipe=recipe, factor=factor)}
     try:
         optimizer: torch.optim.Optimizer = create_optimizer_v2(
             model,
@@ -295,7 +305,7 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     return optimizer
 
 
-def _groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
+def _groups(model: nn.Module, recipe: Recipe, factor: float) -> list[dict[str, Any]]:
     """timm's parameter groups, those of the head with a learning rate of their own."""
     decay = 0.0 if recipe.decay_all else recipe.weight_decay
     if recipe.layer_decay is not None:
@@ -312,7 +322,7 @@ def _groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
         rest = [p for p in group["params"] if id(p) not in head]
         scale = group.get("lr_scale", 1.0)
         apart += [group | {"params": rest}] if rest else []
-        apart += [group | {"params": mine, "lr_scale": scale * recipe.head_lr}] if mine else []
+        apart += [group | {"params": mine, "lr_scale": scale * factor}] if mine else []
     return apart
 
 

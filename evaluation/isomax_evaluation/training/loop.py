@@ -29,7 +29,7 @@ from isomax_evaluation.training.batches import (
     mixing,
     train_loader,
 )
-from isomax_evaluation.training.jobs import Job, make_optimizer, make_scheduler
+from isomax_evaluation.training.jobs import Job, head_factor, make_optimizer, make_scheduler
 from isomax_evaluation.training.losses import LOSSES, criterion_of
 
 
@@ -59,7 +59,7 @@ def fit(
     if recipe.channels_last:
         model = model.to(memory_format=torch.channels_last)
     model = model.to(accelerator.device)
-    optimizer = make_optimizer(model, recipe)
+    optimizer = make_optimizer(model, recipe, head_factor(job))
     batches = EpochBatches(
         len(images),
         recipe.batch_size,

@@ -29,11 +29,16 @@ class Recipe:
     opt: str = _is("sgd", "Optimiser, any of timm's; sgd has Nesterov momentum.")
     lr: float | None = _is(0.05, "Learning rate; if not given, it follows --lr-base.", "(0, inf)")
     lr_base: float = _is(
-        0.02,
+        0.06,
         "Learning rate for 256 images per update, which --batch-size scales as timm does.",
         "(0, inf)",
     )
-    head_lr: float = _is(1.0, "Factor of the learning rate of the head.", "(0, inf)")
+    head_lr: float | None = _is(
+        None,
+        "Factor of the learning rate of the head; on a pretrained network what its loss does best "
+        "with if not given, else 1.",
+        "(0, inf)",
+    )
     momentum: float = _is(0.9, "Momentum.", "[0, 1)")
     weight_decay: float = _is(1e-4, "Weight decay.", "[0, inf)")
     decay_all: bool = _is(
@@ -147,11 +152,14 @@ _CIFAR_CPU = Recipe(
 )
 
 _FINETUNE = Recipe(
-    # a pretrained network of convolutions
+    # a pretrained network of convolutions. Of 0.02, 0.04, 0.06 and 0.12, and factors for the head
+    # of 0.1, 0.3, 1 and 10, what every loss has its best validation accuracy with, or within half a
+    # point of it: EfficientNet-Lite0 at 96 pixels, 20 classes of Tiny ImageNet with 135 images
+    # each, 4 epochs, 2,000 images to validate on, one seed
     epochs=10,
     batch_size=64,
     lr=None,
-    lr_base=0.02,
+    lr_base=0.06,
     keep="best",
 )
 
@@ -169,7 +177,7 @@ _FINETUNE_TRANSFORMER = Recipe(
     keep="best",
 )
 
-FAR = 4  # times a usual learning rate, or a part of it
+FAR = 3  # times a usual learning rate, or a part of it
 LARGE_SHARE = 0.1  # of the weights that a moving average begins with, in what it ends as
 
 RECIPES = {

@@ -169,10 +169,10 @@ def test_the_learning_rate_follows_the_batch_size():
 
 @pytest.mark.parametrize("layer_decay", [None, 0.8])
 def test_the_head_has_a_rate_of_its_own(layer_decay):
-    recipe = replace(FINETUNE, head_lr=10.0, layer_decay=layer_decay)
+    recipe = replace(FINETUNE, layer_decay=layer_decay)
     job = Job("test_resnet", "isomax+", recipe)
     model = build_model(job, 7)
-    groups = make_optimizer(model, recipe).param_groups
+    groups = make_optimizer(model, recipe, factor=10.0).param_groups
     scale = {id(p): group.get("lr_scale", 1.0) for group in groups for p in group["params"]}
     assert len(scale) == len(list(model.parameters()))
     assert {scale[id(p)] for p in model.fc.parameters()} == {10.0}

@@ -99,11 +99,11 @@ def test_decays_that_come_after_the_end_are_named():
         (
             RECIPES["scratch"],
             True,
-            "10 times that of fine-tuning with sgd, 0.005 for batches of 64",
+            "3.33 times that of fine-tuning with sgd, 0.015 for batches of 64",
         ),
-        (replace(RECIPES["finetune"], lr=0.02), True, "is 4 times that of fine-tuning"),
+        (replace(RECIPES["finetune"], lr=0.06), True, "is 4 times that of fine-tuning"),
         (replace(RECIPES["finetune-transformer"], lr=0.01), True, "times that of fine-tuning"),
-        (RECIPES["finetune"], False, "is 0.1 of what an untrained network takes with sgd, 0.05"),
+        (RECIPES["finetune"], False, "is 0.3 of what an untrained network takes with sgd, 0.05"),
         (RECIPES["finetune-transformer"], False, "layer_decay 0.75 leaves the first layers"),
     ],
 )
