@@ -24,11 +24,13 @@ from isomax_adapters.onnx.images import (
     as_array,
     check_grey_range,
     find_images,
+    from_array,
     open_image,
 )
 from isomax_adapters.onnx.metadata import METADATA_FORMAT
 from isomax_adapters.onnx.network import export_network, with_detector, with_maps
 from isomax_adapters.onnx.precision import PRECISIONS, join, split, to_fp16, to_int8
+from isomax_adapters.onnx.resizing import to_size_of_graph
 from isomax_adapters.onnx.scorers import kind_of
 from isomax_adapters.onnx.verifying import ExportError, verify
 from isomax_adapters.pytorch_ood import Parts, load_detector, read_detector
@@ -145,7 +147,7 @@ def export(
             calibration = replace(calibration, guarantee="not established")
         else:
             reduced = assemble(network, config, metadata | calibration.to_dict())
-            logits, scores = _given_by(reduced, map(decode, held_out.images))
+            logits, scores = _given_by(reduced, config, map(decode, held_out.images))
             classes = torch.tensor(held_out.labels)
             calibration = replace(
                 Calibration.fit(logits, classes, calibration.score, calibration.alpha, scores),
@@ -207,11 +209,13 @@ def _detector_of(
 
 
 def _given_by(
-    exported: onnx.ModelProto, images: Iterable[np.ndarray]
+    exported: onnx.ModelProto, config: dict[str, Any], images: Iterable[np.ndarray]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits and scores of images one by one, as a file gives them."""
+    """Logits and scores of images one by one, as a file gives them for what the runtime makes of
+    the images."""
     session = onnxruntime.InferenceSession(exported.SerializeToString())
-    rows = [session.run(["logits", "score"], {"images": image[None]}) for image in images]
+    made = (to_size_of_graph(from_array(image), config)[None] for image in images)
+    rows = [session.run(["logits", "score"], {"images": image}) for image in made]
     logits, scores = map(np.concatenate, zip(*rows, strict=True))
     return torch.from_numpy(logits), torch.from_numpy(scores)
 

@@ -248,8 +248,6 @@ def assemble(
     model.producer_name = "isomax"
     model.graph.name = "isomax"
     model.ir_version = min(model.ir_version, IR_VERSION)
-    for node in model.graph.node:  # torch's notes of where it is from, which later versions know
-        del node.metadata_props[:]
     onnx.checker.check_model(model, full_check=True)
     return model
 

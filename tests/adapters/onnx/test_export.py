@@ -254,7 +254,7 @@ def test_a_model_of_one_channel_and_twelve_bits(tmp_path, monkeypatch):
     assert compare(folder, path, paths) == 32
     found = [[row.score for row in scorer.score(images)] for images in (paths, eight)]
     assert found[0] == found[1]
-    assert "not uint8 [H, W, 1]" in scorer.score(np.zeros((9, 9, 3), np.uint8))[0].error
+    assert "not uint8 [H, W, 1]" in scorer.score(np.zeros((9, 9, 2), np.uint8))[0].error
 
     calibrated = []
     monkeypatch.setattr(exporting, "to_int8", lambda net, pixels: calibrated.append(pixels) or net)
