@@ -4,6 +4,7 @@ import platform
 import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,21 @@ from rich.table import Table
 from isomax.calibration import Calibration
 from isomax_adapters.onnx import export
 from isomax_adapters.onnx.exporting import export_network
-from isomax_adapters.onnx.images import as_rgb, find_images
+from isomax_adapters.onnx.images import (
+    GreyRange,
+    as_array,
+    find_images,
+    from_array,
+    open_image,
+)
+from isomax_adapters.onnx.resizing import to_size_of_graph
 from isomax_adapters.onnx.runtime import Scorer
 from isomax_adapters.timm import load_model, save_model
 from isomax_evaluation.output.errors import InputError
 from isomax_evaluation.speed.timing import alternate
 
 MODEL, BATCH, THREADS = "resnet18", 16, 2
+SIZES = ((375, 500), (500, 333), (427, 640), (333, 500), (480, 640))  # of photographs made here
 
 
 def measure(
@@ -32,7 +41,7 @@ def measure(
     """The exported model against the bare network, PyTorch, int8, and scoring a folder against its
     parts.
 
-    :param images: a folder of images to score; without it, 64 JPEGs of 500x375 made here
+    :param images: a folder of images to score; without it, 64 JPEGs of several sizes made here
     :param quick: fewer repetitions
     :param model: a timm architecture; random weights under an IsoMax head
     :param size: its input height and width
@@ -40,21 +49,12 @@ def measure(
     """
     repeats = 3 if quick else 25
     with tempfile.TemporaryDirectory() as scratch:
-        files = list(find_images([images] if images else [_make_photographs(Path(scratch) / "p")]))
-        if not files:
-            raise InputError(f"there are no images in {images}")
+        files = _files(images, Path(scratch))
         folder = _make_model_folder(model, size, Path(scratch) / "model")
         graph = graph_seconds(folder, size, Path(scratch), repeats)
         scorer = Scorer(Path(scratch) / "fp32.onnx", threads=THREADS)
         scoring = scoring_seconds(scorer, files, max(3, repeats // 3))
-    table = Table(
-        title=f"{model} at {size} pixels, batch {BATCH}; {platform.machine()}, {THREADS} threads, "
-        f"onnxruntime {onnxruntime.__version__}, torch {torch.__version__}, medians of alternating "
-        "runs",
-        title_justify="left",
-    )
-    for column in ("", "ms per image", "ratio"):
-        table.add_column(column, justify="right" if column else "left", no_wrap=True)
+    table = _table(f"{model} at {size} pixels", THREADS)
     bare, whole = graph["bare"], graph["fp32"]
     for name, seconds, ratio in (
         ("network alone: floats in, logits out", bare, "1"),
@@ -65,20 +65,57 @@ def measure(
     ):
         table.add_row(name, f"{1000 * seconds / BATCH:.2f}", ratio)
     table.add_section()
-    slower = max(scoring["decoding"], scoring["inference"])
-    share = slower / scoring["folder"]
-    bound = slower / (scoring["decoding"] + scoring["inference"])
-    for name, seconds, ratio in (
-        (f"decoding {len(files)} files", scoring["decoding"], ""),
-        ("inference on decoded images", scoring["inference"], ""),
-        (
-            "scoring the files",
-            scoring["folder"],
-            f"{share:.0%} of the slower's throughput; {bound:.0%} if both want the same cores",
-        ),
-    ):
-        table.add_row(name, f"{1000 * seconds / len(files):.2f}", ratio)
+    _add_scoring(table, scoring, len(files))
     return table
+
+
+def measure_file(path: Path, images: Path | None = None, quick: bool = False) -> Table:
+    """What an exported file takes to score images, one by one and in batches, on this machine.
+
+    :param images: as :func:`measure` has it
+    :raises InputError: if the folder has no images
+    :raises ModelError: if the file was not exported by isomax
+    """
+    scorer = Scorer(path)
+    with tempfile.TemporaryDirectory() as scratch:
+        files = _files(images, Path(scratch))
+        scoring = scoring_seconds(scorer, files, 3 if quick else 8)
+    table = _table(path.name, scorer.threads)
+    _add_scoring(table, scoring, len(files))
+    return table
+
+
+def _files(images: Path | None, scratch: Path) -> list[str]:
+    files = list(find_images([images] if images else [_make_photographs(scratch / "p")]))
+    if not files:
+        raise InputError(f"there are no images in {images}")
+    return files
+
+
+def _table(what: str, threads: int) -> Table:
+    table = Table(
+        title=f"{what}, batch {BATCH}; {platform.machine()}, {threads} threads, onnxruntime "
+        f"{onnxruntime.__version__}, torch {torch.__version__}, medians of alternating runs",
+        title_justify="left",
+    )
+    for column in ("", "ms per image", "ratio"):
+        table.add_column(column, justify="right" if column else "left", no_wrap=True)
+    return table
+
+
+def _add_scoring(table: Table, seconds: dict[str, float], count: int) -> None:
+    uniform = seconds["uniform"]
+
+    def share(name: str) -> str:
+        return f"{uniform / seconds[name]:.2f}x the throughput of uniform batches"
+
+    for name, what, ratio in (
+        (f"decoding {count} files", "decoding", ""),
+        ("uniform batches of the model's size", "uniform", "1"),
+        ("decoded images of their own sizes", "decoded", share("decoded")),
+        ("the files", "folder", share("folder")),
+    ):
+        table.add_row(name, f"{1000 * seconds[what] / count:.2f}", ratio)
 
 
 def graph_seconds(folder: Path, size: int, scratch: Path, repeats: int) -> dict[str, float]:
@@ -108,23 +145,30 @@ def graph_seconds(folder: Path, size: int, scratch: Path, repeats: int) -> dict[
 
 
 def scoring_seconds(scorer: Scorer, files: Sequence[str], repeats: int) -> dict[str, float]:
-    """Seconds for all files: ``decoding`` and ``inference`` alone, and ``folder``, both at once."""
+    """Seconds for all files: ``decoding`` alone; the network on ``uniform`` batches of them, made
+    the model's size beforehand; on the ``decoded`` images; and ``folder``, all of it."""
+    config = scorer.metadata["preprocessing"]
     with ThreadPoolExecutor(scorer.threads) as pool:
-        decoded = list(pool.map(_decode, files))
+        decode = partial(_decode, channels=scorer.channels, grey_range=scorer.grey_range)
+        decoded = list(pool.map(decode, files))
+        ready = [to_size_of_graph(from_array(image), config) for image in decoded]
+        batches = [np.stack(ready[at : at + BATCH]) for at in range(0, len(ready), BATCH)]
         return alternate(
             {
-                "decoding": lambda: list(pool.map(_decode, files)),
-                "inference": lambda: list(scorer.stream(decoded, BATCH)),
+                "decoding": lambda: list(pool.map(decode, files)),
+                "uniform": lambda: [scorer.run(batch) for batch in batches],
+                "decoded": lambda: list(scorer.stream(decoded, BATCH)),
                 "folder": lambda: list(scorer.stream(files, BATCH)),
             },
             repeats,
             warmup=1,
+            pause=0.05,
         )
 
 
-def _decode(path: str) -> np.ndarray:
-    with Image.open(path) as image:
-        return np.asarray(as_rgb(image))
+def _decode(path: str, channels: int, grey_range: GreyRange | None) -> np.ndarray:
+    with open_image(path) as image:
+        return as_array(image, channels, grey_range)
 
 
 def _make_model_folder(name: str, size: int, folder: Path) -> Path:
@@ -142,7 +186,7 @@ def _make_photographs(folder: Path, count: int = 64) -> Path:
     folder.mkdir()
     generator = np.random.default_rng(0)
     for number in range(count):
-        image = Image.fromarray(_photograph(generator, 375, 500))
+        image = Image.fromarray(_photograph(generator, *SIZES[number % len(SIZES)]))
         image.save(folder / f"{number:02}.jpg", quality=90)
     return folder
 

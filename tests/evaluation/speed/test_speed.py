@@ -64,9 +64,17 @@ def test_an_exported_file_is_measured_against_its_parts(photos):
     text = console.export_text()
     rows = [[cell.strip() for cell in line.split("│")] for line in text.splitlines()]
     times = {row[1]: float(row[2]) for row in rows if len(row) == 5}
-    assert len(times) == 8
+    assert len(times) == 9
     assert all(time > 0 for time in times.values())
     assert "decoding 40 files" in times
+
+
+def test_a_file_of_ones_own_is_measured(isomax, compared, photos):
+    run = isomax("speed", compared.output / "model.onnx", "--images", photos / "ash", "--quick")
+    assert run.returncode == 0, run.stderr
+    assert "uniform batches of the model's size" in run.stdout
+    run = isomax("speed", photos / "ash" / "000.jpg")
+    assert (run.returncode, len(run.stderr.splitlines())) == (2, 1)
 
 
 @pytest.mark.parametrize(
