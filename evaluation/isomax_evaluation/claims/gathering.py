@@ -101,14 +101,16 @@ def _command(settings: dict[str, Any], main: dict[str, Any]) -> str:
     if starts_trained(settings) and settings["image_size"]:
         parts.append(f"--image-size {settings['image_size']}")
     parts += _recipe_options(settings["recipe"])
-    if _per_class(settings) < _per_class(main):
+    if _per_class(settings) < _per_class(main) or starts_trained(settings):
         parts.append(f"--images-per-class {_per_class(settings)}")
     chosen = settings["detectors"]
     parts.append(f"--losses {','.join(settings['losses'])}")
     parts.append(f"--seeds {settings['seeds']}")
     parts.append(f"--detectors {'all' if set(chosen) == set(NAMES) else ','.join(chosen)}")
-    if settings["images"]["id scored"] < settings["images"]["id test"]:
-        parts.append(f"--test-images {settings['images']['id scored']}")
+    images = settings["images"]
+    scored = max(images[name] for name in ("id scored", *settings.get("ood_names", ())))
+    if images["id scored"] < images["id test"] or starts_trained(settings):
+        parts.append(f"--test-images {scored}")
     return "isomax compare " + " ".join(parts)
 
 

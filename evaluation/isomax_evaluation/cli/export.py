@@ -8,6 +8,7 @@ import typer
 from isomax_evaluation.cli.options import Root, SkipBad, Workers
 from isomax_evaluation.cli.terminal import one_line_errors, print_table, status
 from isomax_evaluation.output.errors import InputError
+from isomax_evaluation.output.files import check_target
 
 
 def export(
@@ -42,6 +43,7 @@ def export(
     With --id the file's accuracy, false alarms and threshold are measured, beside float32.
     """
     with one_line_errors():
+        check_target(path)
         if id is None and (ood or calibration or precision == "int8"):
             option = "--ood" if ood else "--calibration" if calibration else "int8"
             raise InputError(

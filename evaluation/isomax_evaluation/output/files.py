@@ -54,3 +54,17 @@ def file_name(name: str) -> str:
     if len(quoted) > 200:  # file systems take 255 bytes
         quoted = f"{quoted[:100]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
     return quoted
+
+
+def check_target(path: Path) -> None:
+    """Refuse a place that no file can be written to, before the work that it is to hold.
+
+    :raises InputError: naming what is in the way
+    """
+    if os.path.isdir(path):
+        raise InputError(f"{path} is a folder; give the name of the file to write")
+    place = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
+    if not os.path.isdir(place):
+        raise InputError(f"{path} lies below {place}, which is no folder")
+    if not os.access(place, os.W_OK):
+        raise InputError(f"{path} cannot be written: {place} may only be read")

@@ -54,6 +54,8 @@ def test_each_stage_is_a_part_of_the_page(stages, tmp_path):
             assert f"{100 * auroc:.1f} [" in line
     assert "**Does accuracy drop?** At its best stage isomax+ is" in text
     assert "--weights FILE --image-size 32 --recipe digits --epochs 0 --head-first 3" in text
+    assert "--images-per-class 40" in text
+    assert "--test-images 50" in text
     # the tables of the other comparisons are as they were
     for name in ("detection.csv", "setting.json"):
         assert (tmp_path / "results" / name).read_bytes() == (HERE / "results" / name).read_bytes()
