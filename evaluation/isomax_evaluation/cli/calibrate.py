@@ -16,6 +16,7 @@ from isomax_evaluation.cli.options import (
     image_size_of,
 )
 from isomax_evaluation.cli.terminal import one_line_errors, status
+from isomax_evaluation.output.errors import InputError
 
 
 def calibrate(
@@ -50,6 +51,14 @@ def calibrate(
         int | None,
         typer.Option(help="Keep at most N of them in KNN's and NNGuide's files."),
     ] = None,
+    hyperparameters: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="A hyperparameter of the detector, NAME=NUMBER; repeat for more. epochs=20 trains "
+            "the head of --detector isomax+.",
+        ),
+    ] = None,
     image_size: ImageSize = None,
     data_root: Root = None,
     group_by: GroupBy = None,
@@ -73,6 +82,7 @@ def calibrate(
             calibration=calibration,
             fit_images=fit_images,
             bank=bank,
+            hyperparameters=dict(map(_value, hyperparameters or ())),
             image_size=image_size_of(image_size),
             root=data_root,
             group_by=group_by,
@@ -87,3 +97,12 @@ def calibrate(
             f"at most {found.alpha:.3g} of fresh images ({found.guarantee})"
         )
         typer.echo(f"model folder: {folder}, next: isomax export {folder} model.onnx")
+
+
+def _value(text: str) -> tuple[str, float]:
+    name, _, number = text.partition("=")
+    try:
+        value = float(number)
+    except ValueError:
+        raise InputError(f"--set {text}: expected NAME=NUMBER") from None
+    return name, int(value) if value.is_integer() and "." not in number else value

@@ -2,7 +2,7 @@
 model in memory."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ def calibrate(
     calibration: str | None = None,
     fit_images: int | None = None,
     bank: int | None = None,
+    hyperparameters: Mapping[str, Any] | None = None,
     image_size: int | tuple[int, int] | None = None,
     root: str | None = None,
     group_by: str | None = None,
@@ -67,6 +68,8 @@ def calibrate(
     :param calibration: a folder of held-out images of the classes
     :param fit_images: fit on at most so many training images of each class
     :param bank: compare with at most so many of them, with detectors that compare with each
+    :param hyperparameters: the detector's, other than its own or those chosen by a comparison;
+        ``{"epochs": 20}`` trains a head that ``isomax+`` puts at the class means
     :return: the model folder
     :raises InputError: if anything given cannot be used, before anything is written
     """
@@ -93,7 +96,9 @@ def calibrate(
         data.check_apart(train=training, calibration=chosen)
         if held.note:
             warn(progress, held.note)
-        wanted = Wanted(name, alpha, held.guarantee, bank, _chosen(source, name))
+        wanted = Wanted(
+            name, alpha, held.guarantee, bank, _chosen(source, name) | dict(hyperparameters or {})
+        )
         to_fit, unseen = (
             Loaded(loader_of(model.transform, workers, images), digest=digest(images))
             for images in (training, chosen)
@@ -111,6 +116,7 @@ def calibrate_model(
     training: Batches | None = None,
     alpha: float = 0.05,
     bank: int | None = None,
+    hyperparameters: Mapping[str, Any] | None = None,
     data_config: dict[str, Any] | None = None,
 ) -> Path:
     """The same for a model in memory, of a training loop of one's own.
@@ -128,6 +134,7 @@ def calibrate_model(
     :param training: a loader of training images, for detectors that are fitted
     :param alpha: false-alarm rate of the threshold
     :param bank: compare with at most so many training images, with detectors that compare with each
+    :param hyperparameters: the detector's, other than its own
     :param data_config: preprocessing; ``timm.data.resolve_model_data_config(model)`` if not given
     :return: the model folder, for ``isomax_adapters.onnx.export``
     :raises InputError: if anything given cannot be used, before anything is written
@@ -154,7 +161,7 @@ def calibrate_model(
         with progress_bar() as progress:
             name = _named(given, detector)
             tell_if_no_file_holds(given, name, progress)
-            wanted = Wanted(name, alpha, bank=bank)
+            wanted = Wanted(name, alpha, bank=bank, hyperparameters=hyperparameters)
             equip(given, wanted, fed, Loaded(held_out), Path(output).expanduser(), progress)
     except ValueError as error:
         raise InputError(str(error)) from error

@@ -111,7 +111,12 @@ def _fitted(
     name = wanted.detector
     assert name is not None
     detectors = detectors_for(model.parts, [name])
-    detectors[name].set_hyperparameters(**(wanted.hyperparameters or {}))
+    given, own = wanted.hyperparameters or {}, detectors[name].get_hyperparameters()
+    if unknown := sorted(set(given) - set(own)):
+        raise InputError(
+            f"{name} has no hyperparameter {', '.join(unknown)}; it has {', '.join(own) or 'none'}"
+        )
+    detectors[name].set_hyperparameters(**given)
     torch.manual_seed(model.seed)
     count = 0
     if detectors[name].requires_fit:

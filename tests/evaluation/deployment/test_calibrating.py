@@ -137,6 +137,16 @@ def test_the_command_says_what_came_out(isomax, trained, root, tmp_path):
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
     assert "ViM: threshold" in run.stdout
+    trained_head = ["--detector", "isomax+", "--set", "epochs=3"]
+    given = ["calibrate", trained, "--id", root, "--output", tmp_path / "head", "--alpha", 0.2]
+    other = isomax(*given, "--workers", 0, *trained_head)
+    assert other.returncode == 0, other.stderr
+    saved = read_detector(tmp_path / "head")
+    assert saved.hyperparameters["epochs"] == 3
+    for wrong, message in (("epochs", "expected NAME=NUMBER"), ("k=3", "has no hyperparameter k")):
+        other = isomax(*given, "--workers", 0, "--detector", "isomax+", "--set", wrong)
+        assert other.returncode == 2
+        assert message in other.stderr.splitlines()[-1]
     assert "at most 0.2 of fresh images (established)" in run.stdout
 
 
