@@ -31,6 +31,7 @@ from isomax_adapters.pytorch_ood import NAMES, Parts, detectors_for
 from isomax_adapters.timm.attaching import classifier_names
 from isomax_adapters.timm.checkpoints import load_weights, read_checkpoint
 from isomax_evaluation.detection.fitting import fit
+from isomax_evaluation.detection.scoring import score
 from tests.adapters.pytorch_ood.sweep import see_every_class
 
 MODELS = {
@@ -42,7 +43,7 @@ MODELS = {
     "deit_tiny_distilled_patch16_224": "distilled DeiT",
 }
 WITH_WEIGHTS = "tf_efficientnet_lite0"
-CLASSES, CROPS, ALPHA, MOST = 5, 6, 0.1, 1e-4
+CLASSES, CROPS, FRESH, ALPHA, MOST = 5, 4, 24, 0.1, 1e-4
 
 
 def photographs(folder: Path, side: int) -> np.ndarray:
@@ -97,8 +98,11 @@ def check(name: str, photos: Path, weights: Path | None) -> dict[str, tuple[floa
         if obstacle_to_export(detector, parts, size) is None
     }
     failed = fit(parts, detectors, batches[: 2 * third // 32])
-    held, fresh = tensors[2 * third :][::2], tensors[2 * third :][1::2]
-    given = pixels[2 * third :][1::2]
+    held, fresh = tensors[2 * third :][::2], tensors[2 * third :][1::2][:FRESH]
+    given = pixels[2 * third :][1::2][:FRESH]
+    fitted_ones = {name: one for name, one in detectors.items() if name not in failed}
+    outputs, known, more = score(parts, fitted_ones, [(held, torch.zeros(len(held)).long())])
+    failed |= more
     classifiers = classifier_names(model)
     plain, maps = export_network(model, size), None
     found: dict[str, tuple[float, int, str]] = {}
@@ -110,14 +114,11 @@ def check(name: str, photos: Path, weights: Path | None) -> dict[str, tuple[floa
         if kind_of(fitted) == "feature_maps":
             network = maps = maps or with_maps(parts, size)
         try:
-            known, expected = (
-                torch.cat([fitted.predict(x).detach().double() for x in part.split(16)])
-                for part in (held, fresh)
-            )
             with torch.no_grad():
-                logits = model(held)
+                expected = fitted.predict(fresh).double()
+            logits = outputs.logits
             calibration = Calibration.fit(
-                logits, logits.argmax(dim=1), detector, ALPHA, known.float()
+                logits, logits.argmax(dim=1), detector, ALPHA, known[detector]
             )
             whole = with_detector(network, fitted, detector, parts, classifiers)
             about = {"format": METADATA_FORMAT, "class_names": list(map(str, range(CLASSES)))}
