@@ -4,12 +4,11 @@ Nothing is pickled, and loading needs numpy, ONNX Runtime and Pillow beside MLfl
 stored as it is, and the source of this package with it.
 """
 
-import base64
 import io
 import os
 import shutil
 import sys
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,21 +43,11 @@ from mlflow.utils.model_utils import (
 from mlflow.utils.requirements_utils import _get_pinned_requirement
 from PIL import Image
 
-from isomax_adapters.onnx.runtime import Result, Scorer
+from isomax_adapters.mlflow.pyfunc import COLUMN, NUMBERS, OUTPUTS, PyfuncModel
+from isomax_adapters.onnx.runtime import Scorer
 
 FLAVOR_NAME = "isomax"
 _MODEL_FILE = "model.onnx"
-_COLUMN = "image"
-_OUTPUTS = {
-    "label": DataType.long,
-    "class_name": DataType.string,
-    "confidence": DataType.double,
-    "score": DataType.double,
-    "p_value": DataType.double,
-    "is_ood": DataType.boolean,
-    "error": DataType.string,
-}
-_NUMBERS = ["confidence", "score", "p_value"]
 _PACKAGE = Path(__file__).parents[1]
 
 
@@ -179,126 +168,57 @@ def log_model(
     )
 
 
-def load_model(model_uri: str, dst_path: str | None = None) -> Scorer:
+def load_model(
+    model_uri: str,
+    dst_path: str | None = None,
+    providers: str | Sequence[str | tuple[str, dict[str, Any]]] | None = None,
+    threads: int | None = None,
+) -> Scorer:
     """Load a model of this flavour.
 
     :param model_uri: such as ``models:/NAME@champion``, ``runs:/RUN_ID/model`` or a folder
     :param dst_path: a folder to download into
+    :param providers: as :class:`Scorer` takes them; those of ``ISOMAX_PROVIDERS`` if not given
+    :param threads: as :class:`Scorer` takes them; ``ISOMAX_THREADS`` if not given
     :return: the model, ready to score
     """
     folder = _download_artifact_from_uri(artifact_uri=model_uri, output_path=dst_path)
     flavor = _get_flavor_configuration(model_path=folder, flavor_name=FLAVOR_NAME)
-    return Scorer(os.path.join(folder, flavor["data"]))
+    return _scorer(os.path.join(folder, flavor["data"]), providers, threads)
 
 
-def _load_pyfunc(path: str) -> "_PyfuncModel":
+def _load_pyfunc(path: str) -> PyfuncModel:
     """Called by ``mlflow.pyfunc.load_model``."""
-    return _PyfuncModel(Scorer(path))
+    return PyfuncModel(_scorer(path))
 
 
-class _PyfuncModel:
-    """The python_function view: a row of outputs for each image."""
-
-    def __init__(self, scorer: Scorer) -> None:
-        self.scorer = scorer
-
-    def get_raw_model(self) -> Scorer:
-        return self.scorer
-
-    def predict(
-        self, model_input: pd.DataFrame | np.ndarray, params: dict[str, Any] | None = None
-    ) -> pd.DataFrame:
-        """Label, class name, confidence, score, p-value and verdict of each image.
-
-        An image that cannot be decoded is a row with ``error`` set, and without confidence, score
-        and p-value.
-
-        :param model_input: a DataFrame with a column of encoded images (bytes), or an array, uint8
-            ``[N, H, W, C]``
-        :param params: ``alpha``, another false-alarm rate than the model's own
-        """
-        alpha = (params or {}).get("alpha", self.scorer.alpha)
-        scorer = self.scorer if alpha == self.scorer.alpha else self._at(alpha)
-        inputs = _inputs(model_input, self.scorer.channels)
-        # a value that is no bytes is not handed on: a string would be taken for a path
-        readable = [item for item in inputs if isinstance(item, (bytes, np.ndarray))]
-        # one by one: what is said of an image depends, in the last bit, on the size of its batch
-        results = scorer.stream(readable, batch_size=1)
-        return _frame(
-            [
-                _explained(next(results), item)
-                if isinstance(item, (bytes, np.ndarray))
-                else Result("", error=f"{type(item).__name__}, not the bytes of an image")
-                for item in inputs
-            ]
-        )
-
-    def _at(self, alpha: float) -> Scorer:
-        try:
-            return self.scorer.at(alpha)
-        except ValueError as error:
-            raise MlflowException.invalid_parameter_value(str(error)) from error
-
-
-def _inputs(model_input: pd.DataFrame | np.ndarray, channels: int) -> list[Any]:
-    if isinstance(model_input, pd.DataFrame):
-        if len(model_input.columns) != 1 and _COLUMN not in model_input:
-            raise MlflowException.invalid_parameter_value(
-                f"the columns are {list(model_input.columns)}; expected one column of encoded "
-                f"images, or one that is called {_COLUMN!r}"
-            )
-        column = _COLUMN if _COLUMN in model_input else model_input.columns[0]
-        return [
-            bytes(item) if isinstance(item, (bytes, bytearray, memoryview)) else item
-            for item in model_input[column]
-        ]
-    images = np.asarray(model_input)
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != channels:
+def _scorer(path: str, providers: Any = None, threads: int | None = None) -> Scorer:
+    """What serves and what runs on Spark can be told by the environment only."""
+    names = os.environ.get("ISOMAX_PROVIDERS", "").split(",")
+    given = os.environ.get("ISOMAX_THREADS", "").strip()
+    if given and not (given.isdecimal() and int(given) > 0):
         raise MlflowException.invalid_parameter_value(
-            f"the input is {images.dtype} of shape {images.shape}; expected uint8 "
-            f"[N, H, W, {channels}], or a DataFrame with a column {_COLUMN!r} of encoded images"
+            f"ISOMAX_THREADS is {given!r}; expected a number of at least 1"
         )
-    return list(images)
-
-
-def _explained(result: Result, item: bytes | np.ndarray) -> Result:
-    """Base64 that nobody decoded is no fault of the image."""
-    if not result.error or isinstance(item, np.ndarray):
-        return result
-    try:
-        is_base64 = bool(base64.b64decode(item.replace(b"\n", b""), validate=True))
-    except ValueError:
-        is_base64 = False
-    if not is_base64:
-        return result
-    return replace(
-        result,
-        error="base64 text, not the bytes of an image; MLflow decodes it when images are sent as "
-        "dataframe_split or dataframe_records, not as inputs or instances",
+    return Scorer(
+        path,
+        providers or [name.strip() for name in names if name.strip()],
+        threads=threads or (int(given) if given else None),
     )
-
-
-def _frame(results: list[Result]) -> pd.DataFrame:
-    rows = [[getattr(result, name) for name in _OUTPUTS] for result in results]
-    frame = pd.DataFrame(rows, columns=list(_OUTPUTS))
-    frame = frame.astype({name: kind.to_pandas() for name, kind in _OUTPUTS.items()})
-    if any(result.error for result in results):
-        # NaN is no JSON: a client could not read the answer
-        numbers = frame[_NUMBERS].astype(object)
-        frame[_NUMBERS] = numbers.where(numbers.notna(), None)
-    return frame
 
 
 def _signature(scorer: Scorer, example: pd.DataFrame | np.ndarray) -> ModelSignature:
     if isinstance(example, np.ndarray):
         inputs = Schema([TensorSpec(np.dtype(np.uint8), (-1, -1, -1, scorer.channels))])
     else:
-        inputs = Schema([ColSpec(DataType.binary, _COLUMN)])
+        # for "binary" MLflow's server decodes base64 itself, and one bad row fails the request;
+        # a column of strings takes bytes as they are
+        inputs = Schema([ColSpec(DataType.string, COLUMN)])
     return ModelSignature(
         inputs=inputs,
         outputs=Schema(
             # an image that cannot be decoded has none of these
-            [ColSpec(k, n, required=n not in _NUMBERS) for n, k in _OUTPUTS.items()]
+            [ColSpec(k, n, required=n not in NUMBERS) for n, k in OUTPUTS.items()]
         ),
         params=ParamSchema([ParamSpec("alpha", DataType.double, scorer.alpha)]),
     )
@@ -309,7 +229,7 @@ def _example() -> pd.DataFrame:
     pixels = np.stack(np.broadcast_arrays(ramp[:, None], ramp[None, :], ramp[::-1, None]), axis=-1)
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
-    return pd.DataFrame({_COLUMN: [file.getvalue()]})
+    return pd.DataFrame({COLUMN: [file.getvalue()]})
 
 
 def _save_environment(
@@ -326,7 +246,7 @@ def _save_environment(
         )
     else:
         conda_env, requirements, constraints = _process_conda_env(conda_env)
-    with open(os.path.join(path, _CONDA_ENV_FILE_NAME), "w") as file:
+    with open(os.path.join(path, _CONDA_ENV_FILE_NAME), "w", encoding="utf-8") as file:
         yaml.safe_dump(conda_env, stream=file, default_flow_style=False)
     if constraints:
         write_to(os.path.join(path, _CONSTRAINTS_FILE_NAME), "\n".join(constraints))

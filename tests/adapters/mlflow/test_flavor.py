@@ -98,9 +98,80 @@ def test_a_string_is_no_path(saved, tmp_path):
     path.write_bytes(good_images(1)[0])
     model = mlflow.pyfunc.load_model(saved)
     answers = model.predict(pd.DataFrame({"image": [str(path), None, path.read_bytes()]}))
-    assert answers["error"][0] == "str, not the bytes of an image"
+    assert answers["error"][0].startswith("text that is neither base64 nor a data URL of it: ")
     assert answers["error"][1] == "NoneType, not the bytes of an image"
     assert answers["error"][2] == ""
+
+
+def test_rows_stay_with_their_images(saved):
+    images = good_images(9)
+    table = pd.DataFrame({"image": images, "name": list("abcdefghi")})
+    model = mlflow.pyfunc.load_model(saved)
+    expected = dict(zip(table["name"], model.predict(table[["image"]])["score"], strict=True))
+    assert len(set(expected.values())) == 9
+    orders = (
+        table.sample(frac=1, random_state=0),
+        table[3:7],
+        table.set_index("name", drop=False),
+        pd.concat([table, table[:4]]),  # labels that are there twice
+    )
+    for rows in orders:
+        rows = rows.copy()
+        rows["score"] = model.predict(rows[["image"]])["score"]
+        assert rows["score"].tolist() == [expected[name] for name in rows["name"]]
+    broken = table.sample(frac=1, random_state=1)
+    broken.loc[broken.index[4], "image"] = b"not an image"
+    answers = model.predict(broken[["image"]])
+    assert answers.index.equals(broken.index)
+    assert answers.index[answers["error"] != ""].tolist() == [broken.index[4]]
+    # a list of results, in the order of the values
+    results = isomax_mlflow.load_model(saved).score(orders[0]["image"])
+    assert [row.score for row in results] == pytest.approx(
+        [expected[name] for name in orders[0]["name"]], rel=1e-5
+    )
+
+
+def test_text_is_base64_or_a_data_url(saved):
+    image = good_images(1)[0]
+    text = base64.b64encode(image).decode()
+    model = mlflow.pyfunc.load_model(saved)
+    good = [image, text, f"data:image/jpeg;base64,{text}", f"DATA:;BASE64,{text}"]
+    good.append(base64.encodebytes(image).decode())
+    answers = model.predict(pd.DataFrame({"image": good}))
+    assert (answers == answers.iloc[0]).all(axis=None)
+    assert answers["error"][0] == ""
+    bad = ["data:image/png,%89PNG", "data:image/png;base64,%%%", text[:-1] + "!", "data:"]
+    answers = model.predict(pd.DataFrame({"image": bad}))
+    assert answers["error"][0] == ("a URL that begins with 'data:image/png,', not with base64 data")
+    for error in answers["error"][1:]:
+        assert error.startswith("text that is neither base64 nor a data URL of it: ")
+    assert answers["is_ood"].all()
+
+
+def test_an_alpha_of_null_is_named(saved):
+    model = mlflow.pyfunc.load_model(saved)
+    table = pd.DataFrame({"image": good_images(1)})
+    with pytest.raises(MlflowException, match=r"^alpha is null; expected a fraction"):
+        model.predict(table, params={"alpha": None})
+
+
+def test_threads_and_providers_come_from_the_environment_or_the_caller(saved, monkeypatch):
+    monkeypatch.setenv("ISOMAX_THREADS", "3")
+    monkeypatch.setenv("ISOMAX_PROVIDERS", "NoProvider, CPUExecutionProvider")
+    for load_model in (isomax_mlflow.load_model, mlflow.pyfunc.load_model):
+        with pytest.raises(ValueError, match="has no 'NoProvider'"):
+            load_model(saved)
+    scorer = isomax_mlflow.load_model(saved, providers="CPUExecutionProvider")
+    assert scorer.threads == 3
+    monkeypatch.setenv("ISOMAX_PROVIDERS", "CPUExecutionProvider,")
+    scorer = mlflow.pyfunc.load_model(saved).get_raw_model()
+    assert scorer.session.get_providers() == ["CPUExecutionProvider"]
+    assert scorer.session.get_session_options().intra_op_num_threads == scorer.threads == 3
+    assert isomax_mlflow.load_model(saved, threads=2).threads == 2
+    for wrong in ("0", "two", "-1", "1.5"):
+        monkeypatch.setenv("ISOMAX_THREADS", wrong)
+        with pytest.raises(MlflowException, match=f"^ISOMAX_THREADS is '{wrong}'; expected"):
+            mlflow.pyfunc.load_model(saved)
 
 
 def test_tensors(model_path, tmp_path):  # noqa: F811
@@ -116,7 +187,7 @@ def test_tensors(model_path, tmp_path):  # noqa: F811
 
 def test_what_is_saved_says_what_it_takes_and_needs(saved):
     signature = mlflow.models.get_model_info(saved).signature
-    assert signature.inputs.to_dict() == [{"type": "binary", "name": "image", "required": True}]
+    assert signature.inputs.to_dict() == [{"type": "string", "name": "image", "required": True}]
     assert [column.name for column in signature.outputs.inputs] == COLUMNS
     missing = [column.name for column in signature.outputs.inputs if not column.required]
     assert missing == ["confidence", "score", "p_value"]
@@ -190,17 +261,25 @@ def test_served_from_the_registry(model_path, images, tmp_path):  # noqa: F811
         careful = invoke(server.uri, content | {"params": {"alpha": 0.01}})["predictions"]
         expected = rows_of(Scorer(model_path, alpha=0.01), images)
         assert [list(a.values()) for a in careful] == expected
-        for undecoded in (
-            {"inputs": {"image": [base64.encodebytes(image).decode() for image in images[:2]]}},
+        for otherwise in (
+            {"inputs": {"image": encoded[:2]}},
             {"instances": [{"image": encoded[0]}, {"image": encoded[1]}]},
         ):
-            for row in invoke(server.uri, undecoded)["predictions"]:
-                assert row["error"].startswith("base64 text, not the bytes of an image; ")
+            assert invoke(server.uri, otherwise)["predictions"] == answers[:2]
+        # what is wrong with one image is said in its row
+        data = [[encoded[0]], ["%%%a"], [7], [None], [f"data:image/png;base64,{encoded[1]}"]]
+        mixed = {"dataframe_split": {"columns": ["image"], "data": data}}
+        first, *wrong, last = invoke(server.uri, mixed)["predictions"]
+        assert [first, last] == answers[:2]
+        assert [row["error"].partition(":")[0] for row in wrong] == [
+            "text that is neither base64 nor a data URL of it",
+            "int, not the bytes of an image",
+            "NoneType, not the bytes of an image",
+        ]
         for bad in (
             {"dataframe_split": {"columns": ["picture"], "data": [[encoded[0]]]}},
-            {"dataframe_split": {"columns": ["image"], "data": [["%%%a"]]}},
-            {"dataframe_split": {"columns": ["image"], "data": [[7]]}},
             content | {"params": {"alpha": 3}},
+            content | {"params": {"alpha": None}},
             {"nothing": 1},
         ):
             with pytest.raises(urllib.error.HTTPError) as error:

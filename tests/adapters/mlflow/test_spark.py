@@ -1,5 +1,6 @@
 """The same model on Spark: ``tox -e spark``; takes PySpark and a Java runtime."""
 
+import base64
 import os
 import sys
 
@@ -67,3 +68,23 @@ def test_spark_says_what_the_scorer_says(spark, model_path, tmp_path, alpha):  #
             result.is_ood,
             result.error,
         ]
+
+
+def test_a_broken_row_is_one_row(spark, model_path, tmp_path):  # noqa: F811
+    isomax_mlflow.save_model(model_path, tmp_path / "model")
+    texts = [base64.b64encode(image).decode() for image in good_images(8)]
+    wrong = {3: "%%%a", 5: None}
+    rows = [(number, wrong.get(number, text)) for number, text in enumerate(texts)]
+    table = spark.createDataFrame(rows, "number long, image string").repartition(3)
+    score = mlflow.pyfunc.spark_udf(
+        spark, str(tmp_path / "model"), env_manager="local", extra_env={"ISOMAX_THREADS": "1"}
+    )
+    found = table.filter("number > 0").select("number", score("image").alias("answer"))
+    answers = {row.number: row.answer for row in found.collect()}
+    assert sorted(answers) == list(range(1, 8))
+    for number, result in enumerate(Scorer(model_path).score(good_images(8), batch_size=1)):
+        if number in wrong:
+            assert answers[number].error
+            assert answers[number].score is None
+        elif number:
+            assert (answers[number].error, answers[number].score) == ("", result.score)
