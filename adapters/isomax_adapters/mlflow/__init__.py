@@ -43,7 +43,7 @@ __all__ = [
 
 _TRACKING = {
     "LiveTracking": "live",
-    "TrackingError": "server",
+    "TrackingError": "errors",
     "ask_to_register": "registry",
     "check_name": "registry",
     "track": "tracking",

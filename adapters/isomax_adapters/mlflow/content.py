@@ -5,12 +5,16 @@ import io
 import json
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from mlflow.entities import Dataset, DatasetInput, InputTag
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 
+# whatever the locale; names of files need not be UTF-8
+TEXT: Any = {"encoding": "utf-8", "errors": "surrogateescape"}
 SYSTEM_METRICS = "system.jsonl"
 ROWS = ("metrics.jsonl", SYSTEM_METRICS)
 RESULTS = "results.csv"
@@ -38,7 +42,7 @@ def dataset_input(content: dict[str, Any]) -> DatasetInput:
     """Of an entry of provenance.json."""
     profile = {"num_rows": content["size"], "num_classes": content["classes"]}
     dataset = Dataset(
-        name=content["name"],
+        name=readable(content["name"]),
         digest=content["digest"],
         source_type="local",
         source=json.dumps({"uri": content["source"]}),
@@ -77,14 +81,14 @@ def parsed(path: Path, line: str | None = None) -> Any:
     :raises ValueError: naming the file, if it is none
     """
     try:
-        return json.loads(path.read_text() if line is None else line)
+        return json.loads(path.read_text(**TEXT) if line is None else line)
     except ValueError as error:
         raise ValueError(f"{path} is damaged: {error}") from error
 
 
 def read_text(path: Path) -> str | None:
     """Of a file, if it is there."""
-    return path.read_text() if path.is_file() else None
+    return path.read_text(**TEXT) if path.is_file() else None
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
@@ -97,4 +101,21 @@ def number_or_text(text: str) -> float | str:
     try:
         return float(text)
     except ValueError:
-        return text
+        return readable(text)
+
+
+def readable(text: str) -> str:
+    """Text for MLflow, whose stores take UTF-8 only; other bytes, as of a file's name, in hex."""
+    return re.sub("[\ud800-\udfff]", lambda found: f"_{ord(found[0]) & 0x3FF:02x}_", text)
+
+
+@contextmanager
+def called(file: Path, name: str) -> Iterator[Path]:
+    """A file under a name of its own."""
+    if file.name == name:
+        yield file
+        return
+    with TemporaryDirectory() as folder:
+        link = Path(folder) / name
+        link.symlink_to(file)
+        yield link

@@ -13,8 +13,11 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
 
+from isomax_adapters.mlflow.addresses import uri_for
 from isomax_adapters.mlflow.content import SYSTEM_METRICS
-from isomax_adapters.mlflow.server import TrackingError, check, uri_for
+from isomax_adapters.mlflow.errors import TrackingError
+from isomax_adapters.mlflow.places import open_run
+from isomax_adapters.mlflow.server import check
 from isomax_adapters.mlflow.system_metrics import SystemMetrics
 from isomax_adapters.mlflow.tracking import track
 
@@ -33,21 +36,27 @@ class LiveTracking:
     """
 
     def __init__(
-        self, folder: str | Path, uri: str | None = None, offline_ok: bool = False
+        self,
+        folder: str | Path,
+        uri: str | None = None,
+        offline_ok: bool = False,
+        register: str | None = None,
     ) -> None:
         """
         :param folder: the output folder; need not be there yet
         :param uri: as :func:`isomax_adapters.mlflow.track` takes it
         :param offline_ok: say so and go on if the tracking server cannot be used
+        :param register: the name that a model is to be registered under
         :raises TrackingError: if it cannot, and ``offline_ok`` is false
         """
         self.folder = Path(folder).resolve()
         self.uri = uri_for(self.folder, uri)
+        self.within = open_run(self.uri)  # the process knows no active run
         self.complete = False
         self.warned = False
         self.process: multiprocessing.process.BaseProcess | None = None
         try:
-            check(self.folder, self.uri)
+            check(self.folder, self.uri, register)
         except TrackingError as error:
             if not offline_ok:
                 raise
@@ -58,7 +67,9 @@ class LiveTracking:
         context = multiprocessing.get_context("spawn")  # no locks of the training's threads
         self.connection, theirs = context.Pipe()
         self.process = context.Process(
-            target=_follow, args=(self.folder, self.uri, self.warned, theirs), daemon=True
+            target=_follow,
+            args=(self.folder, self.uri, self.within, self.warned, theirs),
+            daemon=True,
         )
         self.process.start()
         theirs.close()
@@ -78,7 +89,7 @@ class LiveTracking:
         self._stop()
         status = "KILLED" if kind is KeyboardInterrupt else "FAILED" if kind else None
         try:
-            track(self.folder, self.uri, status)
+            track(self.folder, self.uri, status, self.within)
             self.complete = True
         except TrackingError as failure:
             self._warn(str(failure))
@@ -102,7 +113,7 @@ class LiveTracking:
         self.warned = True
 
 
-def _follow(folder: Path, uri: str, warned: bool, parent: Connection) -> None:
+def _follow(folder: Path, uri: str, within: str | None, warned: bool, parent: Connection) -> None:
     """The process: look, send, wait, until told to stop or the parent is gone."""
     for end in (signal.SIGINT, signal.SIGTERM):
         signal.signal(end, signal.SIG_IGN)  # the parent's to handle
@@ -112,7 +123,7 @@ def _follow(folder: Path, uri: str, warned: bool, parent: Connection) -> None:
     system, status = SystemMetrics(folder / SYSTEM_METRICS), "RUNNING"
     while True:
         try:
-            track(folder, uri, status)
+            track(folder, uri, status, within)
         except TrackingError as error:
             if not warned:
                 warned = True

@@ -19,11 +19,13 @@ from mlflow.utils.mlflow_tags import (
     MLFLOW_USER,
 )
 
+from isomax_adapters.mlflow.addresses import OWN, STATE, default_uri, read_state
 from isomax_adapters.mlflow.content import (
     ARTIFACTS,
     RESULTS,
     ROWS,
     TABLES,
+    called,
     dataset_input,
     flatten,
     named,
@@ -31,11 +33,12 @@ from isomax_adapters.mlflow.content import (
     parsed,
     read_rows,
     read_text,
+    readable,
 )
+from isomax_adapters.mlflow.errors import Failures, shown
+from isomax_adapters.mlflow.places import experiment_for
 from isomax_adapters.mlflow.registry import send_model
-from isomax_adapters.mlflow.server import OWN, STATE, Failures, default_uri, read_state, shown
 
-EXPERIMENT = "isomax"
 _BATCH = 500
 _RATES = ("AUROC", "AUPR-IN", "AUPR-OUT", "FPR95TPR")
 
@@ -54,7 +57,7 @@ class Mirror:
     ) -> None:
         self.client, self.output, self.folder, self.uri = client, output, folder, uri
         self.settings = parsed(folder / "settings.json")
-        self.is_comparison = parent is None and "losses" in self.settings
+        self.is_comparison = folder == output and "losses" in self.settings
         server = OWN if uri == default_uri(output) else shown(uri)
         self.states = read_state(folder)
         is_last = next(reversed(self.states), None) == server
@@ -64,7 +67,7 @@ class Mirror:
             self._remember()
         # a comparison goes on and on; its finished runs are not asked for each time
         if not (live and self.state.get("status") == "FINISHED") and not self._is_there():
-            self._make_run()
+            self._make_run(parent)
         self.run_id: str = self.state["run_id"]
         if parent is not None and self.state.get("parent") != parent:
             client.set_tag(self.run_id, MLFLOW_PARENT_RUN_ID, parent)
@@ -100,6 +103,7 @@ class Mirror:
                     self.uri,
                     self.folder,
                     self.run_id,
+                    self._params(),
                     self._results(),
                     self.state,
                     self._remember,
@@ -108,7 +112,7 @@ class Mirror:
     def _remember(self, **changes: Any) -> None:
         self.state.update(changes)
         partial = self.folder / f".{STATE}.partial"
-        with partial.open("w") as file:
+        with partial.open("w", encoding="utf-8") as file:
             json.dump(self.states, file, indent=1)
             file.flush()
             os.fsync(file.fileno())
@@ -125,21 +129,24 @@ class Mirror:
             return False
         return bool(run.info.lifecycle_stage == LifecycleStage.ACTIVE)
 
-    def _make_run(self) -> None:
+    def _make_run(self, parent: str | None) -> None:
         # a run whose id could not be written down, or was lost, is found by its key
         settings = self.folder / "settings.json"
         stamp = settings.stat().st_mtime_ns
-        key = hashlib.sha256(f"{stamp} {settings.read_text()}".encode()).hexdigest()[:32]
-        experiment = _experiment(self.client, self.output, self.uri)
+        key = hashlib.sha256(f"{stamp} ".encode() + settings.read_bytes()).hexdigest()[:32]
+        place = experiment_for(self.client, self.output, self.uri, parent)
+        experiment = place.experiment_id
         found = self.client.search_runs([experiment], f"tags.`isomax.key` = '{key}'", max_results=1)
         if found:
             run = found[0]
         else:
             tags = {
-                MLFLOW_RUN_NAME: self.folder.name,
+                MLFLOW_RUN_NAME: readable(self.folder.name),
                 "isomax.key": key,
-                "isomax.folder": str(self.folder),
+                "isomax.folder": readable(str(self.folder)),
             }
+            if parent is not None:
+                tags[MLFLOW_PARENT_RUN_ID] = parent
             run = self.client.create_run(experiment, start_time=stamp // 1_000_000, tags=tags)
         self.state.clear()
         self._remember(
@@ -148,16 +155,20 @@ class Mirror:
             sent={},
             files={},
             doubt=[*ROWS, RESULTS] if found else [],
+            **({} if found or parent is None else {"parent": parent}),
         )
 
     def _send_params(self) -> None:
         if self.state.get("params"):
             return
-        settings = named(flatten(self.settings))
-        params = [Param(name, str(value)[:5000]) for name, value in settings.items()]
+        params = [Param(name, value) for name, value in self._params().items()]
         for start in range(0, len(params), 100):
             self.client.log_batch(self.run_id, params=params[start : start + 100])
         self._remember(params=True)
+
+    def _params(self) -> dict[str, str]:
+        settings = named(flatten(self.settings))
+        return {name: readable(str(value))[:5000] for name, value in settings.items()}
 
     def _send_provenance(self) -> None:
         """Tags and datasets."""
@@ -177,7 +188,9 @@ class Mirror:
         for name in ("seed", "seeds", "loss", "model"):
             if name in self.settings:
                 tags[name] = str(self.settings[name])
-        self.client.log_batch(self.run_id, tags=[RunTag(*item) for item in tags.items()])
+        self.client.log_batch(
+            self.run_id, tags=[RunTag(name, readable(value)) for name, value in tags.items()]
+        )
         self.client.log_inputs(
             self.run_id, datasets=list(map(dataset_input, provenance["datasets"]))
         )
@@ -260,8 +273,10 @@ class Mirror:
         stamp = file.stat().st_mtime_ns
         if self.state["files"].get(str(relative)) == stamp:
             return
-        inside = str(relative.parent)
-        self.client.log_artifact(self.run_id, str(file), None if inside == "." else inside)
+        there = Path(readable(str(relative)))
+        inside = None if there.parent == Path() else str(there.parent)
+        with called(file, there.name) as path:
+            self.client.log_artifact(self.run_id, str(path), inside)
         if str(relative) in TABLES:
             self._send_table(file)
         self._remember(files=self.state["files"] | {str(relative): stamp})
@@ -273,7 +288,7 @@ class Mirror:
             return
         columns = list(rows[0])
         table = {
-            "columns": columns,
+            "columns": list(map(readable, columns)),
             "data": [[number_or_text(row[c]) for c in columns] for row in rows],
         }
         self.client.log_dict(self.run_id, table, path.with_suffix(".json").name)
@@ -305,18 +320,3 @@ class Mirror:
             ended = int(1000 * self._last().stat().st_mtime) if self.finished() else None
             self.client.set_terminated(self.run_id, status=status, end_time=ended)
         self._remember(status=status)
-
-
-def _experiment(client: mlflow.MlflowClient, folder: Path, uri: str) -> str:
-    name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
-    found = client.get_experiment_by_name(name)
-    if found is None:
-        # a server keeps artifacts where it was told to; SQLite's lie beside it
-        place = (folder / "mlartifacts").as_uri() if uri == default_uri(folder) else None
-        try:
-            return str(client.create_experiment(name, artifact_location=place))
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
-            found = client.get_experiment_by_name(name)  # another run was faster
-    return str(found.experiment_id)

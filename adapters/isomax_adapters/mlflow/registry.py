@@ -2,17 +2,20 @@
 
 import json
 import re
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import mlflow
-from mlflow.entities import LoggedModelStatus
+from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric
 from mlflow.exceptions import MlflowException
+from mlflow.models import Model
 from mlflow.utils.validation import _validate_model_name
 
-from isomax_adapters.mlflow.flavor import log_model
-from isomax_adapters.mlflow.server import TrackingError, as_current
+from isomax_adapters.mlflow.errors import TrackingError
+from isomax_adapters.mlflow.flavor import save_model
+from isomax_adapters.mlflow.server import as_current, make_registered
 
 MODEL, NAME = "model.onnx", "model"
 ALIAS = "candidate"
@@ -42,7 +45,7 @@ def ask_to_register(folder: str | Path, name: str) -> None:
     :param folder: the output folder
     :param name: of the registered model
     """
-    (Path(folder) / REGISTER).write_text(json.dumps({"name": name}))
+    (Path(folder) / REGISTER).write_text(json.dumps({"name": name}), encoding="utf-8")
 
 
 def check_registered(folder: Path) -> None:
@@ -51,7 +54,7 @@ def check_registered(folder: Path) -> None:
     :raises TrackingError: if there is no model where one was to be registered
     """
     if (folder / REGISTER).is_file() and not (folder / MODEL).is_file():
-        name = json.loads((folder / REGISTER).read_text())["name"]
+        name = json.loads((folder / REGISTER).read_text(encoding="utf-8"))["name"]
         raise TrackingError(
             f"no model was registered as {name!r}, as {folder} holds no {MODEL}",
             "run the same 'isomax train' command again to write it",
@@ -63,49 +66,71 @@ def send_model(
     uri: str,
     folder: Path,
     run_id: str,
+    params: dict[str, str],
     metrics: dict[str, float],
     state: dict[str, Any],
     remember: Callable[..., None],
 ) -> None:
     """Log the folder's ONNX file to its run, and register it under the alias ``candidate``; once.
 
-    :param metrics: of the run, put on the model and as tags on its version
+    :param params: of the run, put on the model
+    :param metrics: of the run, put on the model's version as tags
     :param state: what is known to be there
     :param remember: called with what has changed in it
     """
     if not (folder / MODEL).is_file():
         return
-    if "model_id" not in state:
-        remember(model_id=_log(client, uri, folder / MODEL, run_id))
+    model_id = state.get("model_id") or _log(client, folder / MODEL, run_id, params)
+    if "results" in state:  # else the model lacks them, and gets them another time
+        remember(model_id=model_id)
     if not (folder / REGISTER).is_file():
         return
-    name = json.loads((folder / REGISTER).read_text())["name"]
+    name = json.loads((folder / REGISTER).read_text(encoding="utf-8"))["name"]
     if name in state.get("versions", {}):
         return
     version = _version(client, name, run_id)
     if version is None:
         with as_current(uri):
-            version = _register(client, name, run_id, state["model_id"], metrics)
+            version = _register(client, name, run_id, model_id, metrics)
     client.set_registered_model_alias(name, ALIAS, version)
     remember(versions={**state.get("versions", {}), name: version})
 
 
-def _log(client: mlflow.MlflowClient, uri: str, path: Path, run_id: str) -> str:
-    """The id of the run's logged model, which may be there, in part or whole."""
+def _log(client: mlflow.MlflowClient, path: Path, run_id: str, params: dict[str, str]) -> str:
+    """The id of the run's logged model, of which any part may be there already.
+
+    Not by MLflow's ``log_model``, which chooses another experiment, and fails where it was cut off
+    before, as it says a second time that the model is an output of the run.
+    """
     run = client.get_run(run_id)
     found = client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run_id}'")
-    models = [model for model in found if model.name == NAME]
-    # made here, as MLflow's log_model would choose another experiment
-    model = (
-        models[0]
-        if models
-        else client.create_logged_model(
-            run.info.experiment_id, name=NAME, source_run_id=run_id, params=run.data.params
-        )
+    model = next(
+        (model for model in found if model.name == NAME), None
+    ) or client.create_logged_model(
+        run.info.experiment_id, name=NAME, source_run_id=run_id, params=params
     )
+    outputs = run.outputs.model_outputs if run.outputs else []
+    if model.model_id not in [output.model_id for output in outputs]:
+        client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
+    there = {metric.key for metric in model.metrics or ()}
+    metrics = [
+        Metric(m.key, m.value, m.timestamp, m.step, model_id=model.model_id, run_id=run_id)
+        for m in run.data._metric_objs
+        if m.step == 0 and m.key not in there
+    ]
+    if metrics:
+        client.log_batch(run_id, metrics=metrics)
     if model.status != LoggedModelStatus.READY:
-        with as_current(uri):
-            log_model(path, run_id=run_id, model_id=model.model_id)
+        with tempfile.TemporaryDirectory() as place:
+            content = Model(
+                artifact_path=model.artifact_location,
+                run_id=run_id,
+                model_uuid=model.model_id,
+                model_id=model.model_id,
+            )
+            save_model(path, Path(place) / NAME, mlflow_model=content)
+            client.log_model_artifacts(model.model_id, str(Path(place) / NAME))
+        client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
     return str(model.model_id)
 
 
@@ -117,11 +142,7 @@ def _version(client: mlflow.MlflowClient, name: str, run_id: str) -> str | None:
 def _register(
     client: mlflow.MlflowClient, name: str, run_id: str, model_id: str, metrics: dict[str, float]
 ) -> str:
-    try:
-        client.create_registered_model(name)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
+    make_registered(client, name)
     version = client.create_model_version(
         name,
         source=f"models:/{model_id}",

@@ -2,128 +2,97 @@
 
 import contextlib
 import io
-import json
 import logging
 import os
-import re
-import time
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import mlflow
 import sqlalchemy
+from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from mlflow.utils.uri import is_databricks_uri
 
-STATE = "tracking.json"
-OWN = ""  # stands there for the SQLite file in the folder
-_HIDDEN = "***"
-_GIVE_UP = 20.0  # seconds of failing: a server that refuses takes less, one that hangs more
+from isomax_adapters.mlflow.addresses import default_uri, refuse_moved, uri_for
+from isomax_adapters.mlflow.errors import TrackingError, reason_of, shown
+from isomax_adapters.mlflow.places import experiment_for, open_run
 
 # MLflow's own retries go on for minutes. Here nothing is lost by giving up: the results are in the
 # output folder, and sending them is tried again.
 _PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "20", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
+_MARK = "isomax.check"
 
 
-class TrackingError(RuntimeError):
-    """The tracking server cannot be used; the results are safe in the output folder."""
-
-    def __init__(self, reason: str, way_out: str) -> None:
-        super().__init__(f"{reason}; {way_out}")
-        self.reason = reason
-
-
-class Failures:
-    """What went wrong; the rest is sent all the same."""
-
-    def __init__(self) -> None:
-        self.errors: list[Exception] = []
-        self.seconds = 0.0
-
-    @contextlib.contextmanager
-    def collected(self) -> Iterator[None]:
-        started = time.monotonic()
-        try:
-            yield
-        except Exception as error:
-            self.errors.append(error)
-            self.seconds += time.monotonic() - started
-            if self.seconds > _GIVE_UP:
-                raise
-
-    def __str__(self) -> str:
-        reasons = list(dict.fromkeys(map(reason_of, self.errors)))
-        more = f" (and {len(reasons) - 3} more)" if len(reasons) > 3 else ""
-        return "; ".join(reasons[:3]) + more
-
-
-def uri_for(folder: Path, uri: str | None = None) -> str:
-    """The tracking URI of an output folder: the given one, else ``MLFLOW_TRACKING_URI``, else the
-    one that it was last tracked to, else an SQLite file in the folder.
-
-    :raises TrackingError: if the one it was last tracked to had a password, which is not stored
-    """
-    uri = uri or os.environ.get("MLFLOW_TRACKING_URI")
-    if not uri:
-        uri = next(reversed(read_state(folder)), OWN) or default_uri(folder)
-        if _HIDDEN in uri:
-            raise TrackingError(
-                f"{folder} was last tracked to {uri}, and passwords are not stored",
-                "set MLFLOW_TRACKING_URI to the whole address",
-            )
-    return uri.rstrip("/")
-
-
-def default_uri(folder: Path) -> str:
-    """An SQLite file in the folder."""
-    return f"sqlite:///{folder.resolve() / 'mlflow.db'}"
-
-
-def read_state(folder: Path) -> dict[str, Any]:
-    """What each server is known to have, by its URI without a password; the last used is last."""
-    try:
-        found = json.loads((folder / STATE).read_text())
-    except (OSError, ValueError):  # none, or damaged: the servers know
-        return {}
-    whole = isinstance(found, dict) and all(isinstance(state, dict) for state in found.values())
-    return found if whole else {}
-
-
-def refuse_moved(folder: Path) -> None:
-    """MLflow knows artifacts by their absolute paths, so its SQLite file cannot be moved.
-
-    :raises TrackingError: if the folder has been, since it was tracked to its own SQLite file
-    """
-    before = read_state(folder).get(OWN, {}).get("folder", str(folder))
-    if before != str(folder):
-        raise TrackingError(
-            f"{folder} was tracked as {before}, and its mlflow.db knows its files by that name",
-            "move it back, set MLFLOW_TRACKING_URI to a server, or delete mlflow.db, mlartifacts "
-            f"and {STATE} in it to start over",
-        )
-
-
-def check(folder: str | Path, uri: str | None = None) -> None:
-    """Ask the tracking server for a sign of life.
+def check(folder: str | Path, uri: str | None = None, register: str | None = None) -> None:
+    """Try what tracking will do: read, write, upload, and register if that is wanted.
 
     :param folder: the output folder that is to be tracked; need not be there yet
     :param uri: as :func:`isomax_adapters.mlflow.track` takes it
-    :raises TrackingError: if it gives none
+    :param register: the name that a model is to be registered under
+    :raises TrackingError: if something of that does not work
     """
     folder = Path(folder).resolve()
     uri = uri_for(folder, uri)
     if uri == default_uri(folder):
         refuse_moved(folder)
         return  # a file that is made when there is something to write
-    try:
-        with quiet(), patience():
-            connect(uri).search_experiments(max_results=1)
-    except Exception as error:  # of MLflow's, SQLAlchemy's, a database driver's
-        raise TrackingError(
-            f"MLflow at {shown(uri)} does not answer: {reason_of(error)}",
+    server = f"MLflow at {shown(uri)}"
+    with quiet(), patience():
+        with _or_else(
+            f"{server} does not answer",
             "start the server, set MLFLOW_TRACKING_URI to another, go on without it and send the "
             "results later (--offline-ok), or do not track (--no-track)",
-        ) from error
+        ):
+            client = connect(uri)
+            client.search_experiments(max_results=1)
+        with _or_else(
+            f"{server} does not let experiments be written",
+            "ask for the permission, or set MLFLOW_EXPERIMENT_NAME to an experiment that you may "
+            "write to",
+        ):
+            experiment = experiment_for(client, folder, uri, open_run(uri))
+            client.set_experiment_tag(experiment.experiment_id, _MARK, "written")
+        with _or_else(
+            f"{server} does not know models as MLflow 3 does",
+            "update the server to MLflow 3, or do not track (--no-track)",
+        ):
+            client.search_logged_models([experiment.experiment_id], max_results=1)
+        place = experiment.artifact_location
+        if not is_databricks_uri(uri):  # lets nothing be written beside the runs
+            with _or_else(
+                f"no files can be written to {shown(place)}, where {server} wants them",
+                "start the server with --serve-artifacts, or install and set up here what that "
+                "storage takes (such as boto3 for s3)",
+            ):
+                _upload(place, uri)
+        if register:
+            with _or_else(
+                f"{server} does not let a model be registered as {register!r}",
+                "set MLFLOW_REGISTRY_URI to a registry, choose another name, or leave --register "
+                "out",
+            ):
+                make_registered(client, register)
+                client.set_registered_model_tag(register, _MARK, "written")
+
+
+@contextlib.contextmanager
+def _or_else(what: str, way_out: str) -> Iterator[None]:
+    try:
+        yield
+    except TrackingError:
+        raise
+    except Exception as error:  # of MLflow's, SQLAlchemy's, a storage's
+        raise TrackingError(f"{what}: {reason_of(error)}", way_out) from error
+
+
+def _upload(place: str, uri: str) -> None:
+    """A small file, which stays: not all who may write may delete."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / _MARK
+        file.write_text("written", encoding="utf-8")
+        get_artifact_repository(place, tracking_uri=uri).log_artifact(str(file))
 
 
 def connect(uri: str) -> mlflow.MlflowClient:
@@ -141,24 +110,13 @@ def connect(uri: str) -> mlflow.MlflowClient:
     return mlflow.MlflowClient(tracking_uri=uri)
 
 
-def shown(text: str) -> str:
-    """A URI, or a text with URIs, without passwords."""
-    return re.sub(r"(://[^\s/:@]*):\S*@", rf"\1:{_HIDDEN}@", text)
-
-
-def reason_of(error: BaseException) -> str:
-    """What went wrong, in one line."""
-    deepest = error
-    while deepest.__cause__ or deepest.__context__:
-        deepest = deepest.__cause__ or deepest.__context__  # type: ignore[assignment]
-    if isinstance(deepest, OSError) and deepest.strerror:
-        # "Connection refused", below layers of wrapping
-        file = f"{deepest.filename}: " if deepest.filename else ""
-        return f"{file}{deepest.strerror}"
-    if isinstance(deepest, TimeoutError):
-        return "timed out"
-    lines = str(error).strip().splitlines()
-    return shown(lines[0].rstrip(".")) if lines else type(error).__name__
+def make_registered(client: mlflow.MlflowClient, name: str) -> None:
+    """A registered model of a name, unless it is there."""
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
 
 
 @contextlib.contextmanager
@@ -175,9 +133,11 @@ def as_current(uri: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def patience() -> Iterator[None]:
-    """With short timeouts and few retries, unless the user has set others."""
+def patience(uploads: bool = False) -> Iterator[None]:
+    """With few retries and, but for uploads, short timeouts, unless the user has set others."""
     added = {name: value for name, value in _PATIENCE.items() if name not in os.environ}
+    if uploads:
+        added.pop("MLFLOW_HTTP_REQUEST_TIMEOUT", None)  # large files take their time
     os.environ.update(added)
     try:
         yield

@@ -38,6 +38,6 @@ class SystemMetrics:
             found = monitor.aggregate_metrics()
             row |= {f"system/{name}": value for name, value in found.items()}
             monitor.clear_metrics()
-        with self.path.open("a") as file:
+        with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         self.count += 1

@@ -9,24 +9,22 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from isomax_adapters.mlflow.addresses import default_uri, refuse_moved, uri_for
+from isomax_adapters.mlflow.errors import Failures, TrackingError, shown
 from isomax_adapters.mlflow.mirror import Mirror
+from isomax_adapters.mlflow.places import open_run
 from isomax_adapters.mlflow.registry import check_registered
-from isomax_adapters.mlflow.server import (
-    Failures,
-    TrackingError,
-    connect,
-    default_uri,
-    patience,
-    quiet,
-    refuse_moved,
-    shown,
-    uri_for,
-)
+from isomax_adapters.mlflow.server import connect, patience, quiet
 
 __all__ = ["TrackingError", "track", "ui_command"]
 
 
-def track(folder: str | Path, uri: str | None = None, unfinished: str | None = None) -> str:
+def track(
+    folder: str | Path,
+    uri: str | None = None,
+    unfinished: str | None = None,
+    within: str | None = None,
+) -> str:
     """Send an output folder of ``isomax compare`` or ``isomax train`` to MLflow.
 
     One parent run, one child run for each loss and seed: parameters, tags, datasets, metrics of
@@ -38,6 +36,8 @@ def track(folder: str | Path, uri: str | None = None, unfinished: str | None = N
         was used last, or an SQLite file in the folder
     :param unfinished: status of runs that have no results yet: ``RUNNING``, ``FAILED`` or
         ``KILLED``; left as it is if not given
+    :param within: the id of a run that the parent run becomes a child of; the active one, or the
+        one of ``MLFLOW_RUN_ID``, if not given
     :return: the tracking URI that was used
     :raises TrackingError: if the server cannot be reached or refuses something; what can be sent
         has been sent then
@@ -51,10 +51,11 @@ def track(folder: str | Path, uri: str | None = None, unfinished: str | None = N
     uri = uri_for(folder, uri)
     if uri == default_uri(folder):
         refuse_moved(folder)
+    within = within or open_run(uri)
     failures = Failures()
     try:
-        with FileLock(folder / ".tracking.lock"), quiet(), patience():
-            finished = _send(folder, uri, unfinished, failures)
+        with FileLock(folder / ".tracking.lock"), quiet():
+            finished = _send(folder, uri, unfinished, within, failures)
     except Exception as error:  # whatever a store's client raises
         failures.errors.append(error)
     if failures.errors:
@@ -74,17 +75,21 @@ def ui_command(uri: str) -> str:
     return f"mlflow ui --backend-store-uri {shlex.quote(shown(uri))}"
 
 
-def _send(folder: Path, uri: str, unfinished: str | None, failures: Failures) -> bool:
+def _send(
+    folder: Path, uri: str, unfinished: str | None, within: str | None, failures: Failures
+) -> bool:
     """Everything small first, as files are what fails. Returns whether the work is finished."""
-    client = connect(uri)
     live = unfinished == "RUNNING"
-    parent = Mirror(client, folder, folder, uri, None, live)
-    mirrors = [parent]
-    for run in sorted((folder / "runs").glob("*/settings.json")):
-        with failures.collected():
-            mirrors.append(Mirror(client, folder, run.parent, uri, parent.run_id, live))
-    for mirror in mirrors:
-        mirror.send_numbers(unfinished, failures)
-    for mirror in mirrors:
-        mirror.send_files(failures)
+    with patience():
+        client = connect(uri)
+        parent = Mirror(client, folder, folder, uri, within, live)
+        mirrors = [parent]
+        for run in sorted((folder / "runs").glob("*/settings.json")):
+            with failures.collected():
+                mirrors.append(Mirror(client, folder, run.parent, uri, parent.run_id, live))
+        for mirror in mirrors:
+            mirror.send_numbers(unfinished, failures)
+    with patience(uploads=True):
+        for mirror in mirrors:
+            mirror.send_files(failures)
     return parent.finished()

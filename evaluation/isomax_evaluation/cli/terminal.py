@@ -33,7 +33,7 @@ def tracking(
 
         if register:
             check_name(register)
-        live = LiveTracking(output, offline_ok=offline_ok)
+        live = LiveTracking(output, offline_ok=offline_ok, register=register)
 
     def started() -> None:
         if register:

@@ -1,10 +1,13 @@
 """MLflow's own servers, as processes that tests start and kill."""
 
+import contextlib
+import http.server
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -45,6 +48,45 @@ class Server:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
             self.process = None
+
+
+@contextlib.contextmanager
+def in_front_of(server, answers):
+    """The URI of a proxy, where ``answers`` of method and path may give status and text instead."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def answer(self):
+            length = int(self.headers.get("Content-Length") or 0)
+            sent = self.rfile.read(length)
+            status, body = answers(self.command, self.path) or self.ask(sent)
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def ask(self, sent):
+            kept = {k: v for k, v in self.headers.items() if k in ("Content-Type", "Accept")}
+            request = urllib.request.Request(
+                server.uri + self.path, sent or None, kept, method=self.command
+            )
+            try:
+                with urllib.request.urlopen(request, timeout=60) as response:
+                    return response.status, response.read()
+            except urllib.error.HTTPError as error:
+                return error.code, error.read()
+
+        def log_message(self, *arguments):
+            pass
+
+    for command in ("GET", "POST", "PUT", "PATCH", "DELETE"):
+        setattr(Handler, f"do_{command}", Handler.answer)
+    proxy = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=proxy.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{proxy.server_port}"
+    finally:
+        proxy.shutdown()
+        proxy.server_close()
 
 
 def tracking_server(folder):

@@ -24,33 +24,15 @@ from isomax_adapters.mlflow import (
     track,
     ui_command,
 )
-from isomax_adapters.mlflow.server import default_uri
+from isomax_adapters.mlflow.addresses import default_uri
 
+from .folders import finish, write_epochs
 from .servers import tracking_server
 
 
 @pytest.fixture(autouse=True)
 def no_server_of_the_users(monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-
-
-@pytest.fixture(scope="module")
-def database(tmp_path_factory):
-    """MLflow's tables, empty; making them takes seconds."""
-    path = tmp_path_factory.mktemp("database") / "mlflow.db"
-    mlflow.MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
-    return path
-
-
-@pytest.fixture
-def folder(tmp_path, database):
-    """A run of three epochs, not finished."""
-    path = tmp_path / "out"
-    path.mkdir()
-    shutil.copy(database, path)
-    (path / "settings.json").write_text(json.dumps({"loss": "isomax", "recipe": {"lr": 0.1}}))
-    write_epochs(path, 3)
-    return path
 
 
 @pytest.fixture
@@ -72,18 +54,6 @@ def passed(monkeypatch):
 
     monkeypatch.setattr(mlflow.MlflowClient, "log_batch", counted)
     return found
-
-
-def write_epochs(folder, count):
-    rows = [{"epoch": e + 1, "time": 1e9 + e, "train_loss": 1 / (e + 1)} for e in range(count)]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
-def finish(folder):
-    summary = {"test_accuracy": 0.5, "guarantee": "established"}
-    (folder / "summary.json").write_text(json.dumps(summary))
-    (folder / "model").mkdir()
-    (folder / "model" / "calibration.json").write_text("{}")
 
 
 def epochs(count):
@@ -273,7 +243,7 @@ def test_what_hangs_is_not_waited_for_again_and_again(folder, monkeypatch):
     finish(folder)
     with monkeypatch.context() as patched:
         patched.setattr(mlflow.MlflowClient, "log_artifact", hangs)
-        patched.setattr("isomax_adapters.mlflow.server._GIVE_UP", 0)
+        patched.setattr("isomax_adapters.mlflow.errors._GIVE_UP", 0)
         with pytest.raises(TrackingError, match="timed out"):
             track(folder)
     assert len(tried) == 1
