@@ -221,7 +221,9 @@ class _OpenMax(nn.Module):
         ranked = min(self.ranks, z.shape[1])
         largest = z.topk(ranked, dim=1).indices
         weights = 1 - torch.arange(ranked, dtype=z.dtype) / self.alpha
-        ranking = torch.zeros_like(z).scatter(1, largest, weights.expand(len(z), -1))
+        # added, not expanded: the exporter would keep the number of images of its example
+        weights = torch.zeros_like(largest, dtype=z.dtype) + weights
+        ranking = torch.zeros_like(z).scatter(1, largest, weights)
         revised = z * too_far * ranking
         unknown = revised.sum(dim=1, keepdim=True)
         return torch.cat([unknown, z - revised], dim=1).softmax(dim=1)[:, 0].float()

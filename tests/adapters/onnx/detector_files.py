@@ -124,11 +124,11 @@ def check(name: str, photos: Path, weights: Path | None) -> dict[str, tuple[floa
             about = {"format": METADATA_FORMAT, "class_names": list(map(str, range(CLASSES)))}
             about |= {"precision": "fp32", "preprocessing": config}
             file = assemble(whole, config, about | calibration.to_dict())
+            session = onnxruntime.InferenceSession(file.SerializeToString())
+            rows = [session.run(["score", "is_ood"], {"images": image[None]}) for image in given]
         except Exception as error:  # of whatever kind: the table has it
             found[detector] = (np.nan, 0, f"{type(error).__name__}: {str(error)[:200]}")
             continue
-        session = onnxruntime.InferenceSession(file.SerializeToString())
-        rows = [session.run(["score", "is_ood"], {"images": image[None]}) for image in given]
         scores = torch.tensor(np.concatenate([row[0] for row in rows])).double()
         away = (scores - expected).abs()
         relative = away / expected.abs().clamp(min=float(expected.std()))
