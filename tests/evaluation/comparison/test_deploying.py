@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import TensorDataset
 
 from isomax_adapters.onnx.runtime import Scorer
+from isomax_adapters.onnx.verifying import ExportError
 from isomax_adapters.pytorch_ood import load_detector
 from isomax_adapters.timm import load_calibration
 from isomax_evaluation import compare, data
@@ -120,6 +121,20 @@ def test_a_row_that_is_asked_for_becomes_the_file(tmp_path):
     with pytest.raises(InputError, match="isomax/ODIN cannot be a file: ODIN cannot be exported"):
         compare(output=tmp_path / "new", **(given | {"detectors": ["ODIN"]}), export="isomax/ODIN")
     assert not (tmp_path / "new").exists()
+
+
+def test_a_file_that_cannot_be_exported_costs_no_table(tmp_path, monkeypatch):
+    def refuse(*given):
+        raise ExportError("the file disagrees with the model")
+
+    monkeypatch.setattr("isomax_evaluation.comparison.deploying.export", refuse)
+    done = compare(
+        losses=["isomax"], seeds=1, recipe=SHORT, detectors=["MaxLogit"], output=tmp_path / "out"
+    )
+    assert "the file disagrees" in done.chosen.error
+    assert (tmp_path / "out/results.csv").is_file()
+    assert "the file disagrees" in (tmp_path / "out/report.html").read_text()
+    assert not (tmp_path / "out/chosen.onnx").exists()
 
 
 def test_the_tuning_set_chooses_where_there_is_one(tmp_path):
