@@ -13,7 +13,7 @@ import onnx
 import PIL
 from onnx import compose, numpy_helper, parser
 
-from isomax_adapters.onnx.metadata import METADATA_KEY
+from isomax_adapters.onnx.metadata import METADATA_KEY, scaled_size
 from isomax_adapters.onnx.p_values import Steps
 
 IR_VERSION = 9  # what ONNX Runtime 1.17 reads; nothing here takes a later one
@@ -92,7 +92,7 @@ def preprocessing(config: dict[str, Any], opset: int, ir_version: int) -> onnx.M
     for name in ("mean", "std"):
         if len(config[name]) != channels:
             raise ValueError(f"{name} has {len(config[name])} values for {channels} channels")
-    scaled = [math.floor(side / config["crop_pct"]) for side in (height, width)]
+    scaled = scaled_size(config)
     crop_mode = config.get("crop_mode") or "center"
     passes = _VERTICAL_FIRST if int(PIL.__version__.split(".")[0]) >= 13 else _WIDTH_FIRST
     resizing = passes.format(resize=_RESIZE.format(mode=_MODES[config["interpolation"]]))

@@ -96,7 +96,8 @@ def why(error: BaseException, source: Any) -> str:
 
 def _of_array(array: np.ndarray, channels: int) -> Image.Image:
     shape = array.shape
-    if array.dtype != np.uint8 or array.ndim not in (2, 3) or shape[2:] not in ((), *_LAST):
+    shaped = array.ndim == 2 or (array.ndim == 3 and shape[2] in CHANNELS)
+    if array.dtype != np.uint8 or not shaped:
         raise UnusableError(
             f"{array.dtype} of shape {shape}, not uint8 [H, W, {channels}], nor [H, W] or "
             "[H, W, 1, 3 or 4]"
@@ -107,9 +108,6 @@ def _of_array(array: np.ndarray, channels: int) -> Image.Image:
     if channels != 4 and image.mode == "RGBX":  # an alpha channel, as in a file
         return Image.frombytes("RGBA", image.size, image.tobytes())
     return image
-
-
-_LAST = tuple((count,) for count in CHANNELS)
 
 
 def _opened(source: Any, max_pixels: int) -> AbstractContextManager[Image.Image]:

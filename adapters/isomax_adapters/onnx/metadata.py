@@ -69,16 +69,22 @@ def check_metadata(metadata: dict[str, Any], outputs: object, classes: object) -
     if channels not in CHANNELS or len(size) != 2 or not all(isinstance(n, int) for n in size):
         raise ValueError("input_size is not [1, 3 or 4, height, width]")
     check_grey_range(config.get("grey_range"))
-    if not all(1 <= math.floor(side / config["crop_pct"]) <= MAX_PIXELS for side in size):
+    if not all(1 <= side <= MAX_PIXELS for side in scaled_size(config)):
         raise ValueError("input_size and crop_pct give no size to resize to")
+
+
+def scaled_size(config: dict[str, Any]) -> tuple[int, int]:
+    """Height and width that the crop is taken from: the input size over ``crop_pct``."""
+    height, width = (math.floor(side / config["crop_pct"]) for side in config["input_size"][1:])
+    return height, width
 
 
 def resized(config: dict[str, Any], height: int, width: int) -> tuple[int, int]:
     """Height and width to which the graph resizes an image before it crops."""
-    scaled = [math.floor(side / config["crop_pct"]) for side in config["input_size"][1:]]
+    scaled = scaled_size(config)
     crop_mode = config.get("crop_mode") or "center"
     if crop_mode == "squash":
-        return scaled[0], scaled[1]
+        return scaled
     if crop_mode == "center" and scaled[0] == scaled[1]:
         shortest = min(height, width)
         return height * scaled[0] // shortest, width * scaled[0] // shortest

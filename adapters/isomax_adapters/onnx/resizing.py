@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from isomax_adapters.onnx.metadata import resized
+from isomax_adapters.onnx.metadata import resized, scaled_size
 
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
@@ -25,7 +25,7 @@ def to_size_of_graph(image: Image.Image, config: dict[str, Any]) -> np.ndarray:
     :param image: 8 bits per channel, of the mode that the model takes
     :param config: preprocessing, as the file's metadata say
     """
-    scaled = tuple(int(side / config["crop_pct"]) for side in config["input_size"][1:])
+    scaled = scaled_size(config)
     height, width = resized(config, image.height, image.width)
     if (height, width) != (image.height, image.width):
         image = image.resize((width, height), FILTERS[config["interpolation"]])
@@ -34,8 +34,7 @@ def to_size_of_graph(image: Image.Image, config: dict[str, Any]) -> np.ndarray:
     if pixels.shape[:2] == scaled:
         return pixels
     fill = [round(255 * value) for value in config["mean"]]
-    made = np.empty((*scaled, pixels.shape[2]), np.uint8)
-    made[:] = np.array(fill[: pixels.shape[2]], np.uint8)
+    made = np.full((*scaled, pixels.shape[2]), fill, np.uint8)
     here, there = zip(
         *(
             _window(*sides)

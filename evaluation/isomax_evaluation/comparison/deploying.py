@@ -19,7 +19,7 @@ from isomax_evaluation.comparison.sets import Sets
 from isomax_evaluation.data import Divided, Images
 from isomax_evaluation.data.digests import digest
 from isomax_evaluation.deployment.equipping import Loaded, Wanted, equip
-from isomax_evaluation.deployment.held_out import hold_out
+from isomax_evaluation.deployment.held_out import HeldOut, hold_out
 from isomax_evaluation.detection.models import Model
 from isomax_evaluation.detection.testing import Bench
 from isomax_evaluation.output.errors import InputError, one_line
@@ -152,16 +152,15 @@ def deploy(
         return chosen
     try:
         held = _held_out(run, divided, bench.training, sets, alpha)
-        if held[2] != "established":
-            warn(progress, f"{FILE}: {held[3]}")
-        training, calibration, guarantee, _ = held
+        if held.note:
+            warn(progress, f"{FILE}: {held.note}")
         tuned = bench.folder / "hyperparameters.json"
         values = json.loads(tuned.read_text(encoding="utf-8")) if tuned.is_file() else {}
         equip(
             bench.model,
-            Wanted(detector, alpha, guarantee, hyperparameters=values.get(detector)),
-            _loaded(bench, training),
-            _loaded(bench, calibration),
+            Wanted(detector, alpha, held.guarantee, hyperparameters=values.get(detector)),
+            _loaded(bench, held.training),
+            _loaded(bench, held.calibration),
             output / FOLDER,
             progress,
         )
@@ -181,24 +180,21 @@ def _done(output: Path, about: dict[str, object]) -> bool:
     return bool(json.loads(path.read_text(encoding="utf-8")) == about)
 
 
-def _held_out(
-    run: Run, divided: Divided, fitted: Images, sets: Sets, alpha: float
-) -> tuple[Images, Images, str, str]:
-    """What the detector is fitted on, what calibrates, the guarantee, and what to say of it."""
+def _held_out(run: Run, divided: Divided, fitted: Images, sets: Sets, alpha: float) -> HeldOut:
+    """What the table's detectors were fitted on, less what calibrates."""
     if run.job is not None:
-        guarantee = "established" if divided.established else "not established"
-        note = "the calibration images are not exchangeable with fresh ones" * (
-            not divided.established
-        )
-        return fitted, divided.calibration, guarantee, note
+        if divided.established:
+            return HeldOut(fitted, divided.calibration, "established")
+        note = "the calibration images are not exchangeable with fresh ones"
+        return HeldOut(fitted, divided.calibration, "not established", note)
     assert run.given is not None
     source = run.given.source if isinstance(run.given.source, str) else None
     held = hold_out(sets.train, sets.held_out, source, alpha)
-    calibrating = set(held.calibration.indices.tolist())
     if held.calibration.source is fitted.source:
+        calibrating = set(held.calibration.indices.tolist())
         kept = [at for at, index in enumerate(fitted.indices) if index not in calibrating]
         fitted = fitted.take(kept)
-    return fitted, held.calibration, held.guarantee, held.note
+    return replace(held, training=fitted)
 
 
 def _loaded(bench: Bench, images: Images) -> Loaded:
