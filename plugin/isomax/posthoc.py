@@ -21,6 +21,7 @@ from torch import Tensor
 from isomax.fitting import fit_head
 from isomax.functional import SCORES
 from isomax.heads import DisMaxHead, IsoMaxHead, IsoMaxPlusHead, _DistanceHead
+from isomax.mahalanobis import finest_dtype
 from isomax.papers import DISMAX, ISOMAX, ISOMAX_PLUS
 from isomax.starting import start_at_means, start_head
 
@@ -90,14 +91,15 @@ class _PostHoc(FeaturesDetector):
             fit_head(head, z, places, self.epochs, self.lr, seed=self.seed)
         else:
             start_at_means(head, z, places)
-        self.head = head.eval()
+        # distances much smaller than the features cancel in float32
+        self.head = head.to(finest_dtype(head.prototypes.device)).eval()
         return self
 
     @torch.no_grad()
     def predict_features(self, z: Tensor) -> Tensor:
         r"""
         :param z: pooled features, :math:`B \times D`
-        :return: scores, :math:`B`
+        :return: scores, :math:`B`, in float64
         :raises RequiresFittingException: if the detector is not fitted
         """
         if not hasattr(self, "head"):

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from pytorch_ood.api import Detector
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor, nn
 
@@ -23,6 +23,7 @@ from isomax_adapters.pytorch_ood.detectors import detectors_for
 from isomax_adapters.pytorch_ood.digests import digests_of_weights
 from isomax_adapters.pytorch_ood.parts import Parts
 from isomax_adapters.timm import ModelFolderError, load_model
+from isomax_adapters.timm.folder import write_tensors
 
 DETECTOR, STATE = "detector.json", "detector.safetensors"
 PLAIN = (bool, int, float, str, type(None))
@@ -50,7 +51,7 @@ def save_detector(detector: Detector, saved: Saved, folder: str | Path) -> None:
     folder = Path(folder)
     content = asdict(saved) | {"values": values}
     for name, write in (
-        (STATE, lambda path: save_file(tensors, path)),
+        (STATE, lambda path: write_tensors(tensors, path)),
         (DETECTOR, lambda path: path.write_text(json.dumps(content, indent=1), encoding="utf-8")),
     ):
         partial = folder / f".{name}.partial"
@@ -158,7 +159,9 @@ def restore(detector: Any, tensors: Mapping[str, Tensor], values: Mapping[str, A
             detector._openmax = _open_max(parts, plain)
         elif hasattr(detector, "head_class"):
             classes, width = parts["prototypes"].shape
-            head = detector.head_class(width, classes, device="meta").to_empty(device="cpu")
+            head = detector.head_class(
+                width, classes, device="meta", dtype=parts["prototypes"].dtype
+            ).to_empty(device="cpu")
             head.load_state_dict(parts)
             detector.head = head.eval()
         else:

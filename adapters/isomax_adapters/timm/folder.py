@@ -2,6 +2,8 @@
 them, and ``calibration.json``."""
 
 import json
+import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
@@ -66,7 +68,7 @@ def save_model(
             name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
             for name, tensor in model.state_dict().items()
         }
-        save_file(tensors, new / WEIGHTS)
+        write_tensors(tensors, new / WEIGHTS)
         save_config_for_hf(
             model,
             str(new / CONFIG),
@@ -84,6 +86,20 @@ def save_model(
         new.rename(folder)
         shutil.rmtree(old, ignore_errors=True)
     return folder
+
+
+def write_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    """A safetensors file.
+
+    :raises OSError: if the disk is full, and the like
+    """
+    try:
+        save_file(tensors, path)
+    except SafetensorError as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
 
 
 def load_model(folder: str | Path) -> nn.Module:
@@ -118,7 +134,7 @@ def save_calibration(calibration: Calibration, folder: str | Path) -> None:
     """Write ``calibration.json`` into a model folder."""
     target = Path(folder) / CALIBRATION
     partial = target.with_suffix(".partial")
-    partial.write_text(json.dumps(calibration.to_dict(), indent=1))
+    partial.write_text(json.dumps(calibration.to_dict(), indent=1), encoding="utf-8")
     partial.replace(target)
 
 
@@ -140,7 +156,7 @@ def _read_json(folder: Path, name: str) -> dict[str, Any]:
     if not path.is_file():
         raise ModelFolderError(f"{folder} has no {name}; it is not a model folder")
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ModelFolderError(f"{path} is damaged: {error}") from error
     if not isinstance(content, dict):
