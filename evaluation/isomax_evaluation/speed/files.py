@@ -120,7 +120,8 @@ def _add_scoring(table: Table, seconds: dict[str, float], count: int) -> None:
 
 def graph_seconds(folder: Path, size: int, scratch: Path, repeats: int) -> dict[str, float]:
     """Seconds per batch of ``bare`` (the network alone), ``torch`` (the same, eager) and the whole
-    file in every precision, which stay in ``scratch``."""
+    file in every precision, which stay in ``scratch``; its images have the size that the Scorer
+    gives them."""
     generator = np.random.default_rng(0)
     pixels = np.stack([_photograph(generator, size, size) for _ in range(BATCH)])
     floats = generator.standard_normal((BATCH, 3, size, size)).astype(np.float32)
@@ -135,7 +136,9 @@ def graph_seconds(folder: Path, size: int, scratch: Path, repeats: int) -> dict[
         given = [*pixels, *pixels[:, ::-1]] if precision == "int8" else None
         file = export(folder, scratch / f"{precision}.onnx", precision, given)
         scorer = Scorer(file, threads=THREADS)
-        runs[precision] = lambda scorer=scorer: scorer.run(pixels)  # type: ignore[misc]
+        config = scorer.metadata["preprocessing"]
+        ready = np.stack([to_size_of_graph(from_array(image), config) for image in pixels])
+        runs[precision] = partial(scorer.run, ready)
     tensors = torch.from_numpy(floats)
     runs["torch"] = lambda: model(tensors)
     torch.set_num_threads(THREADS)
