@@ -225,7 +225,7 @@ def compare(
             by_name.setdefault(run.name, (run, bench.model))
             progress.advance(overall)
         task = progress.add_task("exporting to ONNX, writing the report", total=None)
-        done = tables_of(output, plan, runs, tested)
+        done = tables_of(output, plan, runs, tested, progress)
         done = replace(done, deployable=deployable(by_name, plan.detectors, output, sets.given))
         row = wanted or choose(
             done.results, together(runs, "tuning.csv"), done.deployable, tune and Path(tune).name

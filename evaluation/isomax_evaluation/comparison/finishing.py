@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
+from rich.progress import Progress
 
 from isomax_adapters.onnx import export
+from isomax_adapters.onnx.verifying import ExportError
 from isomax_evaluation.comparison.columns import write_guide
 from isomax_evaluation.comparison.deploying import Chosen
 from isomax_evaluation.comparison.plan import Plan
@@ -21,7 +23,9 @@ from isomax_evaluation.comparison.tables import (
     tuned,
 )
 from isomax_evaluation.detection.testing import Tested
+from isomax_evaluation.output.errors import one_line
 from isomax_evaluation.output.files import write_json
+from isomax_evaluation.output.progress import warn
 from isomax_evaluation.output.tables import write_table
 
 TABLES = (
@@ -51,7 +55,9 @@ class Comparison:
     chosen: Chosen | None  #: the row that was exported beside it; none if no row can be a file
 
 
-def tables_of(output: Path, plan: Plan, runs: Sequence[Run], tested: Tested) -> Comparison:
+def tables_of(
+    output: Path, plan: Plan, runs: Sequence[Run], tested: Tested, progress: Progress
+) -> Comparison:
     """What is made of the results of all runs."""
     results, errors, hyperparameters = (
         together(runs, f"{name}.csv") for name in ("results", "errors", "hyperparameters")
@@ -66,7 +72,7 @@ def tables_of(output: Path, plan: Plan, runs: Sequence[Run], tested: Tested) -> 
         classes=classes(runs),
         deployable=pd.DataFrame(),
         output=output,
-        onnx=_export(output, runs),
+        onnx=_export(output, runs, progress),
         chosen=None,
     )
 
@@ -85,14 +91,19 @@ def write_all(
     )  # fmt: skip
 
 
-def _export(output: Path, runs: Sequence[Run]) -> Path | None:
+def _export(output: Path, runs: Sequence[Run], progress: Progress) -> Path | None:
     """The first IsoMax-like model as ONNX, the first of any kind if there is no other; ``None`` if
-    none is calibrated."""
+    none is calibrated, or it cannot be exported, which is said."""
     path = output / "model.onnx"
     ranked = sorted(runs, key=lambda run: (run.name == "softmax", run.given is not None, run.seed))
     folders = [(run, run.calibrated_folder) for run in ranked]
     there = [(run, folder) for run, folder in folders if folder is not None]
     if not path.is_file() and there:
-        export(there[0][1], path)
-        write_json(output / "model.json", {"exported": there[0][0].folder.name})
+        run, folder = there[0]
+        try:
+            export(folder, path)
+        except (ExportError, ValueError) as error:  # the tables are worth more than the file
+            warn(progress, f"no {path.name} of {run.folder.name}: {one_line(error)}")
+            return None
+        write_json(output / "model.json", {"exported": run.folder.name})
     return path if path.is_file() else None

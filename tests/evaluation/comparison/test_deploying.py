@@ -123,11 +123,12 @@ def test_a_row_that_is_asked_for_becomes_the_file(tmp_path):
     assert not (tmp_path / "new").exists()
 
 
-def test_a_file_that_cannot_be_exported_costs_no_table(tmp_path, monkeypatch):
+def test_a_file_that_cannot_be_exported_costs_no_table(tmp_path, monkeypatch, capsys):
     def refuse(*given):
         raise ExportError("the file disagrees with the model")
 
-    monkeypatch.setattr("isomax_evaluation.comparison.deploying.export", refuse)
+    for module in ("deploying", "finishing"):
+        monkeypatch.setattr(f"isomax_evaluation.comparison.{module}.export", refuse)
     done = compare(
         losses=["isomax"], seeds=1, recipe=SHORT, detectors=["MaxLogit"], output=tmp_path / "out"
     )
@@ -135,6 +136,8 @@ def test_a_file_that_cannot_be_exported_costs_no_table(tmp_path, monkeypatch):
     assert (tmp_path / "out/results.csv").is_file()
     assert "the file disagrees" in (tmp_path / "out/report.html").read_text()
     assert not (tmp_path / "out/chosen.onnx").exists()
+    assert done.onnx is None
+    assert "no model.onnx of isomax-seed0: the file disagrees" in capsys.readouterr().err
 
 
 def test_the_tuning_set_chooses_where_there_is_one(tmp_path):
