@@ -5,15 +5,19 @@
 
 from typing import Any
 
+from isomax_adapters.extras import need
+
 __all__ = ["compare", "train"]
 
 
 def __getattr__(name: str) -> Any:
     if name == "compare":
+        need("onnx", "report", by="isomax_evaluation.compare")
         from isomax_evaluation.comparison.compare import compare
 
         return compare
     if name == "train":
+        need("train", by="isomax_evaluation.train")
         from isomax_evaluation.training.train import train
 
         return train

@@ -4,6 +4,13 @@ Replace a network's last ``nn.Linear`` by a head, train with :class:`IsoMaxLoss`
 known from unknown off the entropy of the output.
 """
 
+from importlib.util import find_spec
+
+if _missing := [name for name in ("torch", "pytorch_ood") if find_spec(name) is None]:
+    raise ImportError(
+        f"isomax needs {' and '.join(_missing)}, which is not installed; pip install 'isomax[timm]'"
+    )
+
 from isomax.calibration import RejectionThreshold, fit_temperature
 from isomax.detectors import EntropicScore, MaxMeanLogitEntropyScore, MinimumDistanceScore
 from isomax.fitting import fit_head

@@ -14,6 +14,10 @@ what tracking needs, and tracking is imported when it is asked for.
 from importlib import import_module
 from typing import Any
 
+from isomax_adapters.extras import need
+
+need("mlflow", by=__name__)
+
 from isomax_adapters.mlflow.flavor import (
     FLAVOR_NAME,
     _load_pyfunc,

@@ -7,6 +7,9 @@ __all__ = ["export"]
 
 def __getattr__(name: str) -> Any:
     if name == "export":
+        from isomax_adapters.extras import need
+
+        need("onnx", by="isomax_adapters.onnx.export")
         from isomax_adapters.onnx.exporting import export
 
         return export

@@ -66,7 +66,7 @@ def _quotas() -> list[int]:
     found = []
     for files in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
         try:
-            words = " ".join((CGROUPS / name).read_text() for name in files).split()
+            words = " ".join((CGROUPS / name).read_text(encoding="ascii") for name in files).split()
             quota, period = int(words[0]), int(words[1])
         except (OSError, ValueError, IndexError):  # none there, or "max"
             continue

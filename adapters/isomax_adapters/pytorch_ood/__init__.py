@@ -1,5 +1,9 @@
 """pytorch-ood: its detectors wired to any timm model; our components registered as its own."""
 
+from isomax_adapters.extras import need
+
+need("timm", by=__name__)
+
 from isomax_adapters.pytorch_ood.banks import with_bank
 from isomax_adapters.pytorch_ood.detectors import (
     NAMES,

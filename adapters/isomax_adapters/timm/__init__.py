@@ -5,6 +5,10 @@ Importing this package registers ``isomax_<arch>``, ``isomaxplus_<arch>``, ``dis
 told to import it run as ``python -m isomax_adapters.timm SCRIPT ...``.
 """
 
+from isomax_adapters.extras import need
+
+need("timm", by=__name__)
+
 from isomax_adapters.timm.attaching import HEADS, attach, head_of
 from isomax_adapters.timm.checkpoints import (
     Checkpoint,

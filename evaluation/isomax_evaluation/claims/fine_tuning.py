@@ -1,6 +1,5 @@
 """Comparisons that start from a pretrained backbone: their table, and their part of the page."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from isomax_evaluation.output.files import read_lines
+from isomax_evaluation.output.files import read_json, read_lines
 from isomax_evaluation.output.folders import run_folder
 from isomax_evaluation.output.tables import read_table
 from isomax_evaluation.training.head_first import epochs_of_head
@@ -39,7 +38,7 @@ def gather_fine_tuning(outputs: Sequence[Path]) -> pd.DataFrame:
 
 
 def _of(output: Path) -> pd.DataFrame:
-    settings = json.loads((output / "settings.json").read_text())
+    settings = read_json(output / "settings.json")
     recipe, name = settings["recipe"], Path(settings["id"]).name
     ends = read_table(output / "intervals.csv").set_index(["loss", "detector", "ood"])
     table = read_table(output / "results.csv")
@@ -81,7 +80,7 @@ def _per_class(settings: dict[str, Any], classes: int) -> int:
 
 def _seconds(run: Path, settings: dict[str, Any]) -> float:
     """Wall time of the epochs, of the head alone and of the whole; 0 if there were none."""
-    images = json.loads((run / "settings.json").read_text())["images"]["train"]
+    images = read_json(run / "settings.json")["images"]["train"]
     rows = read_lines(run / "metrics.jsonl")
     head = sum(row.get("head_seconds", 0.0) for row in rows)
     return head + sum(images / row["images_per_second"] for row in rows if "lr" in row)

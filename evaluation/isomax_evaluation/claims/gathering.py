@@ -16,7 +16,7 @@ from isomax_adapters.timm import load_model
 from isomax_evaluation.claims.fine_tuning import gather_fine_tuning, starts_trained
 from isomax_evaluation.claims.inference_cost import measure_inference
 from isomax_evaluation.output.errors import InputError
-from isomax_evaluation.output.files import write_json
+from isomax_evaluation.output.files import read_json, write_json
 from isomax_evaluation.output.folders import run_folder
 from isomax_evaluation.output.tables import read_table, write_table
 from isomax_evaluation.training.recipes import RECIPES
@@ -36,7 +36,7 @@ def gather(outputs: Sequence[Path], folder: Path) -> None:
         raise InputError(
             f"{', '.join(missing)}: no finished comparison there; run isomax compare first"
         )
-    all_settings = [json.loads((output / "settings.json").read_text()) for output in outputs]
+    all_settings = [read_json(output / "settings.json") for output in outputs]
     tuned: list[tuple[Path, dict[str, Any]]] = []
     plain: list[tuple[Path, dict[str, Any]]] = []
     for output, given in zip(outputs, all_settings, strict=True):
@@ -140,7 +140,7 @@ def _option(key: str, value: Any) -> str:
 def _processor() -> str:
     """As Linux names it; elsewhere as Python does."""
     try:
-        text = Path("/proc/cpuinfo").read_text()
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
         text = ""
     found = [line.partition(":")[2].strip() for line in text.splitlines() if "model name" in line]

@@ -1,6 +1,5 @@
 """The page of results: made of small tables, and of nothing else."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from isomax_evaluation.claims.fine_tuning import sections
 from isomax_evaluation.comparison.rows import needs
 from isomax_evaluation.detection.metrics import METRICS
 from isomax_evaluation.output.errors import InputError
-from isomax_evaluation.output.files import write_whole
+from isomax_evaluation.output.files import read_json, write_whole
 from isomax_evaluation.output.tables import read_table
 from isomax_evaluation.training.losses import LOSSES
 
@@ -39,7 +38,7 @@ def write_page(folder: Path, page: Path) -> Path:
     if missing := [name for name in names if not (folder / f"{name}.csv").is_file()]:
         raise InputError(f"{folder} has no {', '.join(missing)}; gather them first with --from")
     tables = {name: read_table(folder / f"{name}.csv") for name in names}
-    setting = json.loads((folder / "setting.json").read_text())
+    setting = read_json(folder / "setting.json")
     tuned = folder / "finetuning.csv"
     environment = Environment(
         loader=PackageLoader("isomax_evaluation.claims", "templates"),
@@ -69,9 +68,7 @@ def write_page(folder: Path, page: Path) -> Path:
         inference=tables["inference"].to_dict("records"),
         paper=_paper(tables["paper"], main),
         tuned=sections(read_table(tuned)) if tuned.is_file() else [],
-        tuned_commands=json.loads(tuned.with_suffix(".json").read_text())["commands"]
-        if tuned.is_file()
-        else [],
+        tuned_commands=read_json(tuned.with_suffix(".json"))["commands"] if tuned.is_file() else [],
         metrics=METRICS,
         spread=spread,
     )

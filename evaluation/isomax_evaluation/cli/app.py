@@ -1,11 +1,17 @@
 """The commands, a file for each; torch and MLflow are imported where needed."""
 
+import importlib.metadata
+import io
+import sys
+from typing import Annotated
+
 import typer
 
 from isomax_evaluation.cli.calibrate import calibrate
 from isomax_evaluation.cli.compare import compare
 from isomax_evaluation.cli.export import export
 from isomax_evaluation.cli.import_ import import_
+from isomax_evaluation.cli.list_ import list_
 from isomax_evaluation.cli.results import results
 from isomax_evaluation.cli.score import score
 from isomax_evaluation.cli.speed import speed
@@ -19,10 +25,26 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (compare, train, import_, calibrate, export, score, speed, results, track):
+for command in (
+    compare, train, import_, calibrate, export, score, speed, results, track, list_,
+):  # fmt: skip
     app.command(command.__name__.rstrip("_"))(command)
+
+
+@app.callback()
+def isomax(
+    version: Annotated[
+        bool, typer.Option("--version", help="Say which version this is.", is_eager=True)
+    ] = False,
+) -> None:
+    if version:
+        typer.echo(f"isomax {importlib.metadata.version('isomax')}")
+        raise typer.Exit
 
 
 def main() -> None:
     """Entry point of the console script."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a console need not know every letter of a name
+            stream.reconfigure(errors="backslashreplace")
     app()

@@ -68,7 +68,7 @@ def calibrate(
 ) -> None:
     """Make a trained classifier say "unknown": fit a detector, calibrate its threshold, and write a
     model folder to export."""
-    with one_line_errors():
+    with one_line_errors("train"):
         with status("loading PyTorch"):
             from isomax_adapters.timm import load_calibration
             from isomax_evaluation.deployment import calibrating

@@ -118,7 +118,7 @@ def compare(
     asked for by name gave no value.
     """
     digits = id == "digits" and benchmark is None
-    with one_line_errors(), tracking(track, output, offline_ok) as started:
+    with one_line_errors("onnx", "report"), tracking(track, output, offline_ok) as started:
         with status("loading PyTorch"):
             from isomax_adapters.pytorch_ood import NAMES
             from isomax_evaluation.comparison import compare as comparison

@@ -42,7 +42,7 @@ def export(
 
     With --id the file's accuracy, false alarms and threshold are measured, beside float32.
     """
-    with one_line_errors():
+    with one_line_errors("train", "onnx"):
         check_target(path)
         if id is None and (ood or calibration or precision == "int8"):
             option = "--ood" if ood else "--calibration" if calibration else "int8"

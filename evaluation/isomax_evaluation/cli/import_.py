@@ -24,7 +24,7 @@ def import_(
     ] = None,
 ) -> None:
     """Make a model folder of a checkpoint, to compare, calibrate and export."""
-    with one_line_errors():
+    with one_line_errors("timm"):
         names = None
         if class_names is not None:
             try:

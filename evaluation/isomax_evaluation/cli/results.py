@@ -16,7 +16,7 @@ def results(
     folder: Annotated[Path, typer.Option(help="Folder of the tables.")] = Path("results"),
 ) -> None:
     """Put comparisons into small tables, and the tables into RESULTS.md beside their folder."""
-    with one_line_errors():
+    with one_line_errors("onnx", "report"):
         with status("reading the tables"):
             from isomax_evaluation.claims.gathering import gather
             from isomax_evaluation.claims.results_page import write_page

@@ -22,7 +22,7 @@ def speed(
     ] = None,
 ) -> None:
     """Measure what the heads cost against nn.Linear, or an ONNX file, on this machine."""
-    with one_line_errors():
+    with one_line_errors("train", "onnx"):
         if images and not (onnx or model):
             raise InputError("--images goes with a file, or with --onnx")
         with status("measuring"):

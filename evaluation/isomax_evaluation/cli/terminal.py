@@ -10,7 +10,10 @@ from typing import Any
 
 import typer
 
+from isomax_adapters.extras import MissingExtraError, need
 from isomax_evaluation.output.errors import InputError
+
+WIDEST = 10_000  # columns of a table
 
 
 def path_of(text: str | Path) -> Path:
@@ -28,6 +31,10 @@ def tracking(
     if not wanted or os.environ.get("RANK", "0") != "0":  # of several processes the first tracks
         yield lambda: None
         return
+    try:
+        need("mlflow", by="tracking")
+    except MissingExtraError as error:
+        raise InputError(f"{error}, or leave tracking out with --no-track") from error
     with status("looking for MLflow"):
         from isomax_adapters.mlflow import LiveTracking, ask_to_register, check_name, ui_command
 
@@ -49,11 +56,40 @@ def tracking(
 
 
 def print_table(table: Any) -> None:
+    """A table as wide as it is; where the terminal is narrower, a block for each of its rows."""
     from rich.console import Console
+    from rich.measure import Measurement
 
     console = Console()
-    # piped into a file, a table that is cut to 80 columns is of no use
-    Console(width=console.width if console.is_terminal else 160).print(table)
+    wide = console.options.update(width=WIDEST)
+    natural = Measurement.get(console, wide, table).maximum
+    if console.is_terminal and natural > console.width:
+        print_blocks(table, console)
+    else:
+        Console(width=max(natural, console.width)).print(table)
+
+
+def print_blocks(table: Any, console: Any) -> None:
+    """Of each row a line of what it is, the columns that are aligned to the left, and below it the
+    others with their names."""
+    from rich.columns import Columns
+    from rich.padding import Padding
+    from rich.text import Text
+
+    if table.title:
+        console.print(table.title, style="italic")
+    names = [column for column in table.columns if column.justify != "right"]
+    numbers = [column for column in table.columns if column.justify == "right"]
+    for place in range(table.row_count):
+        cells = {id(column): list(column.cells)[place] for column in table.columns}
+        title = "  ".join(Text.from_markup(cells[id(column)]).plain for column in names)
+        console.print(Text(title.strip(), style="bold"))
+        shown = [
+            Text.assemble((f"{column.header} ", "dim"), Text.from_markup(cells[id(column)]))
+            for column in numbers
+            if cells[id(column)]
+        ]
+        console.print(Padding(Columns(shown, padding=(0, 3)), (0, 0, 0, 4)))
 
 
 def status(what: str) -> AbstractContextManager[Any]:
@@ -66,8 +102,18 @@ def status(what: str) -> AbstractContextManager[Any]:
 class one_line_errors:  # noqa: N801
     """Errors that name what the user can change become one line and exit status 2."""
 
+    def __init__(self, *extras: str) -> None:
+        """
+        :param extras: what a command takes beyond what is always installed
+        """
+        self.extras = extras
+
     def __enter__(self) -> None:
-        pass
+        try:
+            need(*self.extras, by="this command")
+        except MissingExtraError as error:
+            typer.echo(f"isomax: {error}", err=True)
+            raise typer.Exit(2) from None
 
     def __exit__(self, kind: type | None, error: BaseException | None, traceback: object) -> None:
         expected = ("InputError", "ModelError", "ModelFolderError", "ExportError", "TrackingError")

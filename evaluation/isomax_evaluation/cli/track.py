@@ -12,7 +12,7 @@ def track(
     output: Annotated[Path, typer.Argument(help="Output folder of isomax compare or train.")],
 ) -> None:
     """Send an output folder to MLflow; what is there already is not sent again."""
-    with one_line_errors():
+    with one_line_errors("mlflow"):
         with status("sending to MLflow"):
             from isomax_adapters.mlflow import track as send
             from isomax_adapters.mlflow import ui_command

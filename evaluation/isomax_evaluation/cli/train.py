@@ -35,6 +35,7 @@ from isomax_evaluation.cli.options import (
     with_recipe_options,
 )
 from isomax_evaluation.cli.terminal import one_line_errors, status, tracking
+from isomax_evaluation.output.files import read_json
 
 SHOWN_CLASSES = 20  # in the terminal
 
@@ -98,7 +99,7 @@ def train(
     """
     if check:
         track, register = False, None
-    with one_line_errors(), tracking(track, output, offline_ok, register) as started:
+    with one_line_errors("train"), tracking(track, output, offline_ok, register) as started:
         with status("loading PyTorch"):
             from isomax_evaluation.training import jobs
             from isomax_evaluation.training import train as training
@@ -137,7 +138,7 @@ def train(
             return
         if os.environ.get("RANK", "0") != "0":
             return  # of several processes the first one speaks
-        summary = json.loads((output / "summary.json").read_text())
+        summary = read_json(output / "summary.json")
         if len(summary.get("classes", ())) > SHOWN_CLASSES:
             summary["classes"] = f"{len(summary['classes'])}, in {output / 'classes.csv'}"
         typer.echo(json.dumps(summary, indent=1, ensure_ascii=False))

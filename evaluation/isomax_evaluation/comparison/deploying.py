@@ -1,6 +1,5 @@
 """The row of the table that is shipped: chosen, given a threshold, exported."""
 
-import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -23,7 +22,7 @@ from isomax_evaluation.deployment.held_out import HeldOut, hold_out
 from isomax_evaluation.detection.models import Model
 from isomax_evaluation.detection.testing import Bench
 from isomax_evaluation.output.errors import InputError, one_line
-from isomax_evaluation.output.files import write_json
+from isomax_evaluation.output.files import read_json, write_json
 from isomax_evaluation.output.folders import run_folder
 from isomax_evaluation.output.progress import warn
 
@@ -121,7 +120,7 @@ def best_seed(runs: Sequence[Run]) -> Run:
     where that was not measured."""
 
     def accuracy(run: Run) -> float:
-        summary = json.loads((run.folder / "summary.json").read_text(encoding="utf-8"))
+        summary = read_json(run.folder / "summary.json")
         return float(summary.get("val_accuracy", 0.0))
 
     return max(runs, key=accuracy)  # the first of equals
@@ -155,7 +154,7 @@ def deploy(
         if held.note:
             warn(progress, f"{FILE}: {held.note}")
         tuned = bench.folder / "hyperparameters.json"
-        values = json.loads(tuned.read_text(encoding="utf-8")) if tuned.is_file() else {}
+        values = read_json(tuned) if tuned.is_file() else {}
         equip(
             bench.model,
             Wanted(detector, alpha, held.guarantee, hyperparameters=values.get(detector)),
@@ -177,7 +176,7 @@ def _done(output: Path, about: dict[str, object]) -> bool:
     path = output / ABOUT
     if not path.is_file() or not (output / FILE).is_file():
         return False
-    return bool(json.loads(path.read_text(encoding="utf-8")) == about)
+    return bool(read_json(path) == about)
 
 
 def _held_out(run: Run, divided: Divided, fitted: Images, sets: Sets, alpha: float) -> HeldOut:

@@ -1,6 +1,5 @@
 """The tables of a comparison, put together from those of its models."""
 
-import json
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,6 +11,7 @@ from isomax_evaluation.detection.intervals import bootstrap, draw
 from isomax_evaluation.detection.metrics import METRICS, one_score
 from isomax_evaluation.detection.scores import read_scores
 from isomax_evaluation.detection.testing import Tested
+from isomax_evaluation.output.files import read_json
 from isomax_evaluation.output.tables import read_table
 
 
@@ -88,7 +88,7 @@ def tuned(runs: Sequence[Run]) -> list[dict[str, object]]:
     by_choice: dict[tuple[str, str], list[str]] = {}
     for run in runs:
         path = run.folder / "hyperparameters.json"
-        chosen = json.loads(path.read_text()) if path.is_file() else {}
+        chosen = read_json(path) if path.is_file() else {}
         for name, values in chosen.items():
             listed = ", ".join(f"{key} = {value}" for key, value in values.items())
             by_choice.setdefault((name, listed), []).append(f"{run.name} {run.seed}")

@@ -1,6 +1,6 @@
 """Images by name, folder, table or list; what a data set is."""
 
-from isomax_evaluation.data.datasets import Splits, open_images, open_splits
+from isomax_evaluation.data.datasets import Splits, named_sets, open_images, open_splits
 from isomax_evaluation.data.holding_out import Divided, divide, recorded_parts, table_of_splits
 from isomax_evaluation.data.images import (
     OOD_LABEL,
@@ -27,6 +27,7 @@ __all__ = [
     "divide",
     "grey_range_of",
     "limit_per_class",
+    "named_sets",
     "open_images",
     "open_splits",
     "readable",

@@ -134,6 +134,20 @@ def open_images(name: str, split: str = "test", root: str | None = None) -> Imag
     )
 
 
+def named_sets() -> dict[str, str]:
+    """The data sets that are known by name, and whose each is."""
+    ours = dict.fromkeys(("digits", "digits-held-out"), "scikit-learn, offline")
+    ours |= dict.fromkeys(NOISE, "pytorch-ood, offline")
+    for module, wanted, whose in (
+        (torchvision.datasets, {"train", "split"}, "torchvision"),
+        (pytorch_ood.dataset.img, {"root"}, "pytorch-ood"),
+    ):
+        for name in sorted(module.__all__):
+            if wanted & set(inspect.signature(getattr(module, name)).parameters):
+                ours[name] = whose
+    return ours | {"torch/..., hfds/..., tfds/...": "timm"}
+
+
 def _open_files(name: str, is_table: bool, group_by: str | None, class_map: str | None) -> Splits:
     try:
         classes = None if class_map is None else load_class_map(class_map)
@@ -151,7 +165,7 @@ def _open_files(name: str, is_table: bool, group_by: str | None, class_map: str 
             splits = {key: part.grouped_by_prefix(prefix) for key, part in found.splits.items()}
             found = Scan(splits, found.left_out)
         _check_groups(found)
-        return _splits_of(found, Path(name).expanduser().resolve().name)
+        return _splits_of(found, _name_of(name))
     except (ValueError, OSError) as error:
         raise InputError(str(error)) from error
 
@@ -191,6 +205,12 @@ def _splits_of(found: Scan, name: str) -> Splits:
     )
 
 
+def _name_of(folder: str) -> str:
+    """The last part of its path, as text: it becomes a name in tables."""
+    name = Path(folder).expanduser().resolve().name
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
 def _images_of(listing: Listing, name: str) -> Images:
     groups = None if listing.groups is None else np.array(listing.groups)
     paths = listing.paths
@@ -215,7 +235,7 @@ def _unlabelled(folder: str, split: str) -> Images:
     labels = np.array([names.index(one) for one in inside])
     paths = listing.paths
     return Images(
-        Path(folder).resolve().name, _Files(paths), labels, names, np.arange(len(paths)), paths,
+        _name_of(folder), _Files(paths), labels, names, np.arange(len(paths)), paths,
         names=listing.names, found=str(listing),
     )  # fmt: skip
 

@@ -10,6 +10,7 @@ import pandas as pd
 from isomax_adapters.onnx.images import Parts, split_parts
 from isomax_evaluation.data.images import Decoding, Images, stratified_split
 from isomax_evaluation.output.errors import InputError
+from isomax_evaluation.output.tables import as_they_are, read_table
 
 _OF_TRAINING = ("train", "validation", "calibration")
 
@@ -87,7 +88,7 @@ def table_of_splits(sets: Sequence[tuple[str, Images | None]]) -> pd.DataFrame:
             {
                 "set": images.name,
                 "split": split,
-                "path": _paths(images),
+                "path": as_they_are(_paths(images)),
                 "class": [images.class_of(position) for position in range(len(images))],
             }
         )
@@ -106,7 +107,7 @@ def recorded_parts(table: Path, images: Images) -> list[str]:
     unknown = [""] * len(images)
     if not table.is_file():
         return unknown
-    splits = pd.read_csv(table, dtype=str, keep_default_na=False)
+    splits = read_table(table, dtype=object, na_values=[])
     if images.paths:
         part_of = dict(zip(map(os.path.realpath, splits["path"]), splits["split"], strict=True))
         return [part_of.get(os.path.realpath(path), "") for path in _paths(images)]

@@ -1,7 +1,6 @@
 """A trained classifier becomes one that says "unknown": ``isomax calibrate``, and the same for a
 model in memory."""
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from isomax_evaluation.deployment.held_out import hold_out
 from isomax_evaluation.detection.models import Model
 from isomax_evaluation.detection.opening import Given, open_given
 from isomax_evaluation.output.errors import InputError
+from isomax_evaluation.output.files import read_json
 from isomax_evaluation.output.folders import check_outside
 from isomax_evaluation.output.progress import progress_bar, tell, warn
 
@@ -209,7 +209,7 @@ def _chosen(source: str, name: str | None) -> dict[str, Any]:
     path = None if folder is None else folder.parent / "hyperparameters.json"
     if path is None or not path.is_file():
         return {}
-    values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")).get(name, {})
+    values: dict[str, Any] = read_json(path).get(name, {})
     return values
 
 

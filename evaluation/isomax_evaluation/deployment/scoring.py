@@ -255,4 +255,5 @@ def _key(folder: str, name: str) -> str:
 
 @lru_cache(maxsize=4096)
 def _resolved(folder: str) -> str:
-    return os.path.realpath(folder)
+    # as the locale sees the folder's name, which need not be UTF-8
+    return _name(os.path.realpath(os.fsdecode(folder.encode("utf-8", "surrogateescape"))))

@@ -9,7 +9,7 @@ import torch
 from isomax_evaluation.data import Images
 from isomax_evaluation.detection.models import Model
 from isomax_evaluation.extraction.store import Outputs
-from isomax_evaluation.output.tables import write_table
+from isomax_evaluation.output.tables import as_they_are, write_table
 
 COLUMNS = ("set", "path", "class", "predicted", "confidence", "score", "is_ood")
 
@@ -31,7 +31,7 @@ def predictions(model: Model, images: Images, outputs: Outputs) -> pd.DataFrame:
     table = pd.DataFrame(
         {
             "set": images.name,
-            "path": [images.name_of(position) for position in range(len(images))],
+            "path": as_they_are(map(images.name_of, range(len(images)))),
             "class": [images.class_of(position) for position in range(len(images))],
             "predicted": [model.class_names[label] for label in predicted.tolist()],
             "confidence": confidence.numpy(),

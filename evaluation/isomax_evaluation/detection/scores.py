@@ -1,6 +1,5 @@
 """Scores of a set of images on disk: a row for each image, a column for each detector."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -9,8 +8,8 @@ import pandas as pd
 from torch import Tensor
 
 from isomax_evaluation.data import Images
-from isomax_evaluation.output.files import file_name, write_json
-from isomax_evaluation.output.tables import write_table
+from isomax_evaluation.output.files import file_name, read_json, write_json
+from isomax_evaluation.output.tables import as_they_are, read_table, write_table
 
 IMAGE = ("path", "class")  # the columns that say which image a row is of
 
@@ -24,12 +23,7 @@ def read_scores(folder: Path, name: str) -> dict[str, np.ndarray]:
     """Scores of a set by detector, float32; empty if it has not been scored."""
     path = scores_path(folder, name)
     if path.is_file():
-        table = pd.read_csv(
-            path,
-            dtype=dict.fromkeys(IMAGE, str),
-            float_precision="round_trip",
-            keep_default_na=False,
-        )
+        table = read_table(path, dtype=dict.fromkeys(IMAGE, object), float_precision="round_trip")
         return {
             str(detector): table[detector].to_numpy(np.float32)
             for detector in table.columns
@@ -44,7 +38,7 @@ def read_scores(folder: Path, name: str) -> dict[str, np.ndarray]:
 def read_failed(folder: Path, name: str) -> dict[str, str]:
     """The detectors that gave a set no scores, with the reason."""
     path = scores_path(folder, name).with_suffix(".json")
-    failed: dict[str, str] = json.loads(path.read_text())["failed"] if path.is_file() else {}
+    failed: dict[str, str] = read_json(path)["failed"] if path.is_file() else {}
     return failed
 
 
@@ -57,7 +51,7 @@ def add_scores(
     positions = range(len(images))
     table = pd.DataFrame(
         {
-            "path": [images.name_of(position) for position in positions],
+            "path": as_they_are(map(images.name_of, positions)),
             "class": [images.class_of(position) for position in positions],
             **columns,
         }

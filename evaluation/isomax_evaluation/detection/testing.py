@@ -1,6 +1,5 @@
 """One model under all detectors: scores, metrics and costs, in the folder of its run."""
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,7 +28,7 @@ from isomax_evaluation.extraction.classes import rates_of_classes, summed_up
 from isomax_evaluation.extraction.doubts import doubts_of
 from isomax_evaluation.extraction.sharing import adopt
 from isomax_evaluation.extraction.store import Outputs, OutputsOnDisk, keeper, together
-from isomax_evaluation.output.files import write_json
+from isomax_evaluation.output.files import read_json, write_json
 from isomax_evaluation.output.progress import shown, warn
 from isomax_evaluation.output.tables import read_table, write_table
 from isomax_evaluation.speed.costs import cost_of_detectors
@@ -195,7 +194,7 @@ def _tuned(bench: Bench, detectors: dict[str, Detector]) -> dict[str, dict[str, 
     """Hyperparameters that were chosen on the tuning set, if there is one; those that are missing
     are chosen now."""
     tuning, path = bench.tested.tuning, bench.folder / "hyperparameters.json"
-    chosen: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.is_file() else {}
+    chosen: dict[str, dict[str, Any]] = read_json(path) if path.is_file() else {}
     new = {n: d for n, d in detectors.items() if d.hyperparameter_space and n not in chosen}
     if tuning is None or bench.validation is None or not new:
         return chosen
@@ -265,7 +264,7 @@ def _write_summary(bench: Bench) -> None:
 
 def _write_results(bench: Bench, names: Sequence[str]) -> None:
     folder = bench.folder
-    summary = json.loads((folder / "summary.json").read_text())
+    summary = read_json(folder / "summary.json")
     accuracy = {"accuracy": summary["test_accuracy"], "ECE": summary["test_ECE"]}
     rows, errors = [], []
     for where, found, reason in _measured(bench, bench.tested.known, bench.tested.unknown, names):

@@ -1,12 +1,12 @@
 """What a backbone has given with one head serves all other heads on it."""
 
-import json
 from pathlib import Path
 
 import torch
 
 from isomax_adapters.pytorch_ood import Parts
 from isomax_evaluation.extraction.store import OutputsOnDisk
+from isomax_evaluation.output.files import read_json
 
 SAME = ("backbone", "preprocessing", "images", "dtype")
 ROWS = 4096
@@ -38,7 +38,7 @@ def adopt(kept: OutputsOnDisk, parts: Parts) -> None:
 
 def _of_the_same_backbone(kept: OutputsOnDisk) -> OutputsOnDisk | None:
     for path in sorted(Path(kept.folder.parent).glob("[!.]*/about.json")):
-        about = json.loads(path.read_text(encoding="utf-8"))
+        about = read_json(path)
         if all(about.get(key) == kept.about[key] for key in SAME):
             return OutputsOnDisk(path.parent, about, kept.count)
     return None

@@ -10,6 +10,9 @@ from urllib.parse import quote
 
 from isomax_evaluation.output.errors import InputError
 
+#: Text on disk is UTF-8, whatever the locale; names of files in other bytes come back as they were.
+TEXT: Any = {"encoding": "utf-8", "errors": "surrogateescape"}
+
 
 def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
     """Let ``write`` make the file under another name, then move it into place.
@@ -34,18 +37,25 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
 def write_json(path: Path, content: Any) -> None:
     """JSON, whole or not at all."""
     text = json.dumps(content, indent=1)
-    write_whole(path, lambda partial: partial.write_text(text))
+    write_whole(path, lambda partial: partial.write_text(text, **TEXT))
 
 
 def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
     """One JSON object per line, whole or not at all."""
     text = "".join(json.dumps(row) + "\n" for row in rows)
-    write_whole(path, lambda partial: partial.write_text(text))
+    write_whole(path, lambda partial: partial.write_text(text, **TEXT))
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The objects of such a file; none if it is not there."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text(**TEXT).splitlines()]
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file."""
+    return json.loads(path.read_text(**TEXT))
 
 
 def file_name(name: str) -> str:

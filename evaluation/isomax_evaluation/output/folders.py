@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from isomax_evaluation.output.errors import InputError, first_few
-from isomax_evaluation.output.files import file_name, write_json
+from isomax_evaluation.output.files import file_name, read_json, write_json
 
 SETTINGS = "settings.json"
 
@@ -25,7 +25,7 @@ def read_settings(folder: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        found: dict[str, Any] = json.loads(path.read_text())
+        found: dict[str, Any] = read_json(path)
     except ValueError as error:
         raise InputError(f"{path} is damaged: {error}; choose another folder") from error
     return found

@@ -5,11 +5,12 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterable
-from importlib.metadata import version
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from isomax_evaluation.output.files import write_json
+from isomax_evaluation.output.files import TEXT, write_json
 
 PACKAGES = ("isomax", "torch", "timm", "pytorch-ood", "mlflow", "onnxruntime", "numpy")
 
@@ -24,7 +25,7 @@ def write_provenance(folder: Path, datasets: Iterable[dict[str, Any]]) -> None:
         "command": " ".join(["isomax", *sys.argv[1:]]),
         "user": _user(),
         "git_commit": git_commit(),
-        "versions": {"python": sys.version.split()[0], **{p: version(p) for p in PACKAGES}},
+        "versions": {"python": sys.version.split()[0], **_versions()},
         "datasets": list(datasets),
     }
     write_json(folder / "provenance.json", content)
@@ -33,12 +34,18 @@ def write_provenance(folder: Path, datasets: Iterable[dict[str, Any]]) -> None:
 def git_commit() -> str | None:
     """The commit that the current folder is at; none outside of a repository, or without git."""
     try:
-        run = subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-        )
-    except FileNotFoundError:
+        run = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, check=False, **TEXT)
+    except OSError:  # no git, or none that may be run
         return None
     return run.stdout.strip() or None if run.returncode == 0 else None
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        with suppress(PackageNotFoundError):  # of an extra
+            found[package] = version(package)
+    return found
 
 
 def _user() -> str:

@@ -1,6 +1,5 @@
 """The model card: what a model is, for whoever finds it on the Hugging Face Hub."""
 
-import json
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from jinja2 import Environment, StrictUndefined
 
 from isomax_adapters.timm import load_model
 from isomax_adapters.timm.publishing import CARD, UNNAMED
-from isomax_evaluation.output.files import write_whole
+from isomax_evaluation.output.files import read_json, write_whole
 from isomax_evaluation.output.tables import read_table
 
 TOP = 3  # detectors per OOD set
@@ -25,11 +24,10 @@ def write_card(run: Path) -> Path:
     """
     folder = run / "model"
     settings, summary, provenance = (
-        json.loads((run / f"{name}.json").read_text(encoding="utf-8"))
-        for name in ("settings", "summary", "provenance")
+        read_json(run / f"{name}.json") for name in ("settings", "summary", "provenance")
     )
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    calibration = json.loads((folder / "calibration.json").read_text(encoding="utf-8"))
+    config = read_json(folder / "config.json")
+    calibration = read_json(folder / "calibration.json")
     parts = provenance["datasets"]
     title = f"{config['architecture']}.{parts[0]['name']}"
     environment = Environment(

@@ -160,7 +160,9 @@ def _class_folders(
             left_out[split].add(reason_against_file(name) or _LOOSE, _join(parent, name))
         for name in in_order(folders):
             path = _join(parent, name)
-            label = unicodedata.normalize("NFC", name)
+            # UTF-8, whatever the locale takes the names of files for
+            text = os.fsencode(name).decode("utf-8", "surrogateescape")
+            label = unicodedata.normalize("NFC", text)
             if reason := reason_against_folder(name):
                 left_out[split].add(reason, path + "/")
             elif identity(os.path.join(root, path)) in above:

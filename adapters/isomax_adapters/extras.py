@@ -1,0 +1,38 @@
+"""The parts that isomax is installed in, and one line for whoever lacks one."""
+
+from importlib.util import find_spec
+
+#: extra -> modules that it brings; what these bring in turn is not named
+EXTRAS = {
+    "timm": ("torch", "timm", "pytorch_ood", "sklearn"),
+    "train": ("accelerate", "pandas", "greenlet", "jinja2"),
+    "onnx": ("onnx", "onnxscript"),
+    "mlflow": ("mlflow", "filelock"),
+    "report": ("matplotlib", "plotly"),
+}
+BELOW = {"train": ("timm",), "onnx": ("timm",), "report": ("timm", "train")}  # what each takes
+
+
+class MissingExtraError(ImportError):
+    """Something takes packages that are not installed; the message says how to install them."""
+
+
+def need(*extras: str, by: str = "this") -> None:
+    """Refuse to go on without the packages of some extras.
+
+    :param by: who needs them
+    :raises MissingExtraError: naming the packages, and the extras to install
+    """
+    wanted = dict.fromkeys(one for extra in extras for one in (*BELOW.get(extra, ()), extra))
+    missing = {
+        extra: lacking
+        for extra in wanted
+        if (lacking := [module for module in EXTRAS[extra] if find_spec(module) is None])
+    }
+    if missing:
+        modules = [module for lacking in missing.values() for module in lacking]
+        chosen = [e for e in missing if not any(e in BELOW.get(other, ()) for other in missing)]
+        raise MissingExtraError(
+            f"{by} needs {', '.join(modules)}, which is not installed; "
+            f"pip install 'isomax[{','.join(chosen)}]'"
+        )

@@ -1,0 +1,116 @@
+"""``isomax list``."""
+
+from collections.abc import Sequence
+from enum import Enum
+from typing import Annotated
+
+import typer
+
+from isomax_evaluation.cli.terminal import one_line_errors, print_table
+
+
+class What(str, Enum):
+    """What there is to choose from."""
+
+    recipes = "recipes"
+    losses = "losses"
+    detectors = "detectors"
+    datasets = "datasets"
+    benchmarks = "benchmarks"
+    providers = "providers"
+
+
+def list_(what: Annotated[What, typer.Argument(help="What to list.")]) -> None:
+    """What the other commands can be given by name.
+
+    recipes: of --recipe. losses: of --loss and --losses. detectors: of --detectors and --detector.
+    datasets, benchmarks: of --id, --ood and --benchmark. providers: of --provider, on this machine.
+    """
+    from rich.markup import escape
+    from rich.table import Table
+
+    with one_line_errors(*([] if what is What.providers else ["train", "onnx"])):
+        columns, rows = _LISTS[what]()
+        table = Table(*columns, box=None, pad_edge=False)
+        for row in rows:
+            table.add_row(*map(escape, row))
+        print_table(table)
+
+
+Rows = tuple[tuple[str, ...], Sequence[tuple[str, ...]]]
+
+
+def _recipes() -> Rows:
+    from isomax_evaluation.training.recipes import RECIPES, learning_rate
+
+    rows = [
+        (
+            name,
+            str(recipe.epochs),
+            str(recipe.batch_size),
+            recipe.opt,
+            f"{learning_rate(recipe):.3g}",
+            recipe.sched,
+            recipe.augment,
+            recipe.keep,
+        )
+        for name, recipe in RECIPES.items()
+    ]
+    return ("recipe", "epochs", "batch", "opt", "lr", "schedule", "augment", "keeps"), rows
+
+
+def _losses() -> Rows:
+    from isomax_evaluation.training.losses import LOSSES
+
+    rows = [(name, loss.head or "linear", loss.score) for name, loss in LOSSES.items()]
+    return ("loss", "head", "score that its paper pairs with it"), rows
+
+
+def _detectors() -> Rows:
+    import timm
+
+    from isomax_adapters.onnx.scorers import kind_of, why_not_exported
+    from isomax_adapters.pytorch_ood import detectors_for, wiring_notes
+
+    model = timm.create_model("test_resnet", num_classes=2)  # that most can work on
+    rows = []
+    for note in wiring_notes():
+        made = detectors_for(model, [note.detector]).get(note.detector)
+        of, file = (
+            ("", "")
+            if made is None
+            else (
+                (kind_of(made) or "image").replace("_", " "),
+                "no" if why_not_exported(note.detector, made) else "yes",
+            )
+        )
+        rows.append((note.detector, of, file, note.how))
+    return ("detector", "scores", "in a file", "what it is given"), rows
+
+
+def _datasets() -> Rows:
+    from isomax_evaluation.data import named_sets
+
+    return ("dataset", "whose"), list(named_sets().items())
+
+
+def _benchmarks() -> Rows:
+    from isomax_evaluation.data.benchmarks import BENCHMARKS
+
+    return ("benchmark of pytorch-ood",), [(name,) for name in BENCHMARKS]
+
+
+def _providers() -> Rows:
+    import onnxruntime
+
+    return ("provider",), [(name,) for name in onnxruntime.get_available_providers()]
+
+
+_LISTS = {
+    What.recipes: _recipes,
+    What.losses: _losses,
+    What.detectors: _detectors,
+    What.datasets: _datasets,
+    What.benchmarks: _benchmarks,
+    What.providers: _providers,
+}
