@@ -31,15 +31,20 @@ for command in (
     app.command(command.__name__.rstrip("_"))(command)
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"isomax {importlib.metadata.version('isomax')}")
+        raise typer.Exit
+
+
 @app.callback()
 def isomax(
     version: Annotated[
-        bool, typer.Option("--version", help="Say which version this is.", is_eager=True)
+        bool,
+        typer.Option("--version", help="Say which version this is.", callback=_version),
     ] = False,
 ) -> None:
-    if version:
-        typer.echo(f"isomax {importlib.metadata.version('isomax')}")
-        raise typer.Exit
+    pass
 
 
 def main() -> None:

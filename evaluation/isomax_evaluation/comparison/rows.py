@@ -89,9 +89,9 @@ def terminal_table(results: pd.DataFrame, intervals: pd.DataFrame, costs: pd.Dat
         f"+ backward; time: against plain softmax inference{doubt}",
         title_justify="left",
     )
-    for column in ("OOD set", "model", "detector", "accuracy"):
+    for column in ("OOD set", "model", "detector"):
         table.add_column(column, no_wrap=True)
-    for column in (*HIGHER_IS_BETTER, "passes", "time"):
+    for column in ("accuracy", *HIGHER_IS_BETTER, "passes", "time"):
         table.add_column(column, justify="right", no_wrap=True)
     previous = None
     for row in rows:

@@ -12,10 +12,13 @@ from pathlib import Path
 
 import mlflow
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from isomax_adapters.onnx.runtime import Scorer
 from isomax_evaluation.cli import app
+from isomax_evaluation.cli.terminal import print_blocks, print_table
+from isomax_evaluation.comparison.rows import terminal_table
 
 from ...adapters.mlflow.servers import tracking_server
 from ...image_folders import make_folder
@@ -369,3 +372,36 @@ def test_a_training_that_loses_an_image_half_way_goes_on_when_it_is_back(isomax,
     assert again.returncode == 0, again.stderr
     assert f"epoch {done} of 40" not in again.stderr
     assert "'b [old]'" in again.stderr or "b [old]" in again.stdout
+
+
+def test_version_and_lists(isomax):
+    run = isomax("--version")
+    assert (run.returncode, run.stdout) == (0, f"isomax {importlib.metadata.version('isomax')}\n")
+    for what, some in (
+        ("recipes", "finetune-transformer"),
+        ("losses", "dismax+fpr"),
+        ("datasets", "digits-held-out"),
+        ("benchmarks", "CIFAR10_OpenOOD"),
+        ("providers", "CPUExecutionProvider"),
+    ):
+        run = isomax("list", what)
+        assert some in [line.split()[0] for line in run.stdout.splitlines()], run.stderr
+    rows = [line.split() for line in isomax("list", "detectors").stdout.splitlines()[1:]]
+    assert ["ODIN", "image", "no"] in [row[:3] for row in rows]
+    assert ["ViM", "features", "yes"] in [row[:3] for row in rows]
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_a_table_that_is_too_wide_becomes_blocks(compared, width, capsys):
+    table = terminal_table(compared.results, compared.intervals, compared.costs)
+    console = Console(width=width, color_system=None)
+    print_blocks(table, console)
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= width
+    text = "\n".join(lines)
+    for column in ("accuracy", "AUROC", "AUPR-IN", "FPR95TPR", "passes", "time"):
+        assert text.count(f"{column} ") >= table.row_count
+    print_table(table)  # into a pipe: as wide as it is
+    piped = capsys.readouterr().out.splitlines()
+    assert max(map(len, piped)) > width
+    assert not any("…" in line for line in piped)
