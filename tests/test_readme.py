@@ -1,8 +1,8 @@
-"""The README's Python examples run as they stand; those in other languages read grey values as the
-runtime does."""
+"""What README and guides say: their Python examples run as they stand, those in other languages
+read grey values as the runtime does; commands, options, names and links are there."""
 
+import importlib
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -13,14 +13,32 @@ import onnx
 import pytest
 import timm
 import torch
+import typer
 from PIL import Image
 from torch.utils.data import DataLoader, TensorDataset
 
 from isomax_adapters.onnx.images import as_array
 from isomax_adapters.onnx.runtime import Scorer
+from isomax_evaluation.cli import app
 
-README = Path(__file__).parents[1] / "README.md"
-EXAMPLES = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+ROOT = Path(__file__).parents[1]
+PLACES = {
+    "README": "README.md",
+    "contributing": "CONTRIBUTING.md",
+    "security": "SECURITY.md",
+    "how it works": "plugin/isomax/guide.md",
+    "fine-tune": "evaluation/isomax_evaluation/training/guide.md",
+    "compare": "evaluation/isomax_evaluation/comparison/guide.md",
+    "deploy": "evaluation/isomax_evaluation/deployment/guide.md",
+    "decide": "evaluation/isomax_evaluation/deployment/deciding.md",
+    "track": "adapters/isomax_adapters/mlflow/guide.md",
+}
+PAGES = {name: (ROOT / path).read_text(encoding="utf-8") for name, path in PLACES.items()}
+EXAMPLES = [
+    (name, number, code)
+    for name, text in PAGES.items()
+    for number, code in enumerate(re.findall(r"```python\n(.*?)```", text, re.DOTALL))
+]
 
 
 def about(grey_range):
@@ -37,7 +55,7 @@ def levels(grey_range):
 
 def code_of(language):
     """What an example does about grey values."""
-    (example,) = re.findall(rf"```{language}\n(.*?)```", README.read_text("utf-8"), re.DOTALL)
+    (example,) = re.findall(rf"```{language}\n(.*?)```", PAGES["deploy"], re.DOTALL)
     return example.partition("// grey of more than 8 bits")[2].partition("\n")[2]
 
 
@@ -80,10 +98,6 @@ def test_cpp_reads_grey_values_as_the_runtime_does(tmp_path):
         assert list(map(int, run.stdout.split())) == levels(grey_range)
 
 
-def test_each_example_is_looked_at():
-    assert len(EXAMPLES) == 6
-
-
 def own_loop():
     """What a training loop of one's own has at its end."""
     images = torch.randn(40, 3, 160, 160)
@@ -96,32 +110,88 @@ def own_loop():
     }
 
 
-@pytest.mark.parametrize("number", range(len(EXAMPLES)))
-def test_example(number, compared, photos, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize(
+    ("page", "number", "code"), EXAMPLES, ids=[f"{page} {number}" for page, number, _ in EXAMPLES]
+)
+def test_example(page, number, code, compared, photos, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
     (tmp_path / "isomax-out").mkdir()
     shutil.copy(compared.output / "model.onnx", tmp_path / "isomax-out")
     for name in ("a.jpg", "b.png"):
         shutil.copy(next(photos.rglob("*.jpg")), tmp_path / name)
-    before = os.getcwd()
-    os.chdir(tmp_path)
-    try:
-        names = own_loop() if number == 4 else {}
-        exec(compile(EXAMPLES[number], f"README example {number + 1}", "exec"), names)
-    finally:
-        os.chdir(before)
+    monkeypatch.chdir(tmp_path)
+    names = own_loop() if "calibrate_model" in code else {}
+    exec(compile(code, f"{page}, example {number}", "exec"), names)
     printed = capsys.readouterr().out
-    if number == 0:
-        assert names["scores"].shape == (4,)
-    if number == 1:
-        assert printed.startswith("needs the weights of a linear classifier")
-        assert set(names["scores"]) == {"EntropicScore", "ReAct", "KNN", "ODIN"}
-        assert not names["failed"]
-    if number == 2:
-        assert set(names["table"]["detector"]) == {"MaxLogit", "KNN", "ViM"}
-    if number == 3:
-        assert len(printed.splitlines()) == 2
-    if number == 4:
-        assert not Scorer(tmp_path / "my-model.onnx").score(tmp_path / "a.jpg")[0].error
-    if number == 5:
-        assert not names["scorer"].score(tmp_path / "a.jpg")[0].error
+    match page, number:
+        case (("README" | "fine-tune"), 0):
+            assert names["scores"].shape == (4,)
+        case "compare", 0:
+            assert printed.startswith("needs the weights of a linear classifier")
+            assert set(names["scores"]) == {"EntropicScore", "ReAct", "KNN", "ODIN"}
+            assert not names["failed"]
+        case "compare", 1:
+            assert set(names["table"]["detector"]) == {"MaxLogit", "KNN", "ViM"}
+        case "deploy", 0:
+            assert len(printed.splitlines()) == 2
+        case "deploy", 1:
+            assert not Scorer(tmp_path / "my-model.onnx").score(tmp_path / "a.jpg")[0].error
+        case "track", 0:
+            assert not names["scorer"].score(tmp_path / "a.jpg")[0].error
+        case _:
+            pytest.fail("nothing looks at what this example did")
+
+
+def commands():
+    """Every ``isomax`` command line of the pages, with its options."""
+    for page, text in PAGES.items():
+        joined = text.replace("\\\n", " ")
+        found = re.findall(
+            r"(?:^    |`|&& )isomax ([a-z]+)((?:(?!&&)[^`\n])*)", joined, re.MULTILINE
+        )
+        for command, rest in found:
+            yield page, command, re.findall(r"(?<![\w-])--[a-z][a-z-]*", rest)
+
+
+def test_commands_and_options_are_there():
+    known = typer.main.get_command(app).commands
+    found = list(commands())
+    assert len({command for _, command, _ in found}) >= 8
+    for page, command, options in found:
+        assert command in known, f"{page}: isomax {command}"
+        there = {o for p in known[command].params for o in (*p.opts, *p.secondary_opts)}
+        assert set(options) <= there | {"--help"}, f"{page}: isomax {command}"
+
+
+def test_options_in_the_text_are_there():
+    known = {
+        option
+        for command in typer.main.get_command(app).commands.values()
+        for parameter in command.params
+        for option in (*parameter.opts, *parameter.secondary_opts)
+    }
+    others = {  # of pip, torchrun, timm's script, MLflow, curl, pytest
+        "--nproc-per-node", "--device-modules", "--bce-loss", "--initial-checkpoint", "--version",
+    }  # fmt: skip
+    for page, text in PAGES.items():
+        mentioned = set(re.findall(r"`(--[a-z][a-z-]*)", text))
+        assert mentioned - others <= known, page
+
+
+def test_names_in_the_text_can_be_imported():
+    for page, text in PAGES.items():
+        for dotted in re.findall(r"`(isomax(?:_adapters|_evaluation)?(?:\.\w+)+)", text):
+            module, _, name = dotted.rpartition(".")
+            try:
+                found = getattr(importlib.import_module(module), name, None)
+                found = found or importlib.import_module(dotted)
+            except ImportError:
+                found = None
+            assert found, f"{page}: {dotted}"
+
+
+def test_links_lead_somewhere():
+    for page, text in PAGES.items():
+        for link in re.findall(r"\]\(([^)#\s]+)\)", text):
+            if not link.startswith("http"):
+                assert (ROOT / PLACES[page]).parent.joinpath(link).exists(), f"{page}: {link}"
