@@ -67,25 +67,10 @@ def _losses() -> Rows:
 
 
 def _detectors() -> Rows:
-    import timm
+    from isomax_evaluation.detection.catalogue import COLUMNS, catalogue
 
-    from isomax_adapters.onnx.scorers import kind_of, why_not_exported
-    from isomax_adapters.pytorch_ood import detectors_for, wiring_notes
-
-    model = timm.create_model("test_resnet", num_classes=2)  # that most can work on
-    rows = []
-    for note in wiring_notes():
-        made = detectors_for(model, [note.detector]).get(note.detector)
-        of, file = (
-            ("", "")
-            if made is None
-            else (
-                (kind_of(made) or "image").replace("_", " "),
-                "no" if why_not_exported(note.detector, made) else "yes",
-            )
-        )
-        rows.append((note.detector, of, file, note.how))
-    return ("detector", "scores", "in a file", "what it is given"), rows
+    shown = list(COLUMNS[:4])
+    return tuple(shown), [tuple(row) for row in catalogue()[shown].to_numpy()]
 
 
 def _datasets() -> Rows:

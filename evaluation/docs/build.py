@@ -1,0 +1,152 @@
+"""The documentation: guides and a reference made from the code, as HTML.
+
+``tox -e docs``, or ``python evaluation/docs/build.py OUTPUT``. A warning is an error.
+"""
+
+import re
+import shutil
+import sys
+import tempfile
+from dataclasses import fields
+from pathlib import Path
+
+import pandas as pd
+from sphinx.cmd.build import build_main
+
+from isomax_adapters.onnx.metadata import OUTPUTS
+from isomax_evaluation.comparison.columns import FILES
+from isomax_evaluation.data import named_sets
+from isomax_evaluation.data.benchmarks import BENCHMARKS
+from isomax_evaluation.detection.catalogue import catalogue
+from isomax_evaluation.training.recipes import RECIPES
+
+HERE, ROOT = Path(__file__).parent, Path(__file__).parents[2]
+GUIDES = {
+    "fine-tune": "evaluation/isomax_evaluation/training/guide.md",
+    "compare": "evaluation/isomax_evaluation/comparison/guide.md",
+    "deploy": "evaluation/isomax_evaluation/deployment/guide.md",
+    "track": "adapters/isomax_adapters/mlflow/guide.md",
+    "decide": "evaluation/isomax_evaluation/deployment/deciding.md",
+    "how-it-works": "plugin/isomax/guide.md",
+    "extend": "CONTRIBUTING.md",
+    "results": "evaluation/RESULTS.md",
+    "changes": "CHANGELOG.md",
+    "security": "SECURITY.md",
+}
+#: what users import
+MODULES = (
+    *("isomax", "isomax.functional", "isomax.calibration", "isomax.starting", "isomax.fitting"),
+    *("isomax.doubts", "isomax_adapters.timm", "isomax_adapters.pytorch_ood"),
+    *("isomax_adapters.onnx.exporting", "isomax_adapters.onnx.runtime"),
+    *("isomax_adapters.onnx.resizing", "isomax_adapters.mlflow"),
+    *("isomax_evaluation.training.train", "isomax_evaluation.comparison.compare"),
+    *("isomax_evaluation.deployment", "isomax_evaluation.detection.fitting"),
+    *("isomax_evaluation.detection.scoring", "isomax_evaluation.data"),
+)
+INDEX = """# isomax
+
+Image classifiers that say "unknown": IsoMax, IsoMax+ and DisMax on timm's models, every detector of
+pytorch-ood beside them, one ONNX file at the end, MLflow all along.
+
+```{{toctree}}
+:caption: Guides
+{guides}
+```
+
+```{{toctree}}
+:caption: Reference
+{reference}
+```
+"""
+
+
+def guide(path: str) -> str:
+    """A guide, with links to other pages of the documentation; those to files lose their link."""
+    text, folder = (ROOT / path).read_text(encoding="utf-8"), (ROOT / path).parent
+    pages = {(ROOT / place).resolve(): f"{name}.md" for name, place in GUIDES.items()}
+
+    def linked(found: re.Match[str]) -> str:
+        label, target = found.groups()
+        if target.startswith("http"):
+            return found[0]
+        page = pages.get((folder / target).resolve())
+        return f"[{label}]({page})" if page else label
+
+    return re.sub(r"\[([^\]]+)\]\(([^)#\s]+)\)", linked, text)
+
+
+def table(frame: pd.DataFrame) -> str:
+    """Markdown; an empty cell stays empty."""
+    lines = [list(frame.columns), ["---"] * len(frame.columns)]
+    lines += [[str(cell).replace("|", "\\|") for cell in row] for row in frame.to_numpy()]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def detectors() -> str:
+    """What there is to choose from."""
+    return f"# Detectors\n\n{table(catalogue())}\n"
+
+
+def recipes() -> str:
+    """Every recipe with all of its values."""
+    parts = fields(RECIPES["scratch"])
+    rows = [
+        {"option": f"`--{part.name.replace('_', '-')}`"}
+        | {name: getattr(recipe, part.name) for name, recipe in RECIPES.items()}
+        | {"what it is": part.metadata["help"]}
+        for part in parts
+    ]
+    frame = pd.DataFrame(rows).astype(object)
+    return f"# Recipes\n\n{table(frame.where(frame.notna(), ''))}\n"
+
+
+def names() -> str:
+    """Data sets and benchmarks."""
+    sets = pd.DataFrame(named_sets().items(), columns=["dataset", "whose"])
+    benchmarks = pd.DataFrame({"benchmark of pytorch-ood": BENCHMARKS})
+    return f"# Data sets and benchmarks\n\n{table(sets)}\n\n{table(benchmarks)}\n"
+
+
+def files() -> str:
+    """What commands write, column by column."""
+    parts = ["# Output files", "What `isomax compare` writes into its output folder."]
+    for name, columns in FILES.items():
+        parts.append(f"## `{name}`")
+        if isinstance(columns, dict):
+            rows = pd.DataFrame(columns.items(), columns=["column", "meaning"])
+            parts.append(table(rows.assign(column="`" + rows["column"] + "`")))
+        else:
+            parts.append(str(columns))
+    outputs = pd.DataFrame(
+        [(f"`{name}`", kind, rank) for name, (kind, rank) in OUTPUTS.items()],
+        columns=["output", "type", "dimensions"],
+    )
+    parts += ["## `model.onnx`", table(outputs)]
+    return "\n\n".join(parts) + "\n"
+
+
+def api(module: str) -> str:
+    """Of a module all that is public."""
+    return f"# {module}\n\n```{{eval-rst}}\n.. automodule:: {module}\n   :members:\n```\n"
+
+
+def main() -> int:
+    output = Path(sys.argv[1] if len(sys.argv) > 1 else "docs-out").absolute()
+    reference = {"detectors": detectors, "recipes": recipes, "names": names, "files": files}
+    with tempfile.TemporaryDirectory() as scratch:
+        source = Path(scratch)
+        for name in ("conf.py", "mathml.py", "style.css"):
+            shutil.copy(HERE / name, source)
+        pages = {name: guide(path) for name, path in GUIDES.items()}
+        pages |= {name: make() for name, make in reference.items()}
+        pages |= {module: api(module) for module in MODULES}
+        pages["index"] = INDEX.format(
+            guides="\n".join(GUIDES), reference="\n".join([*reference, *MODULES])
+        )
+        for name, text in pages.items():
+            (source / f"{name}.md").write_text(text, encoding="utf-8")
+        return build_main(["-W", "--keep-going", "-q", "-b", "html", scratch, str(output)])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,25 @@
+"""Every detector there is, and what a user chooses it by."""
+
+import pandas as pd
+import timm
+
+from isomax_adapters.onnx.scorers import kind_of, why_not_exported
+from isomax_adapters.pytorch_ood import Parts, detectors_for, wiring_notes
+
+COLUMNS = ("detector", "scores", "in a file", "what it is given", "hyperparameters", "written in")
+
+
+def catalogue() -> pd.DataFrame:
+    """A row for each: what it scores, whether a file can hold it, what it is given, hyperparameters
+    with their defaults, and where it is written; blank what takes another model to be told."""
+    parts = Parts(timm.create_model("test_resnet", num_classes=2))  # that most can work on
+    rows = []
+    for note in wiring_notes():
+        made = detectors_for(parts, [note.detector]).get(note.detector)
+        scores = file = values = ""
+        if made is not None:
+            scores = (kind_of(made) or "image").replace("_", " ")
+            file = "no" if why_not_exported(note.detector, made) else "yes"
+            values = ", ".join(f"{k}={v}" for k, v in made.get_hyperparameters().items())
+        rows.append((note.detector, scores, file, note.how, values, note.source))
+    return pd.DataFrame(rows, columns=list(COLUMNS))
