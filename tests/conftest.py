@@ -49,4 +49,13 @@ def compared(tmp_path_factory):
     from isomax_evaluation.training.recipes import RECIPES
 
     output = tmp_path_factory.mktemp("compare") / "out"
-    return compare(output=output, seeds=2, recipe=replace(RECIPES["digits"], epochs=2))
+    return compare(
+        output=output,
+        losses=["softmax", "isomax"],
+        detectors=[
+            *("MaxSoftmax", "MaxLogit", "EnergyBased", "Entropy", "ODIN", "Mahalanobis"),
+            "EntropicScore",
+        ],
+        seeds=2,
+        recipe=replace(RECIPES["digits"], epochs=2),
+    )

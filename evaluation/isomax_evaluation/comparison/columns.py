@@ -115,6 +115,7 @@ _OTHERS = {
     "model.onnx": "one of the calibrated models, for `isomax score`; `model.json` says which",
     "chosen.onnx": "the row of the table that was chosen, or asked for, as a file; `chosen.json` "
     "says which and by what, `chosen/` is its model folder",
+    "samples/": "a few of the images of each set, to try a file on",
     "settings.json": "what the comparison is of",
     "provenance.json": "what it was made from: data sets with digests, versions, command",
     "outputs/": "logits, pooled features (float32) and labels of each model on each set, as "

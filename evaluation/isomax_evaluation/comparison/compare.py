@@ -44,14 +44,15 @@ from isomax_evaluation.training.train import one_side
 
 DETECTORS = (
     "MaxSoftmax",
-    "MaxLogit",
     "EnergyBased",
-    "Entropy",
     "ODIN",
     "Mahalanobis",
     "EntropicScore",
+    "MinimumDistanceScore",
+    "MaxMeanLogitEntropyScore",
 )
 LOSSES = ("softmax", "isomax")  # that are trained if no models are given
+DIGITS_LOSSES = ("softmax", "isomax", "isomax+", "dismax+fpr")  # and on the digits
 
 
 def compare(
@@ -100,7 +101,8 @@ def compare(
     :param ood: OOD datasets, names or folders (their test split if they have one), each as it is or
         as ``NAME=FOLDER``; or a dictionary of names with folders, data sets or loaders
     :param losses: ``softmax``, ``isomax``, ``isomax+``, ``dismax``, ``dismax+fpr``; by default
-        ``softmax`` and ``isomax``, and none if models are given
+        ``softmax`` and ``isomax``, on the digits ``isomax+`` and ``dismax+fpr`` too, and none if
+        models are given
     :param detectors: names that ``isomax_adapters.pytorch_ood.detectors_for`` knows
     :param model: a timm architecture to train
     :param recipe: a recipe or the name of one
@@ -143,8 +145,11 @@ def compare(
     """
     recipe = RECIPES[recipe] if isinstance(recipe, str) else recipe
     given = given_models(models)
-    losses = list((() if given else LOSSES) if losses is None else losses)
-    if image_size is None and isinstance(id, str) and id == "digits" and not benchmark:
+    digits = isinstance(id, str) and id == "digits" and not benchmark
+    if losses is None:
+        losses = () if given else DIGITS_LOSSES if digits else LOSSES
+    losses = list(losses)
+    if image_size is None and digits:
         image_size = 32
     image_size, auto = one_side(image_size), grey_range == "auto"
     job = Job(

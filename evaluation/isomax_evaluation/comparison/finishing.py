@@ -14,6 +14,7 @@ from isomax_evaluation.comparison.deploying import Chosen
 from isomax_evaluation.comparison.plan import Plan
 from isomax_evaluation.comparison.report import write_report
 from isomax_evaluation.comparison.runs import Run
+from isomax_evaluation.comparison.samples import write_samples
 from isomax_evaluation.comparison.tables import (
     classes,
     first_runs,
@@ -83,6 +84,7 @@ def write_all(
     for name in TABLES:
         write_table(output / f"{name}.csv", getattr(done, name))
     write_guide(output)
+    write_samples(output, tested)
     write_report(
         output, done.results, done.intervals, done.costs, done.left_out, done.errors, tested.known,
         tested.unknown, plan.job.model if plan.losses else None,

@@ -8,6 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 HIGHER_IS_BETTER = {"AUROC": True, "AUPR-IN": True, "AUPR-OUT": True, "FPR95TPR": False}
+MANY, BEST = 30, 3  # rows in the terminal
 CHANCE = 50.0  # AUROC in percent
 
 
@@ -79,14 +80,20 @@ def needs(cost: Any) -> str:
 
 
 def terminal_table(results: pd.DataFrame, intervals: pd.DataFrame, costs: pd.DataFrame) -> Table:
-    """The same for the terminal; the best of each column and OOD set is marked with a star."""
+    """The same for the terminal; the best of each column and OOD set is marked with a star. Of many
+    rows, those that are best of each model and OOD set."""
     seeds = results["seed"].nunique()
     spread = f", mean ± std over {seeds} seeds" if seeds > 1 else ""
-    rows = table_rows(results, intervals, costs)
+    rows, part = table_rows(results, intervals, costs), ""
+    if len(rows) > MANY:
+        frame = pd.DataFrame({key: [row[key] for row in rows] for key in ("ood", "loss", "AUROC")})
+        rank = frame.groupby(["ood", "loss"])["AUROC"].rank(method="first", ascending=False)
+        part = f"the best {BEST} detectors of each model, of {len(rows)} rows in the report; "
+        rows = [row for row, place in zip(rows, rank, strict=True) if place <= BEST]
     doubt = "; ?: did not settle, measure again" if any(map(unsettled, rows)) else ""
     table = Table(
-        title=f"percent{spread}, [95% bootstrap interval]; * best on its OOD set; passes: forward "
-        f"+ backward; time: against plain softmax inference{doubt}",
+        title=f"{part}percent{spread}, [95% bootstrap interval]; * best on its OOD set; passes: "
+        f"forward + backward; time: against plain softmax inference{doubt}",
         title_justify="left",
     )
     for column in ("OOD set", "model", "detector"):

@@ -115,7 +115,8 @@ def test_what_is_not_scored_is_named(compared, photos, tmp_path):
 def test_compare_resumes_and_logs_to_mlflow(isomax, compared, tmp_path):
     output = tmp_path / "out"
     shutil.copytree(compared.output, output)
-    run = isomax("compare", "--seeds", 2, "--epochs", 2, "--output", output)
+    run = isomax("compare", "--losses", "softmax,isomax", "--seeds", 2, "--epochs", 2,
+                 "--output", output)  # fmt: skip
     assert run.returncode == 0, run.stderr
     assert "EntropicScore" in run.stdout
     command = run.stdout.splitlines()[-1]

@@ -77,6 +77,23 @@ def test_the_chosen_row_is_a_file_with_the_tables_scores(compared):
     assert [r.score for r in found] == pytest.approx(wanted.tolist(), rel=1e-3, abs=1e-3)
 
 
+def test_samples_of_each_set_are_there_to_try_the_file_on(compared):
+    found = {
+        folder.name: sorted(path.name for path in folder.iterdir())
+        for folder in (compared.output / "samples").iterdir()
+    }
+    assert {name: len(files) for name, files in found.items()} == dict.fromkeys(
+        ("digits", "digits-held-out", "uniform-noise"), 6
+    )
+    scorer, test = Scorer(compared.output / "chosen.onnx"), data.open_splits("digits").test
+    for name in found["digits"]:
+        label, place = name.removesuffix(".png").split("-")
+        assert test.class_of(int(place)) == label
+        (one,) = scorer.score(compared.output / "samples/digits" / name)
+        (same,) = scorer.score(np.asarray(test.image(int(place))))
+        assert one.score == pytest.approx(same.score, rel=1e-5)
+
+
 def test_the_report_marks_what_can_be_a_file_and_shows_the_command(compared):
     html = (compared.output / "report.html").read_text()
     assert "chosen on the test sets" in html
