@@ -154,7 +154,8 @@ def test_a_file_that_cannot_be_exported_costs_no_table(tmp_path, monkeypatch, ca
     assert "the file disagrees" in (tmp_path / "out/report.html").read_text()
     assert not (tmp_path / "out/chosen.onnx").exists()
     assert done.onnx is None
-    assert "no model.onnx of isomax-seed0: the file disagrees" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "no model.onnx of isomax-seed0: ExportError: the file disagrees" in said, said
 
 
 def test_the_tuning_set_chooses_where_there_is_one(tmp_path):
