@@ -344,9 +344,12 @@ class Scorer:
 
         :raises ModelError: if anything that scoring relies on is missing or wrong
         """
-        inputs = [(i.name, i.type, i.shape) for i in self.session.get_inputs()]
-        outputs = {o.name: (o.type, len(o.shape)) for o in self.session.get_outputs()}
-        text = self.session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
+        try:
+            inputs = [(i.name, i.type, i.shape) for i in self.session.get_inputs()]
+            outputs = {o.name: (o.type, len(o.shape)) for o in self.session.get_outputs()}
+            text = self.session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
+        except UnicodeDecodeError as error:
+            raise ModelError(f"{self.path} is damaged: {error}") from error
         ours = len(inputs) == 1 and inputs[0][:2] == ("images", "tensor(uint8)")
         sides = inputs[0][2] if ours else []
         ours = ours and len(sides) == 4 and not any(isinstance(side, int) for side in sides[:3])

@@ -68,6 +68,7 @@ def _of(output: Path) -> pd.DataFrame:
                 "low": at["AUROC low"],
                 "high": at["AUROC high"],
                 "seconds": _seconds(run_folder(output, row["loss"], row["seed"]), settings),
+                "kept": _kept(run_folder(output, row["loss"], row["seed"])),
             }
         )
     return pd.DataFrame(rows).round(4)
@@ -84,6 +85,11 @@ def _seconds(run: Path, settings: dict[str, Any]) -> float:
     rows = read_lines(run / "metrics.jsonl")
     head = sum(row.get("head_seconds", 0.0) for row in rows)
     return head + sum(images / row["images_per_second"] for row in rows if "lr" in row)
+
+
+def _kept(run: Path) -> str:
+    """Which weights the selection images chose: the start's, the head's, or those of an epoch."""
+    return str(read_json(run / "summary.json").get("kept", ""))
 
 
 def sections(table: pd.DataFrame) -> list[dict[str, Any]]:
@@ -118,12 +124,21 @@ def _own(group: pd.DataFrame) -> list[dict[str, Any]]:
                         "score": score,
                         "seeds": int(own["seed"].nunique()),
                         "epochs": f"{own['head_epochs'].iloc[0]} + {own['epochs'].iloc[0]}",
+                        "kept": _kept_whole(own.drop_duplicates("seed")),
                         "accuracy": own.drop_duplicates("seed")["accuracy"].to_list(),
                         "AUROC": _by_set(own),
                         "seconds": float(own.drop_duplicates("seed")["seconds"].median()),
                     }
                 )
     return rows
+
+
+def _kept_whole(models: pd.DataFrame) -> str:
+    """Of how many models the weights of the whole network's training were kept."""
+    if not models["epochs"].iloc[0]:
+        return ""
+    whole = models["kept"].astype(str).str.startswith("epoch").sum()
+    return f"{whole} of {len(models)}"
 
 
 def _frozen(group: pd.DataFrame) -> list[dict[str, Any]]:

@@ -118,7 +118,7 @@ def check_images(model: Path, count: int, scratch: Path) -> list[str]:
     names = sorted(seeds)
     for number in track(range(count), "damaging images"):
         kind = names[number % len(names)]
-        (folder / f"{number:06}.img").write_bytes(mutated(seeds[kind], generator))
+        (folder / f"{number:06}.jpg").write_bytes(mutated(seeds[kind], generator))
     command = [sys.executable, "-X", "faulthandler", "-m", "isomax_evaluation", "score"]
     done = subprocess.run(
         [*command, model, folder, "--out", out],
@@ -128,10 +128,10 @@ def check_images(model: Path, count: int, scratch: Path) -> list[str]:
     )
     problems = []
     if done.returncode not in (0, 1):
-        problems.append(f"exit status {done.returncode}: {done.stderr[-1000:]}")
+        return [f"exit status {done.returncode}: {done.stderr[-1000:]}"]
     with out.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    expected = [f"{number:06}.img" for number in range(count)]
+    expected = [f"{number:06}.jpg" for number in range(count)]
     if sorted(Path(row["source"]).name for row in rows) != expected:
         problems.append(f"{len(rows)} rows for {count} images")
     by_kind = Counter(

@@ -1,5 +1,6 @@
 """Comparisons that start from a pretrained backbone, on the page of results."""
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -52,6 +53,9 @@ def test_each_stage_is_a_part_of_the_page(stages, tmp_path):
         assert f"| {spread(rows.drop_duplicates('seed')['accuracy'])} |" in line
         for auroc in rows["AUROC"]:
             assert f"{100 * auroc:.1f} [" in line
+    (line,) = [row for row in text.splitlines() if row.startswith(f"| {ALL} | softmax |")]
+    summary = json.loads((stages[2].output / "runs/softmax-seed0/summary.json").read_text())
+    assert f"| 1 | {int(summary['kept'].startswith('epoch'))} of 1 |" in line
     assert "**Does accuracy drop?** At its best stage isomax+ is" in text
     assert "--weights FILE --image-size 32 --recipe digits --epochs 0 --head-first 3" in text
     assert "--images-per-class 40" in text
@@ -74,6 +78,7 @@ def test_one_backbone_runs_once_for_all_heads(stages):
 def test_what_is_said_follows_from_the_numbers():
     row = {"id": "a", "classes": 2, "per_class": 5, "model": "m", "size": 32, "stage": HEAD}
     row |= {"epochs": 0, "head_epochs": 20, "seed": 0, "low": 0.1, "high": 0.9, "seconds": 1.0}
+    row |= {"kept": ""}
     values = [
         ("softmax", "MaxSoftmax", 0.9, 0.7),
         ("softmax", "EnergyBased", 0.9, 0.8),
