@@ -41,7 +41,7 @@ def measure(
     """The exported model against the bare network, PyTorch, int8, and scoring a folder against its
     parts.
 
-    :param images: a folder of images to score; without it, 64 JPEGs of several sizes made here
+    :param images: a folder of images to score; without it, 160 JPEGs of several sizes made here
     :param quick: fewer repetitions
     :param model: a timm architecture; random weights under an IsoMax head
     :param size: its input height and width
@@ -53,7 +53,7 @@ def measure(
         folder = _make_model_folder(model, size, Path(scratch) / "model")
         graph = graph_seconds(folder, size, Path(scratch), repeats)
         scorer = Scorer(Path(scratch) / "fp32.onnx", threads=THREADS)
-        scoring = scoring_seconds(scorer, files, max(3, repeats // 3))
+        scoring = scoring_seconds(scorer, files, max(3, repeats // 5))
     table = _table(f"{model} at {size} pixels", THREADS)
     bare, whole = graph["bare"], graph["fp32"]
     for name, seconds, ratio in (
@@ -79,7 +79,7 @@ def measure_file(path: Path, images: Path | None = None, quick: bool = False) ->
     scorer = Scorer(path)
     with tempfile.TemporaryDirectory() as scratch:
         files = _files(images, Path(scratch))
-        scoring = scoring_seconds(scorer, files, 3 if quick else 8)
+        scoring = scoring_seconds(scorer, files, 3 if quick else 5)
     table = _table(path.name, scorer.threads)
     _add_scoring(table, scoring, len(files))
     return table
@@ -185,12 +185,12 @@ def _make_model_folder(name: str, size: int, folder: Path) -> Path:
     return save_model(model, folder, data_config=config, calibration=calibration)
 
 
-def _make_photographs(folder: Path, count: int = 64) -> Path:
+def _make_photographs(folder: Path, count: int = 160) -> Path:
     folder.mkdir()
     generator = np.random.default_rng(0)
     for number in range(count):
         image = Image.fromarray(_photograph(generator, *SIZES[number % len(SIZES)]))
-        image.save(folder / f"{number:02}.jpg", quality=90)
+        image.save(folder / f"{number:03}.jpg", quality=90)
     return folder
 
 
