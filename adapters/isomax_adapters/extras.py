@@ -13,6 +13,9 @@ EXTRAS = {
 BELOW = {"train": ("timm",), "onnx": ("timm",), "report": ("timm", "train")}  # what each takes
 
 
+SHOWN = 3  # modules in a message
+
+
 class MissingExtraError(ImportError):
     """Something takes packages that are not installed; the message says how to install them."""
 
@@ -32,7 +35,9 @@ def need(*extras: str, by: str = "this") -> None:
     if missing:
         modules = [module for lacking in missing.values() for module in lacking]
         chosen = [e for e in missing if not any(e in BELOW.get(other, ()) for other in missing)]
+        named = ", ".join(modules[:SHOWN]) + f" and {len(modules) - SHOWN} more" * (
+            len(modules) > SHOWN
+        )
         raise MissingExtraError(
-            f"{by} needs {', '.join(modules)}, which is not installed; "
-            f"pip install 'isomax[{','.join(chosen)}]'"
+            f"{by} needs {named}, not installed here; pip install 'isomax[{','.join(chosen)}]'"
         )

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 
 if _missing := [name for name in ("torch", "pytorch_ood") if find_spec(name) is None]:
     raise ImportError(
-        f"isomax needs {' and '.join(_missing)}, which is not installed; pip install 'isomax[timm]'"
+        f"isomax needs {' and '.join(_missing)}, not installed here; pip install 'isomax[timm]'"
     )
 
 from isomax.calibration import RejectionThreshold, fit_temperature

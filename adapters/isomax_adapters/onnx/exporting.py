@@ -1,6 +1,5 @@
 """A model folder as one ONNX file: raw pixels in, label, score and verdict out."""
 
-import json
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -19,10 +18,10 @@ from pytorch_ood.api import Detector
 from isomax.calibration import Calibration, RejectionThreshold
 from isomax.functional import SCORES
 from isomax_adapters.onnx.graph import assemble, preprocessing
+from isomax_adapters.onnx.grey_ranges import grey_range_of
 from isomax_adapters.onnx.images import (
     GreyRange,
     as_array,
-    check_grey_range,
     find_images,
     from_array,
     open_image,
@@ -36,7 +35,6 @@ from isomax_adapters.onnx.verifying import ExportError, verify
 from isomax_adapters.pytorch_ood import Parts, load_detector, read_detector
 from isomax_adapters.timm import load_calibration, load_model
 from isomax_adapters.timm.attaching import classifier_names
-from isomax_adapters.timm.folder import CONFIG
 
 CALIBRATION_IMAGES = 256  # more of them hardly move the ranges of the activations
 FEWEST_CALIBRATION_IMAGES = 32  # with fewer, the ranges are too narrow for other images
@@ -272,19 +270,6 @@ def _calibration_sources(
         )
     places = np.linspace(0, len(found) - 1, min(len(found), CALIBRATION_IMAGES))
     return [found[index] for index in places.round().astype(int)]
-
-
-def grey_range_of(folder: Path) -> GreyRange | None:
-    """The range of grey values that a model folder was trained with; ``None`` for that of their
-    depth.
-
-    :raises ValueError: if it is none
-    """
-    content = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    try:
-        return check_grey_range(content.get("grey_range"))
-    except ValueError as error:
-        raise ValueError(f"{folder / CONFIG}: {error}") from error
 
 
 def _preprocessed(images: Iterable[np.ndarray], config: dict[str, Any]) -> list[np.ndarray]:

@@ -32,7 +32,7 @@ def tracking(
         yield lambda: None
         return
     try:
-        need("mlflow", by="tracking")
+        need("mlflow", *(["onnx"] if register else []), by="tracking")
     except MissingExtraError as error:
         raise InputError(f"{error}, or leave tracking out with --no-track") from error
     with status("looking for MLflow"):

@@ -15,7 +15,8 @@ from rich.table import Table
 
 from isomax.calibration import RejectionThreshold
 from isomax_adapters.onnx import export
-from isomax_adapters.onnx.exporting import CALIBRATION_IMAGES, Labelled, grey_range_of
+from isomax_adapters.onnx.exporting import CALIBRATION_IMAGES, Labelled
+from isomax_adapters.onnx.grey_ranges import grey_range_of
 from isomax_adapters.onnx.images import as_array
 from isomax_adapters.onnx.runtime import Scorer
 from isomax_adapters.timm import load_calibration, load_model

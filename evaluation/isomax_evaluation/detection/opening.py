@@ -9,7 +9,7 @@ from pytorch_ood.api import Detector
 from timm.models import get_model_input_config
 from torch import nn
 
-from isomax_adapters.onnx.exporting import grey_range_of
+from isomax_adapters.onnx.grey_ranges import grey_range_of
 from isomax_adapters.onnx.images import CHANNELS, GreyRange
 from isomax_adapters.pytorch_ood import Parts, load_detector, read_detector
 from isomax_adapters.timm import load_calibration
