@@ -1,7 +1,7 @@
 """What an installation with one extra promises: it imports, runs, and says what is missing.
 
 ``python parts.py EXTRA``, in an environment that has just that; ``tox -e part-none,part-timm,...``.
-Prints a row of a table: packages, their size, and the time that the first import takes.
+Prints a row of a table: packages, their size, and the time that an import takes.
 """
 
 import subprocess
@@ -20,7 +20,7 @@ IMPORTS = {
     "train": "isomax_evaluation.training.train",
     "onnx": "isomax_adapters.onnx.exporting",
     "mlflow": "isomax_adapters.mlflow",
-    "report": "isomax_evaluation.comparison.report",
+    "report": "isomax_evaluation.comparison.plots",
     "all": "isomax_evaluation.comparison.compare",
 }
 
@@ -142,9 +142,10 @@ def main() -> int:
         for file in (Path(str(path.locate())) for path in one.files or ())
         if file.is_file()
     )
-    start = time.perf_counter()
-    subprocess.run([sys.executable, "-c", f"import {IMPORTS[extra]}"], check=True)
-    seconds = time.perf_counter() - start
+    for _ in range(2):  # the first one compiles
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-c", f"import {IMPORTS[extra]}"], check=True)
+        seconds = time.perf_counter() - start
     print(f"| `{extra}` | {len(found)} | {size / 1e6:,.0f} MB | {seconds:.1f} s |")
     return 0
 

@@ -31,6 +31,7 @@ PLACES = {
     "compare": "evaluation/isomax_evaluation/comparison/guide.md",
     "deploy": "evaluation/isomax_evaluation/deployment/guide.md",
     "decide": "evaluation/isomax_evaluation/deployment/deciding.md",
+    "troubleshooting": "evaluation/isomax_evaluation/troubleshooting.md",
     "track": "adapters/isomax_adapters/mlflow/guide.md",
 }
 PAGES = {name: (ROOT / path).read_text(encoding="utf-8") for name, path in PLACES.items()}
@@ -195,3 +196,16 @@ def test_links_lead_somewhere():
         for link in re.findall(r"\]\(([^)#\s]+)\)", text):
             if not link.startswith("http"):
                 assert (ROOT / PLACES[page]).parent.joinpath(link).exists(), f"{page}: {link}"
+
+
+def test_messages_that_are_explained_are_those_of_the_code():
+    code = ""
+    for top in ("plugin", "adapters", "evaluation"):
+        for path in sorted((ROOT / top).rglob("*.py")):
+            code += path.read_text(encoding="utf-8")
+    # as one text: messages go over several lines of code
+    code = re.sub(r"\"\s*\n?\s*f?\"", "", code)
+    quoted = re.findall(r"^\| `([^`]+)`", PAGES["troubleshooting"], re.MULTILINE)
+    assert len(quoted) > 20
+    for fragment in quoted:
+        assert fragment in code, fragment

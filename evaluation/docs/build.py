@@ -27,6 +27,7 @@ GUIDES = {
     "deploy": "evaluation/isomax_evaluation/deployment/guide.md",
     "track": "adapters/isomax_adapters/mlflow/guide.md",
     "decide": "evaluation/isomax_evaluation/deployment/deciding.md",
+    "troubleshooting": "evaluation/isomax_evaluation/troubleshooting.md",
     "how-it-works": "plugin/isomax/guide.md",
     "extend": "CONTRIBUTING.md",
     "results": "evaluation/RESULTS.md",
