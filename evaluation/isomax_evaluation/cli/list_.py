@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from enum import Enum
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -29,8 +29,9 @@ def list_(what: Annotated[What, typer.Argument(help="What to list.")]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    with one_line_errors(*([] if what is What.providers else ["train", "onnx"])):
-        columns, rows = _LISTS[what]()
+    make, *extras = _LISTS[what]
+    with one_line_errors(*extras):
+        columns, rows = make()
         table = Table(*columns, box=None, pad_edge=False)
         for row in rows:
             table.add_row(*map(escape, row))
@@ -91,11 +92,12 @@ def _providers() -> Rows:
     return ("provider",), [(name,) for name in onnxruntime.get_available_providers()]
 
 
-_LISTS = {
-    What.recipes: _recipes,
-    What.losses: _losses,
-    What.detectors: _detectors,
-    What.datasets: _datasets,
-    What.benchmarks: _benchmarks,
-    What.providers: _providers,
+#: what lists, and the extras that it takes
+_LISTS: dict[What, tuple[Any, ...]] = {
+    What.recipes: (_recipes, "train"),
+    What.losses: (_losses, "train"),
+    What.detectors: (_detectors, "train", "onnx"),
+    What.datasets: (_datasets, "train"),
+    What.benchmarks: (_benchmarks, "train"),
+    What.providers: (_providers,),
 }
