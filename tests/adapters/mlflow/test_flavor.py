@@ -203,7 +203,7 @@ def test_what_is_saved_says_what_it_takes_and_needs(saved):
     assert "torch" not in conda
     files = [name for _, _, names in os.walk(saved) for name in names]
     assert {name.rpartition(".")[2] for name in files} <= {
-        "onnx", "py", "yaml", "txt", "json", "MLmodel"
+        *("onnx", "py", "typed", "md", "yaml", "txt", "json", "MLmodel"),
     }  # fmt: skip
     example = mlflow.pyfunc.load_model(saved).input_example
     assert mlflow.pyfunc.load_model(saved).predict(example)["error"][0] == ""
