@@ -34,7 +34,7 @@ def write_card(run: Path) -> Path:
         undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True
     )
     environment.filters["cell"] = _cell
-    template = files("isomax_evaluation.training").joinpath("templates", "card.md")
+    template = files("isomax_evaluation.training") / "templates" / "card.md"
     text = environment.from_string(template.read_text(encoding="utf-8")).render(
         card_data=_header(title, config, summary, parts).to_yaml(),
         title=_cell(title),
