@@ -4,6 +4,7 @@ read grey values as the runtime does; commands, options, names and links are the
 import importlib
 import json
 import re
+import runpy
 import shutil
 import subprocess
 from pathlib import Path
@@ -141,6 +142,19 @@ def test_example(page, number, code, compared, photos, tmp_path, capsys, monkeyp
             assert not names["scorer"].score(tmp_path / "a.jpg")[0].error
         case _:
             pytest.fail("nothing looks at what this example did")
+
+
+def test_the_notebook_runs_from_top_to_bottom(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    found = runpy.run_path(str(ROOT / "evaluation/docs/first_steps.py"))
+    assert found["accuracy"] > 0.95
+    assert found["auroc"]["7, 8, 9"] > 0.8
+    assert found["auroc"]["noise"] > 0.95
+    known, unknown = capsys.readouterr().out.splitlines()[-2:]
+    rejected = [int(re.search(r": (\d+)% rejected", line)[1]) for line in (known, unknown)]
+    assert rejected[0] <= 15
+    assert rejected[1] > 2 * rejected[0]
 
 
 def commands():
