@@ -10,7 +10,7 @@
 # # Digits that a classifier does not know
 #
 # A network learns the handwritten digits 0 to 6. Then it meets 7, 8 and 9, and noise. All of it
-# runs offline, on a CPU, in about a minute. Open it as a notebook with jupytext, or run it as it is.
+# runs offline, on a CPU, in about a minute. Open it as a notebook with jupytext, or run it.
 
 # %%
 import numpy as np
