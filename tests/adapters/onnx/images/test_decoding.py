@@ -3,6 +3,7 @@
 import io
 
 import numpy as np
+import PIL
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -220,7 +221,12 @@ def _drawing(mode):
         "GIF",
         "16-bit grey that is transparent",
         "8-bit grey that is transparent",
-        "premultiplied TIFF",
+        pytest.param(
+            "premultiplied TIFF",
+            marks=pytest.mark.skipif(
+                int(PIL.__version__.split(".")[0]) < 13, reason="Pillow before 13 refuses it"
+            ),
+        ),
     ],
 )
 @pytest.mark.parametrize("channels", [1, 3])
