@@ -9,7 +9,8 @@ class InputError(ValueError):
 
 def one_line(error: BaseException) -> str:
     """Kind and message of an error, as a cell of a table."""
-    return " ".join(f"{type(error).__name__}: {error}".split()).rstrip(": ")
+    text = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(": ")
+    return text.encode("utf-8", "backslashreplace").decode()  # it may name a file
 
 
 def first_few(items: Sequence[str], most: int) -> str:

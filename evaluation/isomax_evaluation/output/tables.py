@@ -22,7 +22,7 @@ def read_table(path: Path, **options: Any) -> pd.DataFrame:
     :param options: of ``pd.read_csv``, in the place of those for such tables
     """
     as_written: dict[str, Any] = {
-        "dtype": dict.fromkeys(NAMES, object),
+        "dtype": dict.fromkeys(NAMES, str),
         "keep_default_na": False,
         "na_values": [""],
         "encoding": TEXT["encoding"],

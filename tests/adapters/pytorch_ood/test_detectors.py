@@ -154,7 +154,9 @@ def test_heads_on_a_models_features_leave_its_logits_as_they_are(name, images):
     for key, detector in detectors_for(model, by_hand).items():
         scores = detector.fit(loader).predict(images[0][:6])
         expected = by_hand[key].fit_features(features, images[1])
-        torch.testing.assert_close(scores, expected.predict_features(features[:6]))
+        # features of batches of another size differ in their last bits
+        expected = expected.predict_features(features[:6])
+        torch.testing.assert_close(scores, expected, rtol=1e-5, atol=1e-5)
     assert all(torch.equal(tensor, weights[key]) for key, tensor in model.state_dict().items())
 
 

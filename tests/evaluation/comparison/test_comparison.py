@@ -20,7 +20,6 @@ from isomax import EntropicScore, MahalanobisPP
 from isomax_adapters.onnx.runtime import Scorer
 from isomax_adapters.timm import load_calibration, load_model
 from isomax_evaluation import compare, data
-from isomax_evaluation.comparison.compare import DETECTORS
 from isomax_evaluation.comparison.rows import needs, table_rows, terminal_table
 from isomax_evaluation.detection.intervals import draw, resampled_metrics
 from isomax_evaluation.detection.metrics import METRICS, ood_metrics
@@ -39,9 +38,10 @@ def test_the_table_has_every_cell(compared):
     assert set(results["loss"]) == {"softmax", "isomax"}
     assert set(results["seed"]) == {0, 1}
     assert set(results["ood"]) == {"digits-held-out", "uniform-noise"}
+    asked = set(json.loads((compared.output / "settings.json").read_text())["detectors"])
     by_loss = {loss: set(rows["detector"]) for loss, rows in results.groupby("loss")}
-    assert by_loss["softmax"] == set(DETECTORS) - {"EntropicScore"}
-    assert by_loss["isomax"] == set(DETECTORS) - {"Entropy"}
+    assert by_loss["softmax"] == asked - {"EntropicScore"}
+    assert by_loss["isomax"] == asked - {"Entropy"}
     assert len(results) == (6 + 6) * 2 * 2
     assert not results.isna().any().any()
     assert pd.read_csv(compared.output / "results.csv").equals(results.reset_index(drop=True))
@@ -220,7 +220,8 @@ def test_a_second_call_computes_nothing_again(compared, monkeypatch):
         name: tuple(value) if isinstance(value, list) else value
         for name, value in settings["recipe"].items()
     }
-    again = compare(output=compared.output, seeds=2, recipe=Recipe(**recipe))
+    same = {key: settings[key] for key in ("losses", "detectors", "seeds")}
+    again = compare(output=compared.output, recipe=Recipe(**recipe), **same)
     assert again.results.equals(compared.results)
 
 
