@@ -116,7 +116,7 @@ def compare(
 ) -> None:
     """Compare OOD detectors on models: on given ones, or on a backbone trained with each loss.
 
-    Without arguments: handwritten digits, offline, in about two minutes. Run again, it goes on;
+    Without arguments: handwritten digits, offline, in under three minutes. Run again, it goes on;
     with more detectors, OOD data or models, it adds them. Exit status 1 if a detector that was
     asked for by name gave no value.
     """
