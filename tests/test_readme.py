@@ -23,18 +23,7 @@ from isomax_adapters.onnx.runtime import Scorer
 from isomax_evaluation.cli import app
 
 ROOT = Path(__file__).parents[1]
-PLACES = {
-    "README": "README.md",
-    "contributing": "CONTRIBUTING.md",
-    "security": "SECURITY.md",
-    "how it works": "plugin/isomax/guide.md",
-    "fine-tune": "evaluation/isomax_evaluation/training/guide.md",
-    "compare": "evaluation/isomax_evaluation/comparison/guide.md",
-    "deploy": "evaluation/isomax_evaluation/deployment/guide.md",
-    "decide": "evaluation/isomax_evaluation/deployment/deciding.md",
-    "troubleshooting": "evaluation/isomax_evaluation/troubleshooting.md",
-    "track": "adapters/isomax_adapters/mlflow/guide.md",
-}
+PLACES = {"README": "README.md"} | runpy.run_path(str(ROOT / "evaluation/docs/pages.py"))["PAGES"]
 PAGES = {name: (ROOT / path).read_text(encoding="utf-8") for name, path in PLACES.items()}
 EXAMPLES = [
     (name, number, code)

@@ -2,17 +2,15 @@
 
 from importlib.util import find_spec
 
-#: extra -> modules that it brings; what these bring in turn is not named
+#: extra -> modules that its code cannot do without; a served model has no more than these
 EXTRAS = {
     "timm": ("torch", "timm", "pytorch_ood", "sklearn"),
     "train": ("accelerate", "pandas", "greenlet", "jinja2"),
     "onnx": ("onnx", "onnxscript"),
-    "mlflow": ("mlflow", "filelock"),
+    "mlflow": ("mlflow",),
     "report": ("matplotlib", "plotly"),
 }
 BELOW = {"train": ("timm",), "onnx": ("timm",), "report": ("timm", "train")}  # what each takes
-
-
 SHOWN = 3  # modules in a message
 
 

@@ -11,6 +11,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import pandas as pd
+from pages import PAGES
 from sphinx.cmd.build import build_main
 
 from isomax_adapters.onnx.metadata import OUTPUTS
@@ -21,19 +22,6 @@ from isomax_evaluation.detection.catalogue import catalogue
 from isomax_evaluation.training.recipes import RECIPES
 
 HERE, ROOT = Path(__file__).parent, Path(__file__).parents[2]
-GUIDES = {
-    "fine-tune": "evaluation/isomax_evaluation/training/guide.md",
-    "compare": "evaluation/isomax_evaluation/comparison/guide.md",
-    "deploy": "evaluation/isomax_evaluation/deployment/guide.md",
-    "track": "adapters/isomax_adapters/mlflow/guide.md",
-    "decide": "evaluation/isomax_evaluation/deployment/deciding.md",
-    "troubleshooting": "evaluation/isomax_evaluation/troubleshooting.md",
-    "how-it-works": "plugin/isomax/guide.md",
-    "extend": "CONTRIBUTING.md",
-    "results": "evaluation/RESULTS.md",
-    "changes": "CHANGELOG.md",
-    "security": "SECURITY.md",
-}
 #: what users import
 MODULES = (
     *("isomax", "isomax.functional", "isomax.calibration", "isomax.starting", "isomax.fitting"),
@@ -64,7 +52,7 @@ pytorch-ood beside them, one ONNX file at the end, MLflow all along.
 def guide(path: str) -> str:
     """A guide, with links to other pages of the documentation; those to files lose their link."""
     text, folder = (ROOT / path).read_text(encoding="utf-8"), (ROOT / path).parent
-    pages = {(ROOT / place).resolve(): f"{name}.md" for name, place in GUIDES.items()}
+    pages = {(ROOT / place).resolve(): f"{name}.md" for name, place in PAGES.items()}
 
     def linked(found: re.Match[str]) -> str:
         label, target = found.groups()
@@ -138,11 +126,11 @@ def main() -> int:
         source = Path(scratch)
         for name in ("conf.py", "mathml.py", "style.css"):
             shutil.copy(HERE / name, source)
-        pages = {name: guide(path) for name, path in GUIDES.items()}
+        pages = {name: guide(path) for name, path in PAGES.items()}
         pages |= {name: make() for name, make in reference.items()}
         pages |= {module: api(module) for module in MODULES}
         pages["index"] = INDEX.format(
-            guides="\n".join(GUIDES), reference="\n".join([*reference, *MODULES])
+            guides="\n".join(PAGES), reference="\n".join([*reference, *MODULES])
         )
         for name, text in pages.items():
             (source / f"{name}.md").write_text(text, encoding="utf-8")

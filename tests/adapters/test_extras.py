@@ -82,6 +82,12 @@ def test_scoring_takes_no_extra(compared, photos):
     assert done.returncode == 0, done.stderr
 
 
+def test_a_model_is_loaded_where_only_mlflow_and_the_runtime_are():
+    others = EVERYTHING.replace("mlflow,", "").replace("pandas,", "") + ",filelock"
+    done = run(WITHOUT + "import isomax_adapters.mlflow", others)
+    assert done.returncode == 0, done.stderr
+
+
 def test_only_what_is_missing_is_named(monkeypatch):
     need("report", "mlflow")
     monkeypatch.setitem(EXTRAS, "report", ("no_such_module", "json"))

@@ -46,6 +46,7 @@ def _of(output: Path) -> pd.DataFrame:
     classes = len(settings["class_names"])
     rows = []
     for row in table.to_dict("records"):
+        run = run_folder(output, row["loss"], row["seed"])
         head = epochs_of_head(recipe["head_first"], recipe["epochs"], row["loss"])
         at = ends.loc[(row["loss"], row["detector"], row["ood"])]
         rows.append(
@@ -67,8 +68,8 @@ def _of(output: Path) -> pd.DataFrame:
                 "AUROC": row["AUROC"],
                 "low": at["AUROC low"],
                 "high": at["AUROC high"],
-                "seconds": _seconds(run_folder(output, row["loss"], row["seed"]), settings),
-                "kept": _kept(run_folder(output, row["loss"], row["seed"])),
+                "seconds": _seconds(run),
+                "kept": _kept(run),
             }
         )
     return pd.DataFrame(rows).round(4)
@@ -79,7 +80,7 @@ def _per_class(settings: dict[str, Any], classes: int) -> int:
     return int(settings["images"][names[0]]) // classes
 
 
-def _seconds(run: Path, settings: dict[str, Any]) -> float:
+def _seconds(run: Path) -> float:
     """Wall time of the epochs, of the head alone and of the whole; 0 if there were none."""
     images = read_json(run / "settings.json")["images"]["train"]
     rows = read_lines(run / "metrics.jsonl")

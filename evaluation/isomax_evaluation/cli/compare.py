@@ -149,7 +149,7 @@ def compare(
                 ),
                 recipe_options,
             ),
-            seeds=seeds or (2 if digits else 3),
+            seeds=(2 if digits else 3) if seeds is None else seeds,
             output=output,
             pretrained=pretrained,
             weights=weights,

@@ -87,7 +87,7 @@ def deployable(
             reason = obstacle(model, detector)
             command = "" if reason else _command(run, output, detector, id)
             rows.append((name, detector, reason, command))
-    return pd.DataFrame(rows, columns=list(COLUMNS))
+    return pd.DataFrame(rows, columns=list(COLUMNS), dtype=object)  # of paths of any bytes
 
 
 def choose(

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from isomax_evaluation.output.errors import InputError
+from isomax_evaluation.output.files import as_text
 
 
 def split_name(text: str) -> tuple[str | None, str]:
@@ -14,7 +15,7 @@ def split_name(text: str) -> tuple[str | None, str]:
     name, equals, source = text.partition("=")
     if not equals or not name or "/" in name or Path(text).expanduser().exists():
         return None, text
-    return name, source
+    return as_text(name), source
 
 
 def unique_names(sources: Sequence[str], taken: Sequence[str] = ()) -> list[str]:
@@ -50,5 +51,5 @@ def no_doubles(what: str, names: Sequence[str]) -> None:
 def _parts(source: str) -> list[str]:
     path = Path(source).expanduser()
     if path.exists():
-        return [part for part in path.resolve().parts if part != path.anchor]
+        return [as_text(part) for part in path.resolve().parts if part != path.anchor]
     return [source.rpartition("/")[2] or source]

@@ -92,7 +92,9 @@ def write_report(
         plotly=get_plotlyjs(),
     )
     path = output / "report.html"
-    write_whole(path, lambda partial: partial.write_text(html, encoding="utf-8"))
+    write_whole(
+        path, lambda partial: partial.write_text(html, encoding="utf-8", errors="backslashreplace")
+    )
     return path
 
 

@@ -38,6 +38,7 @@ from isomax_adapters.onnx.images import (
 from isomax_evaluation.data.images import OOD_LABEL, Images, stratified_split
 from isomax_evaluation.data.torch_datasets import from_dataset, labels_of
 from isomax_evaluation.output.errors import InputError, first_few, one_line
+from isomax_evaluation.output.files import as_text
 
 DIGITS_KNOWN, DIGITS_HELD_OUT = tuple("0123456"), tuple("789")
 NOISE = {"gaussian-noise": GaussianNoise, "uniform-noise": UniformNoise}
@@ -207,8 +208,7 @@ def _splits_of(found: Scan, name: str) -> Splits:
 
 def _name_of(folder: str) -> str:
     """The last part of its path, as text: it becomes a name in tables."""
-    name = Path(folder).expanduser().resolve().name
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
+    return as_text(Path(folder).expanduser().resolve().name)
 
 
 def _images_of(listing: Listing, name: str) -> Images:

@@ -10,6 +10,7 @@ import pandas as pd
 from isomax_adapters.onnx.images import Parts, split_parts
 from isomax_evaluation.data.images import Decoding, Images, stratified_split
 from isomax_evaluation.output.errors import InputError
+from isomax_evaluation.output.files import as_path
 from isomax_evaluation.output.tables import as_they_are, read_table
 
 _OF_TRAINING = ("train", "validation", "calibration")
@@ -109,7 +110,8 @@ def recorded_parts(table: Path, images: Images) -> list[str]:
         return unknown
     splits = read_table(table, dtype=object, na_values=[])
     if images.paths:
-        part_of = dict(zip(map(os.path.realpath, splits["path"]), splits["split"], strict=True))
+        resolved = [os.path.realpath(as_path(path)) for path in splits["path"]]
+        part_of = dict(zip(resolved, splits["split"], strict=True))
         return [part_of.get(os.path.realpath(path), "") for path in _paths(images)]
     mine = splits[(splits["set"] == images.name) & splits["split"].isin(_OF_TRAINING)]
     if mine["path"].duplicated().any():  # of several sources, such as a validation set

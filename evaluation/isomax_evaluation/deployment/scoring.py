@@ -17,6 +17,7 @@ from isomax_adapters.onnx.runtime import Result, Scorer
 from isomax_evaluation.deployment import rows
 from isomax_evaluation.deployment.rows import COLUMNS, STATE, Index
 from isomax_evaluation.output.errors import InputError
+from isomax_evaluation.output.files import as_path, as_text
 
 FORMATS = (".csv", ".jsonl", ".parquet")
 
@@ -185,7 +186,7 @@ def _score_to_rows(
         def wanted() -> Iterator[str]:
             """The images that need a row."""
             for source in inputs:
-                key, state = _key(os.getcwd(), _name(source)), _state(source)
+                key, state = _key(os.getcwd(), as_text(source)), _state(source)
                 before = index.get(key)
                 if before is None:
                     what = "added"
@@ -210,7 +211,7 @@ def _score_to_rows(
             for result in scorer.stream(wanted(), batch_size):
                 key, source, state, what = states.popleft()
                 row = as_row(result) | dict(zip(STATE, state, strict=True))
-                row["source"] = _name(source if here else os.path.abspath(source))
+                row["source"] = as_text(source if here else os.path.abspath(source))
                 with _writing(out):
                     rows.write(file, path.suffix, row)
                 index.put(key, rows.state_of(row), bool(result.error), place)
@@ -227,15 +228,10 @@ def _score_to_rows(
 def as_row(result: Result) -> dict[str, Any]:
     """What is known of an image, by column; ``None`` where nothing is."""
     names = [name for name in COLUMNS if name not in STATE]
-    row = {name: getattr(result, name) for name in names} | {"source": _name(result.source)}
+    row = {name: getattr(result, name) for name in names} | {"source": as_text(result.source)}
     if result.error:
         row |= dict.fromkeys(("label", "class_name", "confidence", "score", "p_value"))
     return row
-
-
-def _name(source: str) -> str:
-    # file names need not be text
-    return source.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _state(source: str) -> tuple[int | None, int | None]:
@@ -255,5 +251,4 @@ def _key(folder: str, name: str) -> str:
 
 @lru_cache(maxsize=4096)
 def _resolved(folder: str) -> str:
-    # as the locale sees the folder's name, which need not be UTF-8
-    return _name(os.path.realpath(os.fsdecode(folder.encode("utf-8", "surrogateescape"))))
+    return as_text(os.path.realpath(as_path(folder)))

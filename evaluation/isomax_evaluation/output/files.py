@@ -14,6 +14,17 @@ from isomax_evaluation.output.errors import InputError
 TEXT: Any = {"encoding": "utf-8", "errors": "surrogateescape"}
 
 
+def as_text(name: str) -> str:
+    """What the file system or the command line calls something, as text: UTF-8 whatever the locale;
+    bytes that are none are escaped."""
+    return name.encode(**TEXT).decode("utf-8", "backslashreplace")
+
+
+def as_path(text: str) -> str:
+    """A path that was read from a file of text, as the file system's functions take it here."""
+    return os.fsdecode(text.encode(**TEXT))
+
+
 def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
     """Let ``write`` make the file under another name, then move it into place.
 

@@ -316,6 +316,7 @@ def test_train_then_export_then_score(isomax, tmp_path, photos):
             "--calibration is for fp16 and int8",
         ),
         (["track", "{one}"], "is no output folder"),
+        (["compare", "--seeds", "0"], "seeds is 0; expected at least 1"),
     ],
 )
 def test_bad_input_is_one_line_and_costs_nothing(isomax, tmp_path, arguments, message):

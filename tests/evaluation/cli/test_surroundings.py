@@ -32,14 +32,17 @@ SHORT = ("--model", "test_resnet", "--image-size", 32, "--recipe", "scratch", "-
          "--val-share", 0.4)  # fmt: skip
 
 
-def isomax(*args, **environment):
+def isomax(*args, before=(), **environment):
+    """The command; ``before`` it, what runs it."""
+    code = [sys.executable, "-X", "warn_default_encoding", "-c", CODE]
+    known = {key: value for key, value in os.environ.items() if key != "MPLCONFIGDIR"}
     return subprocess.run(
-        [sys.executable, "-X", "warn_default_encoding", "-c", CODE, *map(str, args)],
-        env={k: v for k, v in os.environ.items() if k != "MPLCONFIGDIR"} | environment,
+        [*before, *code, *map(str, args)],
+        env=known | environment,
         capture_output=True,
         check=False,
         timeout=300,
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +66,15 @@ def test_the_console_and_the_home_change_nothing(odd, tmp_path, where):
     assert "中文/=1+2.jpg".encode() in content
     rows = list(csv.DictReader(content.decode("utf-8", "surrogateescape").splitlines()))
     assert len(rows) == 90
+    run = tmp_path / "run"
+    for more in (
+        ("calibrate", run, "--id", odd, "--detector", "SHE", "--output", tmp_path / "she"),
+        ("compare", "--models", run, "--id", odd, "--ood", f"Vögel={odd}", "--detectors",
+         "MaxLogit", "--no-track", "--output", tmp_path / "compared"),
+        ("track", tmp_path / "compared"),
+    ):  # fmt: skip
+        done = isomax(*more, **environment)
+        assert done.returncode == 0, done.stderr.decode("ascii", "backslashreplace")
     model = tmp_path / "model.onnx"
     done = isomax("export", tmp_path / "run/model", model, **environment)
     assert done.returncode == 0, done.stderr.decode("ascii", "backslashreplace")
@@ -79,32 +91,23 @@ def test_the_console_and_the_home_change_nothing(odd, tmp_path, where):
     assert text.count("\n") == 91
 
 
-def full(*args, place, kilobytes):
-    """The command, with a small disk of its own at a place."""
+def with_small_disk(place, kilobytes):
+    """What runs a command with a file system of its own at a place."""
     script = f'mount -t tmpfs -o size={kilobytes}k none "$0" && exec "$@"'
-    return subprocess.run(
-        ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script, place,
-         sys.executable, "-c", CODE, *map(str, args)],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )  # fmt: skip
+    return "unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script, place
 
 
 @pytest.fixture(scope="module")
 def small_disk(tmp_path_factory):
     place = tmp_path_factory.mktemp("disk")
-    if not shutil.which("unshare") or subprocess.run(
-        ["unshare", "--user", "--map-root-user", "--mount", "mount", "-t", "tmpfs", "none", place],
-        capture_output=True, check=False,
-    ).returncode:  # fmt: skip
+    runner = [*with_small_disk(place, 100), "true"]
+    if not shutil.which("unshare") or subprocess.run(runner, check=False).returncode:
         pytest.skip("no file system can be mounted here")
     return Path(place)
 
 
 @pytest.mark.parametrize("command", ["train", "compare", "calibrate", "export", "score", "track"])
-def test_a_full_disk_is_one_line(command, small_disk, photos, compared, monkeypatch):
+def test_a_full_disk_is_one_line(command, small_disk, photos, compared):
     run = compared.output / "runs/softmax-seed0"
     place = small_disk
     arguments, size = {
@@ -118,10 +121,15 @@ def test_a_full_disk_is_one_line(command, small_disk, photos, compared, monkeypa
         "score": ((compared.output / "model.onnx", photos, "--out", place / "scores.csv"), 4),
         "track": ((compared.output,), 100),
     }[command]
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{place}/mlflow.db")
-    done = full(command, *arguments, place=place, kilobytes=size)
-    assert done.returncode == 2, done.stderr
-    assert "Traceback" not in done.stderr
-    last = done.stderr.strip().splitlines()[-1]
+    done = isomax(
+        command,
+        *arguments,
+        before=with_small_disk(place, size),
+        MLFLOW_TRACKING_URI=f"sqlite:///{place}/mlflow.db",
+    )
+    said = done.stderr.decode()
+    assert done.returncode == 2, said
+    assert "Traceback" not in said
+    last = said.strip().splitlines()[-1]
     assert last.startswith("isomax: "), last
     assert "No space left" in last or "full" in last or "make room" in last, last
