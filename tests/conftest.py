@@ -1,7 +1,5 @@
 import os
 import socket
-import subprocess
-import sys
 from dataclasses import replace
 
 # two test processes on two cores: each library keeps to its own
@@ -9,6 +7,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 
+from .command import Command
 from .image_folders import make_folder
 
 
@@ -21,19 +20,10 @@ def free_port():
 
 @pytest.fixture(scope="session")
 def isomax():
-    """The command, as a subprocess."""
-
-    def run(*args, **kwargs):
-        code = "import sys; from isomax_evaluation.cli import main; sys.argv[0] = 'isomax'; main()"
-        return subprocess.run(
-            [sys.executable, "-c", code, *map(str, args)],
-            capture_output=True,
-            text=True,
-            check=False,
-            **kwargs,
-        )
-
-    return run
+    """The command in processes of its own; gives status and what was printed."""
+    command = Command()
+    yield command
+    command.close()
 
 
 @pytest.fixture(scope="session")

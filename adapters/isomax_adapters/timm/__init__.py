@@ -28,6 +28,7 @@ from isomax_adapters.timm.pooling import pool_distances
 from isomax_adapters.timm.publishing import push_model
 from isomax_adapters.timm.registry import create_model, register_models
 from isomax_adapters.timm.starting import start_heads
+from isomax_adapters.timm.statistics import hold_statistics
 
 register_models()
 pool_distances()
@@ -41,6 +42,7 @@ __all__ = [
     "create_model",
     "folder_from_checkpoint",
     "head_of",
+    "hold_statistics",
     "load_calibration",
     "load_model",
     "load_weights",

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from isomax_adapters.timm.attaching import PREFIXES, attach, classifier_names, name_model
 from isomax_adapters.timm.checkpoints import converted, fits, within
+from isomax_adapters.timm.statistics import hold_statistics
 from isomax_adapters.timm.stem import use_small_image_stem
 
 _MODULE = "isomax"  # timm.list_models(module="isomax") lists ours
@@ -22,7 +23,8 @@ def register_models() -> None:
 
     ``isomax_<arch>``, ``isomaxplus_<arch>`` and ``dismax_<arch>`` have the head in drop-in mode
     (``drop_in=False`` to change that); ``softmax_<arch>`` is the architecture itself. All four
-    take ``small_images=True`` (see :func:`~isomax_adapters.timm.stem.use_small_image_stem`). With
+    take ``small_images=True`` (see :func:`~isomax_adapters.timm.stem.use_small_image_stem`) and
+    ``freeze_bn=True`` (see :func:`~isomax_adapters.timm.statistics.hold_statistics`). With
     ``pretrained=True`` they take the backbone's weights from where ``<arch>`` takes them, tags
     included (``isomax_resnet18.a1_in1k``), and the head's as well where a given file has them.
     """
@@ -98,8 +100,20 @@ class _Entrypoint:
         pretrained: bool = False,
         drop_in: bool = True,
         small_images: bool = False,
+        freeze_bn: bool = False,
         features_only: bool = False,
         **kwargs: Any,
+    ) -> nn.Module:
+        model = self._create(pretrained, drop_in, small_images, features_only, kwargs)
+        return hold_statistics(model) if freeze_bn else model
+
+    def _create(
+        self,
+        pretrained: bool,
+        drop_in: bool,
+        small_images: bool,
+        features_only: bool,
+        kwargs: dict[str, Any],
     ) -> nn.Module:
         backbone = _registry.model_entrypoint(self.architecture)
         own = self._own_weights(kwargs) if pretrained else None

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 
 from isomax.functional import NaNFeaturesError
 from isomax_adapters.timm.attaching import classifier_names
+from isomax_adapters.timm.statistics import layers_with_statistics
 from isomax_evaluation.data import Images
 from isomax_evaluation.output.errors import InputError
 from isomax_evaluation.output.files import write_lines, write_whole
@@ -100,6 +101,9 @@ def fit(
         trained.train()
         if freeze:
             _train_only_heads(model)
+        if recipe.freeze_bn:
+            for layer in layers_with_statistics(model):
+                layer.eval()
         started, losses = time.perf_counter(), []
         for step, (inputs, target) in enumerate(loader):
             inputs = inputs.to(accelerator.device, non_blocking=True)

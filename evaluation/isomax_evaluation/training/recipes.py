@@ -88,6 +88,11 @@ class Recipe:
     freeze_backbone: int = _is(
         0, "Train only the head in the first N epochs, or 'all'.", "[0, inf)"
     )
+    freeze_bn: bool = _is(
+        False,
+        "Keep a pretrained network's batch norm statistics, as when it is evaluated; scales and "
+        "shifts are trained.",
+    )
     head_first: int | None = _is(
         None,
         "Train the head of a pretrained network alone for N epochs, on features that are computed "
@@ -260,6 +265,11 @@ def doubts_of_recipe(recipe: Recipe, updates: int, starts_trained: bool) -> list
             f"ema_decay {recipe.ema_decay:g} alone would keep {share:.0%} of the initial weights "
             f"over {updates} updates; timm's warm-up makes it smaller, so that it averages over "
             f"fewer. For so few updates give at most {math.floor(1000 * most) / 1000:g}"
+        )
+    if recipe.freeze_bn and not starts_trained:
+        found.append(
+            "freeze_bn leaves an untrained network without batch norm; leave it out, or start from "
+            "--pretrained or --weights"
         )
     late = [at for at in recipe.decay_milestones if at >= recipe.epochs]
     if recipe.sched == "multistep" and late:

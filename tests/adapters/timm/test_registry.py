@@ -47,6 +47,22 @@ def test_input_arguments_are_resolved_as_timms_scripts_do():
     assert model.default_cfg is model.pretrained_cfg
 
 
+def test_batch_norm_that_is_frozen_trains_as_it_evaluates():
+    torch.manual_seed(0)
+    images = torch.randn(4, 3, 32, 32)
+    model = timm.create_model("isomax_test_resnet", num_classes=3, drop_in=False, freeze_bn=True)
+    copy = ModelEmaV3(model).module
+    expected, before = model.eval()(images), dict(model.named_buffers())
+    torch.testing.assert_close(model.train()(images), expected)
+    torch.testing.assert_close(copy.train()(images), expected)
+    assert all(torch.equal(now, before[name]) for name, now in model.named_buffers())
+    model(images).sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+    plain = timm.create_model("isomax_test_resnet", num_classes=3, drop_in=False)
+    plain.load_state_dict(model.state_dict())
+    assert not torch.allclose(plain.train()(images), expected)
+
+
 def test_cross_entropy_on_a_registered_model_is_the_isomax_loss():
     """What timm's train.py does with it: plain loss on training-mode logits, then validation."""
     torch.manual_seed(0)

@@ -93,6 +93,13 @@ def test_decays_that_come_after_the_end_are_named():
     assert not doubts_of_recipe(RECIPES["macedo2022"], updates=10**6, starts_trained=False)
 
 
+def test_an_untrained_network_keeps_no_statistics():
+    recipe = replace(RECIPES["scratch"], freeze_bn=True)
+    (said,) = doubts_of_recipe(recipe, updates=100, starts_trained=False)
+    assert "freeze_bn" in said
+    assert not doubts_of_recipe(replace(recipe, lr=0.015), updates=100, starts_trained=True)
+
+
 @pytest.mark.parametrize(
     ("recipe", "starts_trained", "said"),
     [

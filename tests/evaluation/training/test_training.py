@@ -75,10 +75,18 @@ def test_the_choices_of_a_recipe_work(change, tmp_path):
     assert len(epochs_of(tmp_path)) == 2
 
 
-def test_a_frozen_backbone_stays_as_it_was(tmp_path):
+@pytest.mark.parametrize(
+    ("frozen", "kinds"),
+    [
+        ({"freeze_backbone": 1}, {"prototypes"}),
+        ({"freeze_bn": True}, {"prototypes", "weight", "bias"}),
+    ],
+    ids=["backbone", "batch norm"],
+)
+def test_what_is_frozen_stays_as_it_was(frozen, kinds, tmp_path):
     from isomax_evaluation.training.jobs import Job, build_model
 
-    recipe = replace(SHORT, epochs=1, freeze_backbone=1)
+    recipe = replace(SHORT, epochs=1, **frozen)
     folder = train(
         "digits", tmp_path, model="test_resnet", recipe=recipe, image_size=32,
         images_per_class=40, alpha=0.1,
@@ -86,7 +94,7 @@ def test_a_frozen_backbone_stays_as_it_was(tmp_path):
     before = build_model(Job("test_resnet", "isomax", recipe), 7).state_dict()
     after = load_file(folder / "model.safetensors")
     changed = {name for name in before if not torch.equal(before[name], after[name])}
-    assert changed == {"fc.prototypes"}
+    assert {name.rpartition(".")[2] for name in changed} == kinds
 
 
 def test_killed_at_ten_random_moments_it_ends_with_the_same_weights(tmp_path):

@@ -1,0 +1,75 @@
+"""The command as a process, without the ten seconds in which each would import the same."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+_FORKS = """
+import json, os, sys
+import accelerate, mlflow, onnx, pandas, pytorch_ood, scipy.stats, sklearn, timm, torch, torchvision
+import torch.distributed.nn.functional
+for line in sys.stdin:
+    asked = json.loads(line)
+    if child := os.fork():
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+        continue
+    os.chdir(asked["cwd"])
+    os.environ.clear()
+    os.environ.update(asked["environment"])
+    for number, file in enumerate(asked["streams"]):
+        os.dup2(os.open(file, os.O_RDWR), number)
+    sys.argv[:] = ["isomax", *asked["arguments"]]
+    break
+else:
+    sys.exit()
+from isomax_evaluation.cli import main
+main()
+"""
+
+_FRESH = "import sys; from isomax_evaluation.cli import main; sys.argv[0] = 'isomax'; main()"
+
+
+class Command:
+    """Runs ``isomax`` in processes forked from one that has imported the libraries, nothing of
+    ours, and does nothing else."""
+
+    def __init__(self) -> None:
+        self._forks: subprocess.Popen[str] | None = None
+
+    def __call__(self, *args, cwd=None, env=None) -> subprocess.CompletedProcess:
+        """:param env: libraries read it when they are imported, so that it takes a fresh process"""
+        arguments = list(map(str, args))
+        if env is not None:
+            command = [sys.executable, "-c", _FRESH, *arguments]
+            return subprocess.run(
+                command, capture_output=True, text=True, check=False, cwd=cwd, env=env
+            )
+        if self._forks is None:
+            self._forks = subprocess.Popen(
+                [sys.executable, "-c", _FORKS],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+        with tempfile.TemporaryDirectory() as folder:
+            streams = [os.devnull, f"{folder}/out", f"{folder}/err"]
+            for file in streams[1:]:
+                Path(file).touch()
+            asked = {
+                "arguments": arguments,
+                "cwd": str(cwd or Path.cwd()),
+                "environment": dict(os.environ),
+                "streams": streams,
+            }
+            print(json.dumps(asked), file=self._forks.stdin, flush=True)
+            status = int(self._forks.stdout.readline())
+            out, err = (Path(file).read_text() for file in streams[1:])
+        return subprocess.CompletedProcess(["isomax", *arguments], status, out, err)
+
+    def close(self) -> None:
+        """End the process that the others come from."""
+        if self._forks is not None:
+            self._forks.communicate()
