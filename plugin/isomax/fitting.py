@@ -101,24 +101,35 @@ def fit_head(
 
 
 @torch.no_grad()
-def accuracy(head: Head, features: Tensor, labels: Tensor) -> float:
-    r"""Share of the samples whose largest logit is that of their label.
+def classified_right(head: Head, features: Tensor, labels: Tensor) -> Tensor:
+    r"""Of each sample whether its largest logit is that of its label.
 
     :param head: one of our heads or ``nn.Linear``
     :param features: :math:`N \times D`; may be memory-mapped, a chunk is read at a time
     :param labels: :math:`N`; samples with labels below 0 are left out
-    :return: a fraction in :math:`[0, 1]`
+    :return: booleans, of as many samples as have labels of at least 0, on the CPU
     :raises ValueError: if shapes do not fit or no label is at least 0
     """
     labels = checked_labels(features, labels, num_classes_of(head))
     if not (labels >= 0).any():
         raise ValueError("no label is at least 0; give in-distribution samples")
     rows = max(1, CHUNK // max(features.shape[1], num_classes_of(head)))
-    right = sum(
-        int((_logits(head, part).argmax(dim=1).cpu() == truth).sum())
+    right = [
+        _logits(head, part).argmax(dim=1).cpu() == truth
         for part, truth in zip(features.split(rows), labels.split(rows), strict=True)
-    )
-    return right / int((labels >= 0).sum())
+    ]
+    return torch.cat(right)[labels >= 0]
+
+
+def accuracy(head: Head, features: Tensor, labels: Tensor) -> float:
+    r"""Share of the samples whose largest logit is that of their label.
+
+    Parameters and errors as in :func:`classified_right`.
+
+    :return: a fraction in :math:`[0, 1]`
+    """
+    right = classified_right(head, features, labels)
+    return int(right.sum()) / len(right)
 
 
 def learning_rate(head: Head, features: Tensor, labels: Tensor) -> float:

@@ -5,6 +5,7 @@ seconds.
 """
 
 import copy
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,11 +16,11 @@ import timm.data
 import torch
 from accelerate import Accelerator
 from rich.progress import Progress
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from isomax import IsoMaxHead
-from isomax.fitting import accuracy, fit_head
+from isomax.fitting import accuracy, classified_right, fit_head
 from isomax.starting import start_at_means, start_at_zero
 from isomax_adapters.pytorch_ood import Digests, Parts, digests_of_weights
 from isomax_evaluation.data import Divided, Images, Transformed
@@ -43,6 +44,7 @@ Offer = Callable[[nn.Module, float, str], None]
 
 
 ALONE = 20
+MEANS = "class means, nothing trained"
 COPIES = 2**20  # the first of the epochs that augmented copies are drawn as
 
 
@@ -104,31 +106,37 @@ def head_first(
         if validation is not None:
             offer(model, accuracy(head, *validation), what)
 
+    given = job.recipe.head_first
+    epochs = epochs_of_head(given, job.recipe.epochs, job.loss)
+    alone = epochs
+    if validation is not None and job.recipe.keep == "best" and given is None:
+        alone = alone or ALONE  # whatever the whole network then comes to, this can be kept
+    started = time.perf_counter()
     try:
-        if job.recipe.head_start != "paper":
-            at_zero = isinstance(head, (IsoMaxHead, nn.Linear))
-            if at_zero and job.recipe.head_start != "means":
-                start_at_zero(head)
-            else:
-                start_at_means(head, *training)
-                judge("class means, nothing trained")
-        given = job.recipe.head_first
-        epochs = epochs_of_head(given, job.recipe.epochs, job.loss)
-        if not epochs:
-            if validation is not None and job.recipe.keep == "best" and given is None:
-                # whatever the whole network then comes to, this is among what is kept
-                begun = copy.deepcopy(head.state_dict())
-                fit_head(head, *training, epochs=ALONE, seed=job.seed)
-                judge(f"the head alone, {ALONE} epochs")
-                head.load_state_dict(begun)
-            _put_back(parts, head)
-            return []
-        started = time.perf_counter()
-        with shown(progress, f"{job.loss}, seed {job.seed}: the head alone, {epochs} epochs"):
-            history = fit_head(head, *training, epochs=epochs, validation=validation, seed=job.seed)
+        at_means = _start(job, head, *training)
+        begun = copy.deepcopy(head.state_dict())
+        if alone:
+            what = f"the head alone, {alone} epochs"
+            with shown(progress, f"{job.loss}, seed {job.seed}: {what}"):
+                history = fit_head(
+                    head, *training, epochs=alone, validation=validation, seed=job.seed
+                )
     except ValueError as error:
         raise InputError(f"the head cannot be trained alone: {error}") from error
-    judge(f"the head alone, {epochs} epochs")
+    if alone:
+        if at_means and validation is not None:
+            trained, after = copy.deepcopy(head.state_dict()), classified_right(head, *validation)
+            head.load_state_dict(begun)
+            if clearly_better(classified_right(head, *validation), after):
+                judge(MEANS)
+            head.load_state_dict(trained)
+        judge(what)
+    elif at_means:
+        judge(MEANS)
+    if not epochs:
+        head.load_state_dict(begun)
+        _put_back(parts, head)
+        return []
     last = history[-1]
     told = f"training loss {last['train_loss']:.4f}"
     if "val_accuracy" in last:
@@ -144,6 +152,25 @@ def head_first(
         }
         for row in history
     ]
+
+
+def _start(job: Job, head: Any, features: Tensor, labels: Tensor) -> bool:
+    """Begin a head where the recipe says; whether that is at the class means."""
+    at_zero = isinstance(head, (IsoMaxHead, nn.Linear))
+    if job.recipe.head_start == "paper":
+        return False
+    if at_zero and job.recipe.head_start != "means":
+        start_at_zero(head)
+        return False
+    start_at_means(head, features, labels)
+    return True
+
+
+def clearly_better(then: Tensor, now: Tensor) -> bool:
+    """Whether more images were right then, by more than one standard error of the difference: the
+    root of the number of those that are right in one of the two alone (McNemar)."""
+    lost, won = int((then & ~now).sum()), int((now & ~then).sum())
+    return lost - won > math.sqrt(lost + won)
 
 
 def _put_back(parts: Parts, head: nn.Module) -> None:

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from isomax_adapters.timm import load_model
 from isomax_evaluation import data, train
 from isomax_evaluation.output.errors import InputError
+from isomax_evaluation.training import head_first
 from isomax_evaluation.training import train as training
 from isomax_evaluation.training.jobs import Job, build_model, make_optimizer, recipe_for
 from isomax_evaluation.training.losses import LOSSES
@@ -78,6 +79,37 @@ def test_the_backbone_runs_once_over_each_image(weights, tmp_path, monkeypatch):
     selection, test = 28, len(data.open_splits("digits").test)
     # those that select and calibrate, and the test images, are seen when all is done
     assert sum(passes) == 7 * 80 + selection + test
+
+
+@pytest.mark.parametrize(
+    ("spoil", "kept"),
+    [
+        (lambda head: None, "the head alone, 20 epochs"),
+        (lambda head: head.prototypes[2:].zero_(), "class means, nothing trained"),
+    ],
+    ids=["as good", "much worse"],
+)
+def test_class_means_are_kept_where_they_are_clearly_better(
+    spoil, kept, weights, tmp_path, monkeypatch
+):
+    def nothing_learnt(head, *arguments, **named):
+        with torch.no_grad():
+            spoil(head)
+        return [{"epoch": 1, "train_loss": 0.0}]
+
+    monkeypatch.setattr(head_first, "fit_head", nothing_learnt)
+    finetune(tmp_path, weights, epochs=0)
+    assert summary_of(tmp_path)["kept"] == kept
+
+
+@pytest.mark.parametrize(
+    ("lost", "won", "clear"),
+    [(0, 0, False), (1, 0, False), (2, 0, True), (9, 6, False), (9, 3, True)],
+)
+def test_a_few_images_more_say_nothing(lost, won, clear):
+    then = torch.tensor([True] * lost + [False] * won + [True] * 7)
+    now = torch.tensor([False] * lost + [True] * won + [True] * 7)
+    assert head_first.clearly_better(then, now) is clear
 
 
 @pytest.mark.parametrize(("loss", "first"), [("softmax", 20), ("isomax+", 20), ("isomax+", None)])
