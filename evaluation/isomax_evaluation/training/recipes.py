@@ -157,14 +157,18 @@ _CIFAR_CPU = Recipe(
 )
 
 _FINETUNE = Recipe(
-    # a pretrained network of convolutions. Of 0.02, 0.04, 0.06 and 0.12, and factors for the head
-    # of 0.1, 0.3, 1 and 10, what every loss has its best validation accuracy with, or within half a
-    # point of it: EfficientNet-Lite0 at 96 pixels, 20 classes of Tiny ImageNet with 135 images
-    # each, 4 epochs, 2,000 images to validate on, one seed. The head alone has as much there
+    # a pretrained network of convolutions. Of SGD and AdamW at several rates, with batch norm in
+    # training and in evaluation mode, what every loss has its best validation accuracy with, or
+    # within a point of it: EfficientNet-Lite0 at 96 pixels, CIFAR-10 with 270 images of each class,
+    # 4 epochs, 2,000 images to validate on, one seed. Softmax, the head alone 70.9%; AdamW 80.8,
+    # with batch statistics 68.7, at ten times the rate 10; SGD at 0.002 79.1, at 0.02 47.2
     epochs=10,
     batch_size=64,
+    opt="adamw",
     lr=None,
-    lr_base=0.06,
+    lr_base=4e-4,
+    weight_decay=0.01,
+    freeze_bn=True,
     keep="best",
 )
 
@@ -182,6 +186,8 @@ _FINETUNE_TRANSFORMER = Recipe(
     keep="best",
 )
 
+#: learning rates of fine-tuning for 256 images per update, by optimiser; above, networks forget
+USUAL = {"sgd": 0.006, "adamw": 4e-4}
 FAR = 3  # times a usual learning rate, or a part of it
 LARGE_SHARE = 0.1  # of the weights that a moving average begins with, in what it ends as
 
@@ -268,8 +274,8 @@ def doubts_of_recipe(recipe: Recipe, updates: int, starts_trained: bool) -> list
         )
     if recipe.freeze_bn and not starts_trained:
         found.append(
-            "freeze_bn leaves an untrained network without batch norm; leave it out, or start from "
-            "--pretrained or --weights"
+            "freeze_bn leaves an untrained network without batch norm; give the recipe scratch, or "
+            "start from --pretrained or --weights"
         )
     late = [at for at in recipe.decay_milestones if at >= recipe.epochs]
     if recipe.sched == "multistep" and late:
@@ -283,14 +289,14 @@ def doubts_of_recipe(recipe: Recipe, updates: int, starts_trained: bool) -> list
 def _doubts_of_rate(recipe: Recipe, starts_trained: bool) -> list[str]:
     """Of a recipe for pretrained networks on one that is not, and the other way round."""
     rate = learning_rate(recipe)
-    like = [named for named in (_FINETUNE, _FINETUNE_TRANSFORMER) if named.opt == recipe.opt]
-    usual = [learning_rate(replace(named, batch_size=recipe.batch_size)) for named in like]
-    if starts_trained and usual and rate >= FAR * usual[0]:
-        return [
-            f"the learning rate {rate:g} is {rate / usual[0]:.3g} times that of fine-tuning with "
-            f"{recipe.opt}, {usual[0]:g} for batches of {recipe.batch_size}, and can undo what the "
-            "network has learnt; give the recipe finetune, or a lower rate"
-        ]
+    if starts_trained and recipe.opt in USUAL:
+        usual = learning_rate(replace(recipe, lr=None, lr_base=USUAL[recipe.opt]))
+        if rate >= FAR * usual:
+            return [
+                f"the learning rate {rate:g} is {rate / usual:.3g} times that of fine-tuning with "
+                f"{recipe.opt}, {usual:g} for batches of {recipe.batch_size}, and can undo what "
+                "the network has learnt; give the recipe finetune, or a lower rate"
+            ]
     if starts_trained:
         return []
     if recipe.layer_decay is not None and recipe.layer_decay < 1:
