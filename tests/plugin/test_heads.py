@@ -102,7 +102,7 @@ def test_exports_with_a_free_batch_size(head_class):
     head = make(head_class).eval()
     batch = torch.export.Dim("batch")
     program = torch.export.export(
-        head, (torch.randn(3, 8),), dynamic_shapes={"features": {0: batch}}
+        head, (torch.randn(3, 8),), dynamic_shapes={"features": {0: batch}}, strict=False
     )
     features = torch.randn(7, 8)
     torch.testing.assert_close(program.module()(features), head(features))

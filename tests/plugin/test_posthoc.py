@@ -168,7 +168,9 @@ def test_what_is_fitted_can_be_exported_with_a_free_batch_size(detector_class):
             return detector.predict_features(z)
 
     batch = torch.export.Dim("batch")
-    program = torch.export.export(Scorer(), (z[:3],), dynamic_shapes={"z": {0: batch}})
+    program = torch.export.export(
+        Scorer(), (z[:3],), dynamic_shapes={"z": {0: batch}}, strict=False
+    )
     torch.testing.assert_close(program.module()(z[:7]), detector.predict_features(z[:7]))
 
 

@@ -48,6 +48,10 @@ class Hub(BaseHTTPRequestHandler):
             {"commitUrl": f"{self.server.address}/tree-lover/trees/commit/1", "commitOid": "1"}
         )
 
+    def do_GET(self):
+        """Older clients ask how large files are stored, here as any others."""
+        self._answer({"id": "tree-lover/trees", "xetEnabled": False})
+
     def _answer(self, content, status=200):
         data = json.dumps(content).encode()
         self.send_response(status)
