@@ -1,8 +1,8 @@
 """What an installation with one extra promises: it imports, runs, and says what is missing.
 
 ``python parts.py EXTRA``, in an environment that has just that; ``tox -e part-none,part-timm,...``.
-Prints a row of README's table: packages, what is downloaded and installed of them, and the time that
-an import takes.
+Prints a row of README's table: packages, what is downloaded and installed of them, and the time
+that an import takes.
 """
 
 import subprocess

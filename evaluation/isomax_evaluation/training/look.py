@@ -55,8 +55,9 @@ def lines_of(
         f"{channels}x{height}x{width} ({config['crop_mode']}, {config['crop_pct']:g} of them, "
         f"{config['interpolation']})",
         f"recipe: {first}{recipe.epochs} epochs of {tried.updates} updates of {recipe.batch_size} "
-        f"images, {recipe.opt} at {learning_rate(recipe):g}, {recipe.augment} augmentation, the "
-        f"{recipe.keep} weights are kept",
+        f"images, {recipe.opt} at {learning_rate(recipe):g}, "
+        f"{'batch norm in evaluation mode, ' if recipe.freeze_bn else ''}{recipe.augment} "
+        f"augmentation, the {recipe.keep} weights are kept",
     ]
     needed = tried.fixed + WORKSPACE * tried.per_image * tried.images
     free = free_memory(accelerator.device)

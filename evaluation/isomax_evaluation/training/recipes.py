@@ -297,6 +297,12 @@ def _doubts_of_rate(recipe: Recipe, starts_trained: bool) -> list[str]:
                 f"{recipe.opt}, {usual:g} for batches of {recipe.batch_size}, and can undo what "
                 "the network has learnt; give the recipe finetune, or a lower rate"
             ]
+        if rate < usual / FAR:
+            return [
+                f"the learning rate {rate:g} is {rate / usual:.2g} of that of fine-tuning with "
+                f"{recipe.opt}, {usual:g} for batches of {recipe.batch_size}, and the network "
+                "hardly learns in few epochs; give the recipe finetune, or a higher rate"
+            ]
     if starts_trained:
         return []
     if recipe.layer_decay is not None and recipe.layer_decay < 1:

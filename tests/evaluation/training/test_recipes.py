@@ -109,6 +109,7 @@ def test_an_untrained_network_keeps_no_statistics():
             "33.3 times that of fine-tuning with sgd, 0.0015 for batches of 64",
         ),
         (replace(RECIPES["finetune"], lr=1e-3), True, "is 5 times that of fine-tuning"),
+        (replace(RECIPES["finetune"], lr=2e-5), True, "is 0.1 of that of fine-tuning with adamw"),
         (replace(RECIPES["finetune-transformer"], lr=0.01), True, "times that of fine-tuning"),
         (RECIPES["finetune"], False, "freeze_bn leaves an untrained network without batch norm"),
         (
