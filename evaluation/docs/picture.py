@@ -2,13 +2,12 @@
 
 ``python picture.py SOFTMAX.onnx ISOMAXPLUS.onnx NAMES OUTPUT.jpg``: two files that were exported
 from heads on the same backbone, trained on the same images; ``NAMES`` has a line for each class,
-its name in the files and what people call it. The README's are of 20 classes of Tiny ImageNet::
+its name in the files and what people call it. The README's are models of the comparison on Tiny
+ImageNet in RESULTS.md whose heads alone were trained: ``isomax export
+OUTPUT/runs/softmax-seed0/model SOFTMAX.onnx``, and the same of ``isomaxplus-seed0``.
 
-    isomax train --data tiny-imagenet-20 --images-per-class 150 --model tf_efficientnet_lite0 \\
-        --weights FILE --image-size 96 --epochs 0 --loss softmax --output softmax
-
-and the same with ``isomax+``. The photographs come with scikit-image, all in the
-public domain or CC0. Prints how many of all its pictures each of the two files rejects.
+The photographs come with scikit-image, all in the public domain or CC0. Prints how many of all its
+pictures each of the two files rejects.
 """
 
 import sys

@@ -12,6 +12,7 @@ from isomax_evaluation.output.folders import run_folder
 from isomax_evaluation.output.tables import read_table
 from isomax_evaluation.training.head_first import epochs_of_head
 from isomax_evaluation.training.losses import LOSSES
+from isomax_evaluation.training.recipes import RECIPES, closest_recipe
 
 NOTHING, HEAD, ALL, BOTH = (
     "nothing trained",
@@ -57,6 +58,7 @@ def _of(output: Path) -> pd.DataFrame:
                 "model": settings["model"],
                 "size": settings["image_size"],
                 "stage": STAGES[2 * (recipe["epochs"] > 0) + (head > 0)],
+                "rate": _rate(recipe),
                 "epochs": recipe["epochs"],
                 "head_epochs": head,
                 "loss": row["loss"],
@@ -73,6 +75,12 @@ def _of(output: Path) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows).round(4)
+
+
+def _rate(recipe: dict[str, Any]) -> float:
+    """The learning rate, as a multiple of that of the recipe that was changed."""
+    named = RECIPES[closest_recipe(recipe)[0]]
+    return float(recipe["lr_base"] / named.lr_base) if recipe["lr"] is None else 1.0
 
 
 def _per_class(settings: dict[str, Any], classes: int) -> int:
@@ -96,9 +104,11 @@ def _kept(run: Path) -> str:
 def sections(table: pd.DataFrame) -> list[dict[str, Any]]:
     """What the page says of each ID set."""
     return [
-        {"id": name, **_setting(group), "own": _own(group), "frozen": _frozen(group)}
-        | {"accuracy": _accuracy(group), "near": _near(group), "best": _best(group)}
+        {"id": name, **_setting(usual), "own": _own(usual), "frozen": _frozen(usual)}
+        | {"accuracy": _accuracy(usual), "near": _near(usual), "best": _best(usual)}
+        | {"rates": _rates(group)}
         for name, group in table.groupby("id", sort=False)
+        if len(usual := group[group["rate"] == 1])
     ]
 
 
@@ -107,6 +117,27 @@ def _setting(group: pd.DataFrame) -> dict[str, Any]:
     return {key: first[key] for key in ("classes", "per_class", "model", "size")} | {
         "sets": list(group["ood"].unique())
     }
+
+
+def _rates(group: pd.DataFrame) -> list[dict[str, Any]]:
+    """Each loss when the whole network is trained at other rates than the recipe's, beside the
+    same seeds at the recipe's."""
+    models = group[group["epochs"] > 0].drop_duplicates(["rate", "loss", "seed"])
+    rows = []
+    for (rate, loss), part in models[models["rate"] != 1].groupby(["rate", "loss"], sort=True):
+        same = (models["loss"] == loss) & (models["epochs"] == part["epochs"].iloc[0])
+        usual = models[same & (models["rate"] == 1) & models["seed"].isin(part["seed"])]
+        rows.append(
+            {
+                "rate": rate,
+                "loss": loss,
+                "seeds": len(part),
+                "kept": _kept_whole(part),
+                "accuracy": part["accuracy"].to_list(),
+                "usual": usual["accuracy"].to_list(),
+            }
+        )
+    return rows
 
 
 def _own(group: pd.DataFrame) -> list[dict[str, Any]]:

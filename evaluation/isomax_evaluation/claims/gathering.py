@@ -1,9 +1,7 @@
 """Comparisons put together into the small tables that the page of results is made of."""
 
-import json
 import platform
 from collections.abc import Sequence
-from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ from isomax_evaluation.output.errors import InputError
 from isomax_evaluation.output.files import read_json, write_json
 from isomax_evaluation.output.folders import run_folder
 from isomax_evaluation.output.tables import read_table, write_table
-from isomax_evaluation.training.recipes import RECIPES
+from isomax_evaluation.training.recipes import closest_recipe
 
 
 def gather(outputs: Sequence[Path], folder: Path) -> None:
@@ -122,12 +120,8 @@ def _without_folders(name: str) -> str:
 
 def _recipe_options(recipe: dict[str, Any]) -> list[str]:
     """The named recipe that is closest, and options for what differs from it."""
-    differing = {}
-    for name, named in RECIPES.items():
-        values = json.loads(json.dumps(asdict(named)))
-        differing[name] = [key for key in values if values[key] != recipe.get(key)]
-    closest = min(differing, key=lambda name: len(differing[name]))
-    return [f"--recipe {closest}", *(_option(key, recipe.get(key)) for key in differing[closest])]
+    closest, differing = closest_recipe(recipe)
+    return [f"--recipe {closest}", *(_option(key, recipe.get(key)) for key in differing)]
 
 
 def _option(key: str, value: Any) -> str:

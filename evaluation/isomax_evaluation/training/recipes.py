@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from isomax_evaluation.output.errors import InputError
@@ -209,6 +209,16 @@ def learning_rate(recipe: Recipe) -> float:
     ratio = recipe.batch_size / 256
     adaptive = any(name in recipe.opt.lower() for name in ("ada", "lamb"))
     return float(recipe.lr_base * (ratio**0.5 if adaptive else ratio))
+
+
+def closest_recipe(recipe: dict[str, Any]) -> tuple[str, list[str]]:
+    """The name of the recipe from which one differs least, and the fields in which it does."""
+    differing = {}
+    for name, named in RECIPES.items():
+        values = json.loads(json.dumps(asdict(named)))
+        differing[name] = [key for key in values if values[key] != recipe.get(key)]
+    closest = min(differing, key=lambda name: len(differing[name]))
+    return closest, differing[closest]
 
 
 def same_recipe(found: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:

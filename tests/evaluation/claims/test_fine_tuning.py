@@ -78,7 +78,7 @@ def test_one_backbone_runs_once_for_all_heads(stages):
 def test_what_is_said_follows_from_the_numbers():
     row = {"id": "a", "classes": 2, "per_class": 5, "model": "m", "size": 32, "stage": HEAD}
     row |= {"epochs": 0, "head_epochs": 20, "seed": 0, "low": 0.1, "high": 0.9, "seconds": 1.0}
-    row |= {"kept": ""}
+    row |= {"kept": "", "rate": 1.0}
     values = [
         ("softmax", "MaxSoftmax", 0.9, 0.7),
         ("softmax", "EnergyBased", 0.9, 0.8),
@@ -100,3 +100,18 @@ def test_what_is_said_follows_from_the_numbers():
     assert near["gap"] == pytest.approx(-5)
     assert part["best"][0]["what"] == f"EnergyBased on softmax ({HEAD})"
     assert part["best"][0]["own"] == pytest.approx(75)
+
+
+def test_other_learning_rates_stand_apart():
+    row = {"id": "a", "classes": 2, "per_class": 5, "model": "m", "size": 32, "stage": ALL}
+    row |= {"epochs": 4, "head_epochs": 0, "low": 0.1, "high": 0.9, "seconds": 1.0, "near": True}
+    row |= {"detector": "EnergyBased", "ood": "b", "AUROC": 0.7, "loss": "softmax"}
+    models = [(1, 0, 0.8, "epoch 4"), (1, 1, 0.9, "epoch 3"), (10, 0, 0.7, "the head alone")]
+    table = pd.DataFrame(
+        [row | dict(zip(("rate", "seed", "accuracy", "kept"), one, strict=True)) for one in models]
+    )
+    (part,) = sections(table)
+    assert part["rates"] == [
+        {"rate": 10, "loss": "softmax", "seeds": 1, "kept": "0 of 1", "accuracy": [0.7],
+         "usual": [0.8]}
+    ]  # fmt: skip
