@@ -5,9 +5,8 @@ seconds.
 """
 
 import copy
-import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from isomax import IsoMaxHead
-from isomax.fitting import accuracy, classified_right, fit_head
+from isomax.fitting import classified_right, fit_head
 from isomax.starting import start_at_means, start_at_zero
 from isomax_adapters.pytorch_ood import Digests, Parts, digests_of_weights
 from isomax_evaluation.data import Divided, Images, Transformed
@@ -36,15 +35,11 @@ from isomax_evaluation.extraction.store import (
 from isomax_evaluation.output.errors import InputError
 from isomax_evaluation.output.progress import say, shown
 from isomax_evaluation.training.batches import Augmented, train_transform
+from isomax_evaluation.training.best import HEAD, MEANS, Offer
 from isomax_evaluation.training.jobs import Job
 from isomax_evaluation.training.losses import LOSSES
 
-#: called with a model, its accuracy on the selection images and what it is
-Offer = Callable[[nn.Module, float, str], None]
-
-
 ALONE = 20
-MEANS = "class means, nothing trained"
 COPIES = 2**20  # the first of the epochs that augmented copies are drawn as
 
 
@@ -84,7 +79,7 @@ def head_first(
     for the whole network. A model with several classifiers is left as it is.
 
     :param store: folder of the kept features
-    :param offer: takes what has come of it, with its accuracy on the selection images
+    :param offer: takes what has come of it, with which selection images are right
     :return: of each epoch a row for the run's metrics
     :raises InputError: if the features cannot be used
     """
@@ -101,10 +96,10 @@ def head_first(
         validation = features.selection.features, features.selection.labels
     training = features.training.features, features.training.labels
 
-    def judge(what: str) -> None:
+    def judge(stage: int, what: str) -> None:
         _put_back(parts, head)
         if validation is not None:
-            offer(model, accuracy(head, *validation), what)
+            offer(model, classified_right(head, *validation), stage, what)
 
     given = job.recipe.head_first
     epochs = epochs_of_head(given, job.recipe.epochs, job.loss)
@@ -113,7 +108,8 @@ def head_first(
         alone = alone or ALONE  # whatever the whole network then comes to, this can be kept
     started = time.perf_counter()
     try:
-        at_means = _start(job, head, *training)
+        if _start(job, head, *training):
+            judge(MEANS, "class means, nothing trained")
         begun = copy.deepcopy(head.state_dict())
         if alone:
             what = f"the head alone, {alone} epochs"
@@ -121,18 +117,9 @@ def head_first(
                 history = fit_head(
                     head, *training, epochs=alone, validation=validation, seed=job.seed
                 )
+            judge(HEAD, what)
     except ValueError as error:
         raise InputError(f"the head cannot be trained alone: {error}") from error
-    if alone:
-        if at_means and validation is not None:
-            trained, after = copy.deepcopy(head.state_dict()), classified_right(head, *validation)
-            head.load_state_dict(begun)
-            if clearly_better(classified_right(head, *validation), after):
-                judge(MEANS)
-            head.load_state_dict(trained)
-        judge(what)
-    elif at_means:
-        judge(MEANS)
     if not epochs:
         head.load_state_dict(begun)
         _put_back(parts, head)
@@ -164,13 +151,6 @@ def _start(job: Job, head: Any, features: Tensor, labels: Tensor) -> bool:
         return False
     start_at_means(head, features, labels)
     return True
-
-
-def clearly_better(then: Tensor, now: Tensor) -> bool:
-    """Whether more images were right then, by more than one standard error of the difference: the
-    root of the number of those that are right in one of the two alone (McNemar)."""
-    lost, won = int((then & ~now).sum()), int((now & ~then).sum())
-    return lost - won > math.sqrt(lost + won)
 
 
 def _put_back(parts: Parts, head: nn.Module) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from isomax_evaluation.training.batches import (
     mixing,
     train_loader,
 )
+from isomax_evaluation.training.best import WHOLE, Offer
 from isomax_evaluation.training.jobs import Job, head_factor, make_optimizer, make_scheduler
 from isomax_evaluation.training.losses import LOSSES, criterion_of
 
@@ -41,7 +42,7 @@ def fit(
     config: dict[str, Any],
     selection: Batches | None,
     output: Path,
-    offer: Callable[[nn.Module, float, str], None],
+    offer: Offer,
     accelerator: Accelerator,
     progress: Progress,
     before: Sequence[dict[str, float]] = (),
@@ -52,7 +53,7 @@ def fit(
     run ends with the weights of an uninterrupted one.
 
     :param selection: images that accuracy is measured on after each epoch; may be none
-    :param offer: takes the model after each epoch, its accuracy on them, and what it is
+    :param offer: takes the model after each epoch, which of them it has right, and what it is
     :param before: what the head did when it was trained alone
     """
     recipe, loss = job.recipe, LOSSES[job.loss]
@@ -148,9 +149,10 @@ def fit(
         if selection is not None:
             judged = ema.module if ema is not None else model
             with accelerator.autocast():
-                row["val_accuracy"] = accuracy(*evaluate(judged, selection, accelerator))
+                logits, labels = evaluate(judged, selection, accelerator)
+            row["val_accuracy"] = accuracy(logits, labels)
             told += f", validation accuracy {row['val_accuracy']:.1%}"
-            offer(judged, row["val_accuracy"], f"epoch {epoch + 1}")
+            offer(judged, logits.argmax(dim=1) == labels, WHOLE, f"epoch {epoch + 1}")
         history.append(row)
         progress.update(task, description=f"{job.loss}, seed {job.seed}: {told}")
         say(progress, f"{job.loss}, seed {job.seed}: epoch {epoch + 1} of {recipe.epochs}, {told}")

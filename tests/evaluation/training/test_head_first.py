@@ -13,6 +13,7 @@ from isomax_evaluation import data, train
 from isomax_evaluation.output.errors import InputError
 from isomax_evaluation.training import head_first
 from isomax_evaluation.training import train as training
+from isomax_evaluation.training.best import HEAD, MEANS, WHOLE, Best, clearly_better
 from isomax_evaluation.training.jobs import Job, build_model, make_optimizer, recipe_for
 from isomax_evaluation.training.losses import LOSSES
 from isomax_evaluation.training.recipes import RECIPES, Recipe, learning_rate
@@ -109,7 +110,26 @@ def test_class_means_are_kept_where_they_are_clearly_better(
 def test_a_few_images_more_say_nothing(lost, won, clear):
     then = torch.tensor([True] * lost + [False] * won + [True] * 7)
     now = torch.tensor([False] * lost + [True] * won + [True] * 7)
-    assert head_first.clearly_better(then, now) is clear
+    assert clearly_better(then, now) is clear
+
+
+def test_what_was_trained_longer_is_kept_unless_it_is_clearly_worse(tmp_path):
+    def right(count):
+        return torch.arange(100) < count
+
+    def kept(*offers):
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        folder.mkdir()
+        for stage, count in offers:
+            # as after an interruption
+            Best(folder, True, True).offer(torch.nn.Linear(1, 1), right(count), stage, f"{count}")
+        return Best(folder, True, True).put_into(torch.nn.Linear(1, 1))
+
+    assert kept((MEANS, 80), (HEAD, 80), (WHOLE, 79)) == "79"
+    assert kept((HEAD, 80), (WHOLE, 79), (WHOLE, 82), (WHOLE, 81)) == "82"
+    assert kept((HEAD, 80), (WHOLE, 70), (WHOLE, 78)) == "80"
+    assert kept((MEANS, 80), (HEAD, 70), (WHOLE, 90)) == "90"
+    assert kept() == ""
 
 
 @pytest.mark.parametrize(("loss", "first"), [("softmax", 20), ("isomax+", 20), ("isomax+", None)])
