@@ -1,3 +1,4 @@
+import importlib.util
 import os
 import socket
 from dataclasses import replace
@@ -9,6 +10,13 @@ import pytest
 
 from .command import Command
 from .image_folders import make_folder
+
+if importlib.util.find_spec("hypothesis"):  # not where only the runtime is tested
+    from hypothesis import settings
+
+    # on a busy machine an example takes as long as it takes
+    settings.register_profile("isomax", deadline=None)
+    settings.load_profile("isomax")
 
 
 @pytest.fixture
