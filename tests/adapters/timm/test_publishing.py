@@ -50,7 +50,9 @@ class Hub(BaseHTTPRequestHandler):
 
     def do_GET(self):
         """Older clients ask how large files are stored, here as any others."""
-        self._answer({"id": "tree-lover/trees", "xetEnabled": False})
+        if self.server.refuses:
+            return self._answer({"error": "no such repository"}, 404)
+        return self._answer({"id": "tree-lover/trees", "xetEnabled": False})
 
     def _answer(self, content, status=200):
         data = json.dumps(content).encode()
