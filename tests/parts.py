@@ -133,6 +133,12 @@ def everything(scratch: Path) -> None:
     isomax("score", scratch / "out/chosen.onnx", scratch / "out/samples")
 
 
+def of_children() -> float:
+    """Seconds of the processor, which other processes change least."""
+    times = os.times()
+    return times.children_user + times.children_system
+
+
 def main() -> int:
     extra = sys.argv[1].removeprefix("part-")
     with tempfile.TemporaryDirectory() as scratch:
@@ -145,12 +151,9 @@ def main() -> int:
         if file.is_file()
     )
     for _ in range(2):  # the first one compiles
-        before = os.times()
+        before = of_children()
         subprocess.run([sys.executable, "-c", f"import {IMPORTS[extra]}"], check=True)
-        after = os.times()
-        # of the processor: other processes change it least
-        seconds = after.children_user + after.children_system
-        seconds -= before.children_user + before.children_system
+        seconds = of_children() - before
     print(f"| `{extra}` | {len(found)} | {size / 1e6:,.0f} MB | {seconds:.1f} s |")
     return 0
 

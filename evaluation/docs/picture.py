@@ -49,7 +49,9 @@ def main() -> int:
         )
         axis.set_xlabel(
             f"isomax+: {verdict(ours, called)}\np = {ours.p_value:.3f}",
-            **{"fontsize": 11, "weight": "bold", "color": "#0072b2" if right else "#b34700"},
+            fontsize=11,
+            weight="bold",
+            color="#0072b2" if right else "#b34700",
         )
     figure.savefig(sys.argv[4], dpi=110)
     return 0

@@ -1,6 +1,5 @@
 """The best weights so far."""
 
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -35,8 +34,8 @@ class Best:
         self._right, self._stage, self._what = torch.zeros(0, dtype=torch.bool), -1, ""
         if wanted and self._path.is_file():  # of a run that was interrupted
             content = self._read()
-            self._right = content["right"]
-            self._stage, self._what = json.loads(content["about"])
+            self._right, self._stage = content["right"], content["stage"]
+            self._what = content["what"]
 
     def offer(self, model: nn.Module, right: Tensor, stage: int, what: str) -> None:
         """Keep a model if it is better than all before.
@@ -54,8 +53,7 @@ class Best:
             return
         self._right, self._stage, self._what = right, stage, what
         if self._is_main:
-            about = json.dumps([stage, what])
-            content = {"model": model.state_dict(), "right": right, "about": about}
+            content = {"model": model.state_dict(), "right": right, "stage": stage, "what": what}
             write_whole(self._path, lambda partial: torch.save(content, partial))
 
     def put_into(self, model: nn.Module) -> str:

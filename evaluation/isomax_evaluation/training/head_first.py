@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from isomax import IsoMaxHead
 from isomax.fitting import classified_right, fit_head
-from isomax.starting import start_at_means, start_at_zero
+from isomax.starting import start_at_means, start_head
 from isomax_adapters.pytorch_ood import Digests, Parts, digests_of_weights
 from isomax_evaluation.data import Divided, Images, Transformed
 from isomax_evaluation.data.digests import digest
@@ -102,10 +102,9 @@ def head_first(
             offer(model, classified_right(head, *validation), stage, what)
 
     given = job.recipe.head_first
-    epochs = epochs_of_head(given, job.recipe.epochs, job.loss)
-    alone = epochs
-    if validation is not None and job.recipe.keep == "best" and given is None:
-        alone = alone or ALONE  # whatever the whole network then comes to, this can be kept
+    alone = epochs = epochs_of_head(given, job.recipe.epochs, job.loss)
+    if not epochs and validation is not None and job.recipe.keep == "best" and given is None:
+        alone = ALONE  # whatever the whole network then comes to, this can be kept
     started = time.perf_counter()
     try:
         if _start(job, head, *training):
@@ -143,14 +142,13 @@ def head_first(
 
 def _start(job: Job, head: Any, features: Tensor, labels: Tensor) -> bool:
     """Begin a head where the recipe says; whether that is at the class means."""
-    at_zero = isinstance(head, (IsoMaxHead, nn.Linear))
     if job.recipe.head_start == "paper":
         return False
-    if at_zero and job.recipe.head_start != "means":
-        start_at_zero(head)
-        return False
-    start_at_means(head, features, labels)
-    return True
+    if job.recipe.head_start == "means":
+        start_at_means(head, features, labels)
+        return True
+    start_head(head, features, labels)
+    return not isinstance(head, (IsoMaxHead, nn.Linear))
 
 
 def _put_back(parts: Parts, head: nn.Module) -> None:

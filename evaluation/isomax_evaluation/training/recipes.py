@@ -187,8 +187,9 @@ _FINETUNE_TRANSFORMER = Recipe(
     keep="best",
 )
 
-#: learning rates of fine-tuning for 256 images per update, by optimiser; above, networks forget
-USUAL = {"sgd": 0.006, "adamw": 4e-4}
+#: learning rates of fine-tuning for 256 images per update, by optimiser; with SGD between one that
+#: was good and one that was not
+USUAL = {"sgd": 0.006, _FINETUNE.opt: _FINETUNE.lr_base}
 FAR = 3  # times a usual learning rate, or a part of it
 LARGE_SHARE = 0.1  # of the weights that a moving average begins with, in what it ends as
 
@@ -213,7 +214,10 @@ def learning_rate(recipe: Recipe) -> float:
 
 
 def closest_recipe(recipe: dict[str, Any]) -> tuple[str, list[str]]:
-    """The name of the recipe from which one differs least, and the fields in which it does."""
+    """The name of the recipe from which one differs least, and the fields in which it does.
+
+    :param recipe: as JSON has it
+    """
     differing = {}
     for name, named in RECIPES.items():
         values = json.loads(json.dumps(asdict(named)))
@@ -302,17 +306,18 @@ def _doubts_of_rate(recipe: Recipe, starts_trained: bool) -> list[str]:
     rate = learning_rate(recipe)
     if starts_trained and recipe.opt in USUAL:
         usual = learning_rate(replace(recipe, lr=None, lr_base=USUAL[recipe.opt]))
-        if rate >= FAR * usual:
+        high, low = rate >= FAR * usual, rate < usual / FAR
+        if high or low:
+            how = f"{rate / usual:.3g} times" if high else f"{rate / usual:.2g} of"
+            so = (
+                "can undo what the network has learnt"
+                if high
+                else "teaches it little in few epochs"
+            )
             return [
-                f"the learning rate {rate:g} is {rate / usual:.3g} times that of fine-tuning with "
-                f"{recipe.opt}, {usual:g} for batches of {recipe.batch_size}, and can undo what "
-                "the network has learnt; give the recipe finetune, or a lower rate"
-            ]
-        if rate < usual / FAR:
-            return [
-                f"the learning rate {rate:g} is {rate / usual:.2g} of that of fine-tuning with "
-                f"{recipe.opt}, {usual:g} for batches of {recipe.batch_size}, and the network "
-                "hardly learns in few epochs; give the recipe finetune, or a higher rate"
+                f"the learning rate {rate:g} is {how} that of fine-tuning with {recipe.opt}, "
+                f"{usual:g} for batches of {recipe.batch_size}, and {so}; give the recipe "
+                f"finetune, or a {'lower' if high else 'higher'} rate"
             ]
     if starts_trained:
         return []
