@@ -70,6 +70,11 @@ class Command:
         return subprocess.CompletedProcess(["isomax", *arguments], status, out, err)
 
     def close(self) -> None:
-        """End the process that the others come from."""
+        """End the process that the others come from.
+
+        Killed, for it does not see that its input ends while a process that a test has forked
+        (a worker of a DataLoader) holds the other end.
+        """
         if self._forks is not None:
-            self._forks.communicate()
+            with self._forks:
+                self._forks.kill()
