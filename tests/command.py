@@ -8,9 +8,11 @@ import tempfile
 from pathlib import Path
 
 _FORKS = """
-import json, os, sys
+import json, os, sys, warnings
 import accelerate, mlflow, onnx, pandas, pytorch_ood, scipy.stats, sklearn, timm, torch, torchvision
 import torch.distributed.nn.functional
+for package in ("isomax", "isomax_adapters", "isomax_evaluation"):
+    warnings.filterwarnings("error", category=EncodingWarning, module=package)
 for line in sys.stdin:
     asked = json.loads(line)
     if child := os.fork():
@@ -29,29 +31,29 @@ from isomax_evaluation.cli import main
 main()
 """
 
-_FRESH = "import sys; from isomax_evaluation.cli import main; sys.argv[0] = 'isomax'; main()"
-
 
 class Command:
     """Runs ``isomax`` in processes forked from one that has imported the libraries, nothing of
-    ours, and does nothing else."""
+    ours, and does nothing else.
 
-    def __init__(self) -> None:
+    :param options: of the interpreter
+    :param environment: changes of it, for all of these processes
+    """
+
+    def __init__(self, *options: str, **environment: str) -> None:
+        self._options, self._environment = options, environment
         self._forks: subprocess.Popen[str] | None = None
 
-    def __call__(self, *args, cwd=None, env=None) -> subprocess.CompletedProcess:
-        """:param env: libraries read it when they are imported, so that it takes a fresh process"""
+    def __call__(self, *args, cwd=None, **environment: str) -> subprocess.CompletedProcess[str]:
+        """:param environment: more changes; an interpreter that starts does not see them"""
         arguments = list(map(str, args))
-        if env is not None:
-            command = [sys.executable, "-c", _FRESH, *arguments]
-            return subprocess.run(
-                command, capture_output=True, text=True, check=False, cwd=cwd, env=env
-            )
+        known = os.environ | self._environment
         if self._forks is None:
             self._forks = subprocess.Popen(
-                [sys.executable, "-c", _FORKS],
+                [sys.executable, *self._options, "-c", _FORKS],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
+                env=known,
                 text=True,
             )
         with tempfile.TemporaryDirectory() as folder:
@@ -61,15 +63,21 @@ class Command:
             asked = {
                 "arguments": arguments,
                 "cwd": str(cwd or Path.cwd()),
-                "environment": dict(os.environ),
+                "environment": known | environment,
                 "streams": streams,
             }
             print(json.dumps(asked), file=self._forks.stdin, flush=True)
             status = int(self._forks.stdout.readline())
-            out, err = (Path(file).read_text() for file in streams[1:])
+            out, err = (
+                Path(file).read_text(encoding="utf-8", errors="surrogateescape")
+                for file in streams[1:]
+            )
         return subprocess.CompletedProcess(["isomax", *arguments], status, out, err)
 
-    def close(self) -> None:
+    def __enter__(self) -> "Command":
+        return self
+
+    def __exit__(self, *_: object) -> None:
         """End the process that the others come from.
 
         Killed, for it does not see that its input ends while a process that a test has forked

@@ -29,9 +29,8 @@ def free_port():
 @pytest.fixture(scope="session")
 def isomax():
     """The command in processes of its own; gives status and what was printed."""
-    command = Command()
-    yield command
-    command.close()
+    with Command() as command:
+        yield command
 
 
 @pytest.fixture(scope="session")

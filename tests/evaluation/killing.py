@@ -25,7 +25,7 @@ def training(folder):
 
 def comparison(folder):
     """With detectors of every kind: logits, features, maps, gradients, pytorch-ood's own fit."""
-    given = Path(folder).parent / "given"
+    given = folder.parent / "given"
     if not given.exists():
         torch.manual_seed(0)
         save_model(timm.create_model("test_resnet", num_classes=7), given, list("0123456"))
@@ -42,16 +42,29 @@ def comparison(folder):
     )
 
 
-def kill_and_run_again(work, kills, seed=1):
-    """Until it is done; gives how often it was killed. Children start with all of it imported."""
-    moments = random.Random(seed)
+def run(work, folder):
+    """In a process that starts with all of it imported; its id."""
+    child = os.fork()
+    if child == 0:
+        work(folder)
+        os._exit(0)
+    return child
+
+
+def kill_and_run_again(work, folder, kills):
+    """Until it is done; gives how often it was killed.
+
+    Once into ``folder/whole``, which nobody kills; then into ``folder/killed``, where each process
+    lives up to a fifth of the time that the whole took.
+    """
+    started = time.monotonic()
+    assert os.waitpid(run(work, folder / "whole"), 0)[1] == 0
+    whole = time.monotonic() - started
+    moments = random.Random(1)
     killed = 0
     while True:
-        child = os.fork()
-        if child == 0:
-            work()
-            os._exit(0)
-        deadline = time.monotonic() + moments.uniform(0.2, 2.5)
+        child = run(work, folder / "killed")
+        deadline = time.monotonic() + moments.uniform(0, whole / 5)
         done = 0
         while not done and (killed >= kills or time.monotonic() < deadline):
             done, status = os.waitpid(child, os.WNOHANG)
@@ -64,7 +77,7 @@ def kill_and_run_again(work, kills, seed=1):
         killed += 1
 
 
-def in_own_process(work, folder, kills):
+def in_own_process(work, folder, kills=10):
     """Of :func:`training` or :func:`comparison`; gives how often it was killed."""
     done = subprocess.run(
         [sys.executable, "-m", __name__, work.__name__, folder, str(kills)],
@@ -79,4 +92,4 @@ def in_own_process(work, folder, kills):
 
 if __name__ == "__main__":
     work = {"training": training, "comparison": comparison}[sys.argv[1]]
-    print(kill_and_run_again(lambda: work(sys.argv[2]), int(sys.argv[3])))
+    print(kill_and_run_again(work, Path(sys.argv[2]), int(sys.argv[3])))

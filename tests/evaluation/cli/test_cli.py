@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -160,24 +159,25 @@ def test_train_without_the_server_then_send_and_register(isomax, tmp_path, photo
     server = tracking_server(tmp_path)
     output, client = tmp_path / "out", mlflow.MlflowClient(tracking_uri=server.uri)
     environment = {
-        **os.environ, "MLFLOW_TRACKING_URI": server.uri, "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"
-    }  # fmt: skip
+        "MLFLOW_TRACKING_URI": server.uri,
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    }
     arguments = (
         "train", "--data", photos, "--model", "test_resnet", "--epochs", 2, "--image-size", 32,
         "--alpha", 0.2, "--batch-size", 16, "--output", output, "--register", "trees",
     )  # fmt: skip
-    run = isomax(*arguments, env=environment)
+    run = isomax(*arguments, **environment)
     assert run.returncode == 2
     assert f"isomax: MLflow at {server.uri} does not answer" in run.stderr
     assert not output.exists()
-    run = isomax(*arguments, "--offline-ok", env=environment, cwd=Path(__file__).parent)
+    run = isomax(*arguments, "--offline-ok", **environment, cwd=Path(__file__).parent)
     assert run.returncode == 0, run.stderr
     assert run.stderr.count("isomax: ") == 1
     assert run.stdout.splitlines()[-1].endswith(f"send the rest with: isomax track {output}")
     try:
         server.start()
         for _ in range(2):
-            run = isomax("track", output, env=environment)
+            run = isomax("track", output, **environment)
             assert run.returncode == 0, run.stderr
             (version,) = client.search_model_versions("name = 'trees'")
         assert client.get_model_version_by_alias("trees", "candidate").version == version.version
@@ -205,7 +205,6 @@ def test_training_goes_on_when_its_server_is_killed(isomax, tmp_path, photos):
     server = tracking_server(tmp_path).start()
     output, client = tmp_path / "out", mlflow.MlflowClient(tracking_uri=server.uri)
     environment = {
-        **os.environ,
         "MLFLOW_TRACKING_URI": server.uri,
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
         "MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL": "0.2",
@@ -225,7 +224,7 @@ def test_training_goes_on_when_its_server_is_killed(isomax, tmp_path, photos):
             training = pool.submit(
                 isomax, "train", "--data", photos, "--model", "test_resnet", "--image-size", 32,
                 "--epochs", epochs, "--batch-size", 16, "--alpha", 0.2, "--output", output,
-                env=environment,
+                **environment,
             )  # fmt: skip
             while not training.done() and not history():
                 time.sleep(0.2)
@@ -239,7 +238,7 @@ def test_training_goes_on_when_its_server_is_killed(isomax, tmp_path, photos):
         assert (output / "model" / "model.safetensors").is_file()
         server.start()
         for _ in range(2):
-            run = isomax("track", output, env=environment)
+            run = isomax("track", output, **environment)
             assert run.returncode == 0, run.stderr
             sent = [(metric.step, metric.value) for metric in history()]
             assert sent == [(row["epoch"], row["train_loss"]) for row in rows]

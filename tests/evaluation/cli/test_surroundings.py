@@ -12,16 +12,9 @@ import pytest
 
 from isomax_adapters.onnx.runtime import Scorer
 
+from ...command import Command
 from ...image_folders import make_folder
 
-CODE = """
-import sys, warnings
-for name in ("isomax", "isomax_adapters", "isomax_evaluation"):
-    warnings.filterwarnings("error", category=EncodingWarning, module=name)
-from isomax_evaluation.cli import main
-sys.argv[0] = "isomax"
-main()
-"""
 #: nobody, not even root, makes a file in this home
 NOWHERE = {"HOME": "/proc", "XDG_CACHE_HOME": "/proc", "XDG_CONFIG_HOME": "/proc"}
 POOR = {
@@ -30,19 +23,6 @@ POOR = {
 }
 SHORT = ("--model", "test_resnet", "--image-size", 32, "--recipe", "scratch", "--epochs", 1,
          "--val-share", 0.4)  # fmt: skip
-
-
-def isomax(*args, before=(), **environment):
-    """The command; ``before`` it, what runs it."""
-    code = [sys.executable, "-X", "warn_default_encoding", "-c", CODE]
-    known = {key: value for key, value in os.environ.items() if key != "MPLCONFIGDIR"}
-    return subprocess.run(
-        [*before, *code, *map(str, args)],
-        env=known | environment,
-        capture_output=True,
-        check=False,
-        timeout=300,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -54,12 +34,17 @@ def odd(tmp_path_factory):
     return root
 
 
-@pytest.mark.parametrize("where", POOR)
-def test_the_console_and_the_home_change_nothing(odd, tmp_path, where):
-    environment = POOR[where] | NOWHERE
-    done = isomax("train", "--data", odd, *SHORT, "--no-track", "--output", tmp_path / "run",
-                  **environment)  # fmt: skip
-    assert done.returncode == 0, done.stderr.decode("ascii", "backslashreplace")
+@pytest.fixture(scope="module", params=POOR)
+def poor(request):
+    """The command where little can be shown, and nothing can be written at home."""
+    with Command("-X", "warn_default_encoding", **POOR[request.param], **NOWHERE) as command:
+        yield command
+
+
+def test_the_console_and_the_home_change_nothing(poor, odd, tmp_path, monkeypatch):
+    monkeypatch.delenv("MPLCONFIGDIR", raising=False)
+    done = poor("train", "--data", odd, *SHORT, "--no-track", "--output", tmp_path / "run")
+    assert done.returncode == 0, ascii(done.stderr)
     with (tmp_path / "run/splits.csv").open("rb") as file:
         content = file.read()
     assert "Füchse/a\u0142".encode() + b"\xff.jpg" in content
@@ -73,15 +58,15 @@ def test_the_console_and_the_home_change_nothing(odd, tmp_path, where):
          "MaxLogit", "--no-track", "--output", tmp_path / "compared"),
         ("track", tmp_path / "compared"),
     ):  # fmt: skip
-        done = isomax(*more, **environment)
-        assert done.returncode == 0, done.stderr.decode("ascii", "backslashreplace")
+        done = poor(*more)
+        assert done.returncode == 0, ascii(done.stderr)
     model = tmp_path / "model.onnx"
-    done = isomax("export", tmp_path / "run/model", model, **environment)
-    assert done.returncode == 0, done.stderr.decode("ascii", "backslashreplace")
+    done = poor("export", tmp_path / "run/model", model)
+    assert done.returncode == 0, ascii(done.stderr)
     assert Scorer(model).class_names == ["=x", "Füchse", "中文"]
     for how in ((), ("--json",), ("--out", tmp_path / "scores.csv")):
-        done = isomax("score", model, odd, *how, **environment)
-        assert done.returncode == 0, done.stderr.decode("ascii", "backslashreplace")
+        done = poor("score", model, odd, *how)
+        assert done.returncode == 0, ascii(done.stderr)
         if how == ("--json",):
             names = [json.loads(line)["class_name"] for line in done.stdout.splitlines()]
             assert set(names) <= {"=x", "Füchse", "中文"}
@@ -121,13 +106,16 @@ def test_a_full_disk_is_one_line(command, small_disk, photos, compared):
         "score": ((compared.output / "model.onnx", photos, "--out", place / "scores.csv"), 4),
         "track": ((compared.output,), 100),
     }[command]
-    done = isomax(
-        command,
-        *arguments,
-        before=with_small_disk(place, size),
-        MLFLOW_TRACKING_URI=f"sqlite:///{place}/mlflow.db",
+    isomax = Path(sys.executable).parent / "isomax"
+    done = subprocess.run(
+        [*with_small_disk(place, size), isomax, command, *map(str, arguments)],
+        env=os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{place}/mlflow.db"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
     )
-    said = done.stderr.decode()
+    said = done.stderr
     assert done.returncode == 2, said
     assert "Traceback" not in said
     last = said.strip().splitlines()[-1]

@@ -393,8 +393,7 @@ def test_an_interrupted_scoring_goes_on_where_it_was(tmp_path, monkeypatch):
 
 
 def test_killed_at_ten_random_moments_it_ends_with_the_same_tables(tmp_path):
-    assert in_own_process(comparison, tmp_path / "whole", kills=0) == 0
-    assert in_own_process(comparison, tmp_path / "killed", kills=10) >= 5
+    assert in_own_process(comparison, tmp_path) >= 5
     for name in ("results.csv", "intervals.csv", "errors.csv", "left_out.csv"):
         whole, killed = (tmp_path / folder / name for folder in ("whole", "killed"))
         assert whole.read_bytes() == killed.read_bytes()

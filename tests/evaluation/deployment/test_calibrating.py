@@ -117,7 +117,7 @@ def test_val_beside_test_calibrates(foreign, root, tmp_path):
 def test_what_cannot_be_is_one_line_and_writes_nothing(
     change, message, trained, root, tmp_path, monkeypatch
 ):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     given = {"source": trained} | change
     with pytest.raises(InputError, match=message):
         calibrated(given.pop("source"), root, tmp_path / "model", **given)

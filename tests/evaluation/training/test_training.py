@@ -1,7 +1,6 @@
 """Training: exact resume, several processes, and what must never cost a finished epoch."""
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -25,6 +24,7 @@ from isomax_evaluation.training.jobs import Job
 from isomax_evaluation.training.losses import LOSSES
 from isomax_evaluation.training.recipes import RECIPES
 
+from ...command import Command
 from ...image_folders import make_folder
 from ...leftover_threads import NONE_LEFT
 from ..killing import in_own_process, training
@@ -98,9 +98,8 @@ def test_what_is_frozen_stays_as_it_was(frozen, kinds, tmp_path):
 
 
 def test_killed_at_ten_random_moments_it_ends_with_the_same_weights(tmp_path):
-    assert in_own_process(training, tmp_path / "whole", kills=0) == 0
-    # fewer only if the training was over before
-    assert in_own_process(training, tmp_path / "killed", kills=10) >= 5
+    # fewer than ten only if the training was over before
+    assert in_own_process(training, tmp_path) >= 5
     whole = (tmp_path / "whole/model/model.safetensors").read_bytes()
     assert (tmp_path / "killed/model/model.safetensors").read_bytes() == whole
     losses = [[e["train_loss"] for e in epochs_of(tmp_path / name)] for name in ("whole", "killed")]
@@ -244,12 +243,12 @@ def test_a_finished_run_says_how_to_train_it_for_longer(tmp_path):
         digits(tmp_path / "out", epochs=3, lr=0.5)
 
 
-def test_weights_that_cannot_be_had_leave_no_folder(isomax, tmp_path):
-    run = isomax(
-        "train", "--data", "digits", "--model", "test_resnet", "--pretrained",
-        "--output", tmp_path / "out", "--no-track",
-        env=os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub")},
-    )  # fmt: skip
+def test_weights_that_cannot_be_had_leave_no_folder(tmp_path):
+    with Command(HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path / "hub")) as isomax:
+        run = isomax(
+            "train", "--data", "digits", "--model", "test_resnet", "--pretrained",
+            "--output", tmp_path / "out", "--no-track",
+        )  # fmt: skip
     assert run.returncode == 2
     assert "isomax: no pretrained weights of test_resnet: " in run.stderr
     assert "Traceback" not in run.stderr
