@@ -7,18 +7,23 @@ import re
 import shutil
 import sys
 import tempfile
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
+import plane
 from pages import PAGES
 from sphinx.cmd.build import build_main
 
-from isomax_adapters.onnx.metadata import OUTPUTS
-from isomax_evaluation.comparison.columns import FILES
+from isomax_adapters.onnx.metadata import FIELDS, METADATA_KEY, OUTPUTS
+from isomax_evaluation.cli.terminal import STATUSES
+from isomax_evaluation.comparison import columns as comparison
 from isomax_evaluation.data import named_sets
 from isomax_evaluation.data.benchmarks import BENCHMARKS
 from isomax_evaluation.detection.catalogue import catalogue
+from isomax_evaluation.training import columns as training
 from isomax_evaluation.training.recipes import RECIPES
 
 HERE, ROOT = Path(__file__).parent, Path(__file__).parents[2]
@@ -61,7 +66,9 @@ def guide(path: str) -> str:
         page = pages.get((folder / target).resolve())
         return f"[{label}]({page})" if page else label
 
-    return re.sub(r"\[([^\]]+)\]\(([^)#\s]+)\)", linked, text)
+    text = re.sub(r"\[([^\]]+)\]\(([^)#\s]+)\)", linked, text)
+    # made when the documentation is, so that no picture is kept
+    return re.sub(r"<!-- picture (\S+): (.*?) -->", r"![\2](\1)\n\n*\2*", text, flags=re.DOTALL)
 
 
 def table(frame: pd.DataFrame) -> str:
@@ -96,22 +103,32 @@ def names() -> str:
     return f"# Data sets and benchmarks\n\n{table(sets)}\n\n{table(benchmarks)}\n"
 
 
+def meanings(named: Mapping[Any, str], what: str) -> str:
+    """A table of names and what they mean."""
+    rows = [(f"`{name}`", text) for name, text in named.items()]
+    return table(pd.DataFrame(rows, columns=[what, "meaning"]))
+
+
 def files() -> str:
     """What commands write, column by column."""
-    parts = ["# Output files", "What `isomax compare` writes into its output folder."]
-    for name, columns in FILES.items():
-        parts.append(f"## `{name}`")
-        if isinstance(columns, dict):
-            rows = pd.DataFrame(columns.items(), columns=["column", "meaning"])
-            parts.append(table(rows.assign(column="`" + rows["column"] + "`")))
-        else:
-            parts.append(str(columns))
+    parts = ["# Output files"]
+    for command, one in (("compare", comparison), ("train", training)):
+        parts += [f"## `isomax {command}`", meanings(one.OTHERS, "file")]
+        for name, columns in one.FILES.items():
+            what = "key" if name.endswith((".json", ".jsonl")) else "column"
+            parts += [f"### `{name}` of `isomax {command}`", meanings(columns, what)]
     outputs = pd.DataFrame(
         [(f"`{name}`", kind, rank) for name, (kind, rank) in OUTPUTS.items()],
         columns=["output", "type", "dimensions"],
     )
-    parts += ["## `model.onnx`", table(outputs)]
+    parts += ["## `isomax export`", "The graph's outputs:", table(outputs)]
+    parts += [f"Its metadata, JSON under the key `{METADATA_KEY}`:", meanings(FIELDS, "key")]
     return "\n\n".join(parts) + "\n"
+
+
+def statuses() -> str:
+    """What a command says to the shell."""
+    return f"# Exit statuses\n\n{meanings(STATUSES, 'status')}\n"
 
 
 def api(module: str) -> str:
@@ -121,7 +138,10 @@ def api(module: str) -> str:
 
 def main() -> int:
     output = Path(sys.argv[1] if len(sys.argv) > 1 else "docs-out").absolute()
-    reference = {"detectors": detectors, "recipes": recipes, "names": names, "files": files}
+    reference = {
+        **{"detectors": detectors, "recipes": recipes, "names": names, "files": files},
+        "statuses": statuses,
+    }
     with tempfile.TemporaryDirectory() as scratch:
         source = Path(scratch)
         for name in ("conf.py", "mathml.py", "style.css"):
@@ -132,6 +152,7 @@ def main() -> int:
         pages["index"] = INDEX.format(
             guides="\n".join(PAGES), reference="\n".join([*reference, *MODULES])
         )
+        plane.main(source / "plane.png")
         for name, text in pages.items():
             (source / f"{name}.md").write_text(text, encoding="utf-8")
         return build_main(["-W", "--keep-going", "-q", "-b", "html", scratch, str(output)])

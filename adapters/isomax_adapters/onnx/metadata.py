@@ -17,6 +17,23 @@ OUTPUTS = {  # type and number of dimensions
     "probabilities": ("tensor(float)", 2),
     "p_value": ("tensor(float)", 1),
 }
+#: key of the metadata -> what it means
+FIELDS = {
+    "format": "the format of file and metadata, a number",
+    "class_names": "of the labels, in order",
+    "precision": "fp32, fp16 or int8",
+    "preprocessing": "what the graph does to an image: input_size (channels, height, width), "
+    "interpolation, crop_pct, crop_mode, mean, std; grey_range, where grey of more than 8 bits was "
+    "trained with one",
+    "provenance": "architecture, and versions of what the file was made with",
+    "score": "the detector",
+    "temperature": "what logits are divided by before the softmax",
+    "alpha": "the false-alarm rate at which is_ood decides",
+    "threshold": "the score above which it does",
+    "scores": "of the calibration images, in order; p-values come from them",
+    "samples": "how many these are",
+    "guarantee": "established, not established or unknown",
+}
 WITHOUT_P_VALUES = 1  #: the format before, whose graphs have no such output
 FORMATS = {
     WITHOUT_P_VALUES: {name: kind for name, kind in OUTPUTS.items() if name != "p_value"},

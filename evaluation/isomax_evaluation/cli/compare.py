@@ -32,7 +32,13 @@ from isomax_evaluation.cli.options import (
     split,
     with_recipe_options,
 )
-from isomax_evaluation.cli.terminal import one_line_errors, print_table, status, tracking
+from isomax_evaluation.cli.terminal import (
+    INCOMPLETE,
+    one_line_errors,
+    print_table,
+    status,
+    tracking,
+)
 
 
 @with_recipe_options
@@ -193,6 +199,6 @@ def compare(
         elif done.chosen:
             typer.echo(f"no file of {done.chosen.described}: {done.chosen.error}", err=True)
     if export and done.chosen and done.chosen.error:
-        raise typer.Exit(1)
+        raise typer.Exit(INCOMPLETE)
     if detectors != "all" and set(done.errors["detector"]) & set(names):
-        raise typer.Exit(1)
+        raise typer.Exit(INCOMPLETE)

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from isomax_evaluation.cli.terminal import one_line_errors, path_of
+from isomax_evaluation.cli.terminal import INCOMPLETE, one_line_errors, path_of
 from isomax_evaluation.output.errors import InputError
 
 
@@ -86,7 +86,7 @@ def score(
         typer.echo(f"left out: {'; '.join(map(str, reasons))}", err=True)
     if failed:
         typer.echo(f"{failed} could not be scored", err=True)
-        raise typer.Exit(1)
+        raise typer.Exit(INCOMPLETE)
 
 
 def _to_screen(results: Iterable[Any], shown: int) -> int:

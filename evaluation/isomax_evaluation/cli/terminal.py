@@ -14,6 +14,16 @@ from isomax_adapters.extras import MissingExtraError, need
 from isomax_evaluation.output.errors import InputError
 
 WIDEST = 10_000  # columns of a table
+INCOMPLETE, REFUSED, STOPPED, UNREAD = 1, 2, 130, 141
+#: exit status of a command -> what it means
+STATUSES = {
+    0: "all that was asked for was done",
+    INCOMPLETE: "done but for a part, which is named: images that could not be read, cells of a "
+    "table that have no value, a row that no file can hold",
+    REFUSED: "the command could not do what was asked; one line says why, and nothing is lost",
+    STOPPED: "stopped by Ctrl-C; the same command goes on",
+    UNREAD: "who read the output went away (`| head`)",
+}
 
 
 def path_of(text: str | Path) -> Path:
@@ -113,19 +123,19 @@ class one_line_errors:  # noqa: N801
             need(*self.extras, by="this command")
         except MissingExtraError as error:
             typer.echo(f"isomax: {error}", err=True)
-            raise typer.Exit(2) from None
+            raise typer.Exit(REFUSED) from None
 
     def __exit__(self, kind: type | None, error: BaseException | None, traceback: object) -> None:
         expected = ("InputError", "ModelError", "ModelFolderError", "ExportError", "TrackingError")
         if error is not None and type(error).__name__ in expected:
             typer.echo(f"isomax: {' '.join(str(error).split())}", err=True)
-            raise typer.Exit(2) from None
+            raise typer.Exit(REFUSED) from None
         if isinstance(error, KeyboardInterrupt):
             typer.echo("isomax: stopped", err=True)
-            raise typer.Exit(130) from None
+            raise typer.Exit(STOPPED) from None
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             typer.echo(f"isomax: {error}; make room and run the same command again", err=True)
-            raise typer.Exit(2) from None
+            raise typer.Exit(REFUSED) from None
         if isinstance(error, BrokenPipeError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise typer.Exit(141) from None
+            raise typer.Exit(UNREAD) from None

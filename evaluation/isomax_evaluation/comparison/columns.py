@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from isomax_evaluation.output.files import write_whole
+from isomax_evaluation.training.columns import CLASSES, IMAGE, SPLITS
 
 _MODEL = {
     "loss": "the model: the loss it was trained with here, or the name of a given one",
@@ -20,10 +21,6 @@ _METRICS = {
     "FPR95TPR": "share of ID images rejected at the threshold that rejects 95% of the OOD images",
     "AUTC": "area under the threshold curve, pytorch-ood's; empty where it is not defined",
     "FPR95TPR-IN": "share of OOD images accepted at the threshold that accepts 95% of ID images",
-}
-_IMAGE = {
-    "path": "the file; `image N` where the set has no files",
-    "class": "its true class; empty for OOD images",
 }
 
 #: file -> column -> what it means
@@ -58,14 +55,7 @@ FILES: dict[str, dict[str, str]] = {
         "fit_images": "on how many of them, where it was fitted on a random sample; empty: on all",
     },
     "errors.csv": {**_CELL, "error": "why this cell of the table has no value"},
-    "classes.csv": {
-        **_MODEL,
-        "class": "an ID class",
-        "images": "how many of the whole ID test set are of it",
-        "recall": "share of these that the model classifies right",
-        "false_alarm_rate": "share of these that lie above the model's threshold; empty if it has "
-        "none",
-    },
+    "classes.csv": {**_MODEL, **CLASSES},
     "left_out.csv": {
         "loss": _MODEL["loss"],
         "detector": _CELL["detector"],
@@ -85,7 +75,7 @@ FILES: dict[str, dict[str, str]] = {
     },
     "runs/MODEL-seedN/predictions.csv": {
         "set": "ID test set or OOD set",
-        **_IMAGE,
+        **IMAGE,
         "predicted": "the class that the model gives it",
         "confidence": "probability of that class, at the model's temperature if it has one",
         "score": "outlier score of the model's own calibrated detector, larger is more OOD; empty "
@@ -97,20 +87,14 @@ FILES: dict[str, dict[str, str]] = {
         **_CELL,
         **_METRICS,
     },
-    "runs/MODEL-seedN/splits.csv": {
-        "set": "the data set",
-        "split": "`train` (the model, or only its detectors, were fitted on it), `validation` "
-        "(held out: chooses epochs and hyperparameters), `calibration` (held out: sets temperature "
-        "and threshold), `test`, `ood`, `tuning`",
-        **_IMAGE,
-    },
+    "runs/MODEL-seedN/splits.csv": SPLITS,
     "runs/MODEL-seedN/scores/SET.csv": {
-        **_IMAGE,
+        **IMAGE,
         "(a column per detector)": "its score, float32, larger is more OOD",
     },
 }
 
-_OTHERS = {
+OTHERS = {
     "report.html": "the tables with plots and examples, one file",
     "model.onnx": "one of the calibrated models, for `isomax score`; `model.json` says which",
     "chosen.onnx": "the row of the table that was chosen, or asked for, as a file; `chosen.json` "
@@ -128,7 +112,7 @@ _OTHERS = {
 def write_guide(output: Path) -> None:
     """``README.md`` in the output folder."""
     lines = ["# What is in this folder", "", "Made by `isomax compare`.", ""]
-    lines += [f"- `{name}`: {text}" for name, text in _OTHERS.items()]
+    lines += [f"- `{name}`: {text}" for name, text in OTHERS.items()]
     for name, columns in FILES.items():
         lines += ["", f"## {name}", "", "| column | |", "|---|---|"]
         lines += [f"| {column} | {text} |" for column, text in columns.items()]

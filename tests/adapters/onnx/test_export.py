@@ -21,6 +21,7 @@ from isomax_adapters.onnx import export, exporting
 from isomax_adapters.onnx.exporting import ExportError
 from isomax_adapters.onnx.graph import preprocessing, verdict
 from isomax_adapters.onnx.images import as_pixels, from_array, open_image
+from isomax_adapters.onnx.metadata import FIELDS
 from isomax_adapters.onnx.p_values import Steps
 from isomax_adapters.onnx.runtime import Scorer
 from isomax_adapters.timm import load_calibration, load_model, save_model
@@ -144,6 +145,7 @@ def test_it_is_one_valid_file_with_the_promised_interface(exported):
     ]
     metadata = json.loads({p.key: p.value for p in model.metadata_props}["isomax"])
     calibration = load_calibration(folder)
+    assert set(metadata) == set(FIELDS)
     assert metadata["class_names"][2] == "class 2"
     assert metadata["threshold"] == calibration.threshold
     assert metadata["scores"] == calibration.scores

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 import timm
 import torch
@@ -14,6 +15,7 @@ from isomax_evaluation.output.errors import InputError
 from isomax_evaluation.training import head_first
 from isomax_evaluation.training import train as training
 from isomax_evaluation.training.best import HEAD, MEANS, WHOLE, Best, clearly_better
+from isomax_evaluation.training.columns import FILES, OTHERS
 from isomax_evaluation.training.jobs import Job, build_model, make_optimizer, recipe_for
 from isomax_evaluation.training.losses import LOSSES
 from isomax_evaluation.training.recipes import RECIPES, Recipe, learning_rate
@@ -48,6 +50,17 @@ def rows_of(output):
 
 def summary_of(output):
     return json.loads((output / "summary.json").read_text())
+
+
+def test_every_file_of_the_output_folder_is_documented(weights, tmp_path):
+    folder = finetune(tmp_path, weights, head_first=1).parent
+    found = {f"{path.name}/" if path.is_dir() else path.name for path in folder.iterdir()}
+    assert found == {*FILES, *OTHERS} - {"model.onnx"}
+    for name, columns in FILES.items():
+        if name.endswith(".csv"):
+            assert list(pd.read_csv(folder / name).columns) == list(columns), name
+    assert set(summary_of(folder)) == set(FILES["summary.json"])
+    assert {key for row in rows_of(folder) for key in row} == set(FILES["metrics.jsonl"])
 
 
 @pytest.mark.parametrize("loss", LOSSES)
