@@ -392,7 +392,8 @@ def _eager_euclidean(features: Tensor, prototypes: Tensor) -> Tensor:
     if torch.jit.is_tracing() and not torch.onnx.is_in_onnx_export():
         return _torchscript_euclidean(features, prototypes)
     with _without_autocast(features):
-        if torch.is_grad_enabled() and (features.requires_grad or prototypes.requires_grad):
+        trained = torch.is_grad_enabled() and (features.requires_grad or prototypes.requires_grad)
+        if trained and not torch.compiler.is_exporting():  # torch 2.9 cannot export the function
             return _EuclideanDistance.apply(features, prototypes)
         return _EuclideanDistance.forward(features, prototypes)
 

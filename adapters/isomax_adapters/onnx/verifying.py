@@ -210,7 +210,8 @@ def _verify_outputs(outputs: dict[str, np.ndarray], calibration: Calibration) ->
 def _part(
     model: onnx.ModelProto, inputs: list[str], outputs: list[str]
 ) -> onnxruntime.InferenceSession:
-    part = onnx.utils.Extractor(model).extract_model(inputs, outputs)
+    typed = onnx.shape_inference.infer_shapes(model)  # a merge of before onnx 1.21 has no types
+    part = onnx.utils.Extractor(typed).extract_model(inputs, outputs)
     return onnxruntime.InferenceSession(part.SerializeToString())
 
 

@@ -72,6 +72,7 @@ def hub(monkeypatch):
     server.asked, server.files, server.refuses = [], {}, False
     server.address = f"http://127.0.0.1:{server.server_port}"
     threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.address)
     monkeypatch.setattr(
         publishing, "HfApi", lambda **given: HfApi(endpoint=server.address, **given)
     )
