@@ -313,8 +313,10 @@ def entropic_score(logits: Tensor) -> Tensor:
     tensor([0.6931, 0.0000])
     """
     log_probabilities = logits.log_softmax(dim=1)
-    # 0 * log 0 = 0 also where the logarithm is -inf
-    return torch.special.entr(log_probabilities.exp()).sum(dim=1)
+    probabilities = log_probabilities.exp()
+    # 0 * log 0 = 0 also where the logarithm is -inf; torch 2.9 exports no torch.special.entr
+    information = (-log_probabilities).masked_fill(probabilities == 0, 0.0)
+    return (probabilities * information).sum(dim=1)
 
 
 def minimum_distance_score(logits: Tensor) -> Tensor:

@@ -32,10 +32,10 @@ def check_name(name: str) -> None:
     except MlflowException as error:
         raise TrackingError(f"no model can be registered as {name!r}", error.message) from error
     # can be made, but neither be searched for, nor be in a models:/ URI or in PostgreSQL
-    if len(name) > 256 or re.search(r"[?'\"`\x00-\x1f]", name):
+    if len(name) > 256 or re.search(r"[/?'\"`\x00-\x1f]", name):
         raise TrackingError(
             f"no model can be registered as {name!r}",
-            "choose a name of at most 256 characters, without quotation marks and question marks",
+            "choose a name of at most 256 characters, without slash, quotation or question marks",
         )
 
 
