@@ -144,14 +144,14 @@ def export(
         if held_out is None:
             calibration = replace(calibration, guarantee="not established")
         else:
-            reduced = assemble(network, config, metadata | calibration.to_dict())
+            reduced = _assembled(network, config, metadata | calibration.to_dict())
             logits, scores = _given_by(reduced, config, map(decode, held_out.images))
             classes = torch.tensor(held_out.labels)
             calibration = replace(
                 Calibration.fit(logits, classes, calibration.score, calibration.alpha, scores),
                 guarantee=calibration.guarantee,
             )
-    exported = assemble(network, config, metadata | calibration.to_dict())
+    exported = _assembled(network, config, metadata | calibration.to_dict())
     unfinished = path.with_name(f".{path.name}.partial")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -167,6 +167,18 @@ def export(
     finally:
         unfinished.unlink(missing_ok=True)
     return path
+
+
+def _assembled(
+    network: onnx.ModelProto, config: dict[str, Any], metadata: dict[str, Any]
+) -> onnx.ModelProto:
+    try:
+        return assemble(network, config, metadata)
+    except onnx.checker.ValidationError as error:
+        raise ExportError(
+            f"what torch {torch.__version__} made of this model is no valid ONNX, which a newer "
+            f"torch may mend: {str(error).strip().splitlines()[0]}"
+        ) from error
 
 
 def _reduced(
