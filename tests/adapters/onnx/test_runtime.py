@@ -970,3 +970,18 @@ def test_only_numpy_onnxruntime_and_pillow_are_imported():
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
+
+
+@pytest.mark.parametrize("chosen", [None, "0"])
+def test_nothing_is_reported_unless_that_is_asked_for(chosen):
+    """As ONNX Runtime itself would, from a process that had no say before."""
+    known = {k: v for k, v in os.environ.items() if k != "ORT_DISABLE_TELEMETRY"}
+    code = "import isomax_adapters.onnx.runtime, os; print(os.environ['ORT_DISABLE_TELEMETRY'])"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=known | ({} if chosen is None else {"ORT_DISABLE_TELEMETRY": chosen}),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == (chosen or "1")

@@ -67,6 +67,7 @@ def test_the_console_and_the_home_change_nothing(poor, odd, tmp_path, monkeypatc
     for how in ((), ("--json",), ("--out", tmp_path / "scores.csv")):
         done = poor("score", model, odd, *how)
         assert done.returncode == 0, ascii(done.stderr)
+        assert "onnxruntime" not in done.stderr
         if how == ("--json",):
             names = [json.loads(line)["class_name"] for line in done.stdout.splitlines()]
             assert set(names) <= {"=x", "Füchse", "中文"}
