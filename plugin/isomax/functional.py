@@ -395,7 +395,9 @@ def _eager_euclidean(features: Tensor, prototypes: Tensor) -> Tensor:
         return _torchscript_euclidean(features, prototypes)
     with _without_autocast(features):
         trained = torch.is_grad_enabled() and (features.requires_grad or prototypes.requires_grad)
-        if trained and not torch.compiler.is_exporting():  # torch 2.9 cannot export the function
+        # which torch 2.9 cannot export, and which its Dynamo takes for exported
+        exported = torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
+        if trained and not exported:
             return _EuclideanDistance.apply(features, prototypes)
         return _EuclideanDistance.forward(features, prototypes)
 
