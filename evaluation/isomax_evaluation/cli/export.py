@@ -77,11 +77,12 @@ def export(
                 )
         except ValueError as error:
             raise InputError(str(error)) from error
-        typer.echo(f"wrote {path}, verified against PyTorch")
-        _warn_of(model_folder)
         from isomax_adapters.onnx.runtime import Scorer
 
-        if precision != "fp32" and Scorer(path).metadata["guarantee"] == "not established":
+        guarantee = Scorer(path).metadata["guarantee"]
+        typer.echo(f"wrote {path}, verified against PyTorch; its guarantee is {guarantee}")
+        _warn_of(model_folder)
+        if precision != "fp32" and guarantee == "not established":
             typer.echo(
                 f"guarantee: not established; the threshold is the model folder's, and {precision} "
                 "has other scores: give --id, whose images training held out, or images that the "

@@ -8,7 +8,13 @@ from typing import Any
 
 from pytorch_ood.benchmark import Benchmark
 
-from isomax_evaluation.comparison.deploying import best_seed, choose, deploy, deployable
+from isomax_evaluation.comparison.deploying import (
+    best_seed,
+    choose,
+    deploy,
+    deployable,
+    options_of_calibrate,
+)
 from isomax_evaluation.comparison.finishing import Comparison, tables_of, write_all
 from isomax_evaluation.comparison.given import given_models
 from isomax_evaluation.comparison.naming import split_name
@@ -231,7 +237,9 @@ def compare(
             progress.advance(overall)
         task = progress.add_task("exporting to ONNX, writing the report", total=None)
         done = tables_of(output, plan, runs, tested, progress)
-        done = replace(done, deployable=deployable(by_name, plan.detectors, output, sets.given))
+        options = options_of_calibrate(plan.image_size, fit_images)
+        table = deployable(by_name, plan.detectors, output, sets.given, options)
+        done = replace(done, deployable=table)
         row = wanted or choose(
             done.results, together(runs, "tuning.csv"), done.deployable, tune and Path(tune).name
         )

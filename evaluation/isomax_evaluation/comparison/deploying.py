@@ -68,13 +68,18 @@ def obstacle(model: Model, name: str) -> str:
 
 
 def deployable(
-    models: Mapping[str, tuple[Run, Model]], detectors: Sequence[str], output: Path, id: str
+    models: Mapping[str, tuple[Run, Model]],
+    detectors: Sequence[str],
+    output: Path,
+    id: str,
+    options: Sequence[str] = (),
 ) -> pd.DataFrame:
     """Which rows can be a file, and the commands that make it.
 
     :param models: one of each name
     :param output: the comparison's folder
     :param id: the ID data, as a command takes it
+    :param options: of ``isomax calibrate``, without which it would make another file
     :return: a row per model and detector that works on it: ``obstacle``, empty if there is none,
         and ``command``, empty if there is one or the model was given in memory
     """
@@ -85,7 +90,7 @@ def deployable(
             if detector in left_out:
                 continue
             reason = obstacle(model, detector)
-            command = "" if reason else _command(run, output, detector, id)
+            command = "" if reason else _command(run, output, detector, id, options)
             rows.append((name, detector, reason, command))
     return pd.DataFrame(rows, columns=list(COLUMNS), dtype=object)  # of paths of any bytes
 
@@ -215,13 +220,37 @@ def _loaded(bench: Bench, images: Images) -> Loaded:
     return Loaded(bench.loader(images), keeper, digest(images))
 
 
-def _command(run: Run, output: Path, detector: str, id: str) -> str:
+def options_of_calibrate(
+    image_size: int | tuple[int, int] | None, fit_images: int | None
+) -> list[str]:
+    """What a comparison was asked for of that which ``isomax calibrate`` takes too."""
+    found = []
+    if image_size is not None:
+        sides = (image_size,) if isinstance(image_size, int) else image_size
+        found += ["--image-size", ",".join(map(str, sides))]
+    if fit_images is not None:
+        found += ["--fit-images", str(fit_images)]
+    return found
+
+
+def _command(run: Run, output: Path, detector: str, id: str, options: Sequence[str]) -> str:
     if run.given is not None and not isinstance(run.given.source, str):
         return ""
     source = str(run_folder(output, run.name, run.seed) if run.given is None else run.given.source)
     folder = f"{Path(run.name).name}-{detector}"
     lines = (
-        ("isomax", "calibrate", source, "--id", id, "--detector", detector, "--output", folder),
+        (
+            "isomax",
+            "calibrate",
+            source,
+            "--id",
+            id,
+            "--detector",
+            detector,
+            *options,
+            "--output",
+            folder,
+        ),
         ("isomax", "export", folder, f"{folder}.onnx"),
     )
     return "\n".join(map(shlex.join, lines))

@@ -105,6 +105,18 @@ def test_the_report_marks_what_can_be_a_file_and_shows_the_command(compared):
     assert html.count(">ONNX</td>") == 2 * (can["obstacle"] == "").sum()
 
 
+def test_the_command_of_a_row_has_what_the_comparison_was_asked_for(compared, tmp_path):
+    done = compare(
+        models={"given": compared.output / "runs/softmax-seed0"},
+        detectors=["MaxLogit"],
+        image_size=(40, 48),
+        fit_images=20,
+        test_images=40,
+        output=tmp_path / "out",
+    )
+    assert " --image-size 40,48 --fit-images 20 " in done.deployable.command.item()
+
+
 def test_the_command_of_a_row_makes_the_same_file(compared, isomax, tmp_path):
     command = compared.deployable.query("loss == 'softmax' and detector == 'Mahalanobis'").command
     for line in command.item().splitlines():
