@@ -138,10 +138,7 @@ def api(module: str) -> str:
 
 def main() -> int:
     output = Path(sys.argv[1] if len(sys.argv) > 1 else "docs-out").absolute()
-    reference = {
-        **{"detectors": detectors, "recipes": recipes, "names": names, "files": files},
-        "statuses": statuses,
-    }
+    reference = {make.__name__: make for make in (detectors, recipes, names, files, statuses)}
     with tempfile.TemporaryDirectory() as scratch:
         source = Path(scratch)
         for name in ("conf.py", "mathml.py", "style.css"):

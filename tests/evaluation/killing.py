@@ -16,6 +16,8 @@ from isomax_adapters.timm import save_model
 from isomax_evaluation import compare, train
 from isomax_evaluation.training.recipes import RECIPES
 
+KILLS = 10
+
 
 def training(folder):
     """With everything that keeps state from step to step or draws random numbers."""
@@ -51,7 +53,7 @@ def run(work, folder):
     return child
 
 
-def kill_and_run_again(work, folder, kills):
+def kill_and_run_again(work, folder):
     """Until it is done; gives how often it was killed.
 
     Once into ``folder/whole``, which nobody kills; then into ``folder/killed``, where each process
@@ -66,7 +68,7 @@ def kill_and_run_again(work, folder, kills):
         child = run(work, folder / "killed")
         deadline = time.monotonic() + moments.uniform(0, whole / 5)
         done = 0
-        while not done and (killed >= kills or time.monotonic() < deadline):
+        while not done and (killed >= KILLS or time.monotonic() < deadline):
             done, status = os.waitpid(child, os.WNOHANG)
             time.sleep(0.01)
         if done:
@@ -77,10 +79,10 @@ def kill_and_run_again(work, folder, kills):
         killed += 1
 
 
-def in_own_process(work, folder, kills=10):
+def in_own_process(work, folder):
     """Of :func:`training` or :func:`comparison`; gives how often it was killed."""
     done = subprocess.run(
-        [sys.executable, "-m", __name__, work.__name__, folder, str(kills)],
+        [sys.executable, "-m", __name__, work.__name__, folder],
         capture_output=True,
         text=True,
         check=False,
@@ -92,4 +94,4 @@ def in_own_process(work, folder, kills=10):
 
 if __name__ == "__main__":
     work = {"training": training, "comparison": comparison}[sys.argv[1]]
-    print(kill_and_run_again(work, Path(sys.argv[2]), int(sys.argv[3])))
+    print(kill_and_run_again(work, Path(sys.argv[2])))

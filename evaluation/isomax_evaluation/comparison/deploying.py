@@ -72,7 +72,7 @@ def deployable(
     detectors: Sequence[str],
     output: Path,
     id: str,
-    options: Sequence[str] = (),
+    options: Sequence[str],
 ) -> pd.DataFrame:
     """Which rows can be a file, and the commands that make it.
 
@@ -238,19 +238,9 @@ def _command(run: Run, output: Path, detector: str, id: str, options: Sequence[s
         return ""
     source = str(run_folder(output, run.name, run.seed) if run.given is None else run.given.source)
     folder = f"{Path(run.name).name}-{detector}"
+    calibrate = ["isomax", "calibrate", source, "--id", id, "--detector", detector, *options]
     lines = (
-        (
-            "isomax",
-            "calibrate",
-            source,
-            "--id",
-            id,
-            "--detector",
-            detector,
-            *options,
-            "--output",
-            folder,
-        ),
-        ("isomax", "export", folder, f"{folder}.onnx"),
+        [*calibrate, "--output", folder],
+        ["isomax", "export", folder, f"{folder}.onnx"],
     )
     return "\n".join(map(shlex.join, lines))
