@@ -22,6 +22,7 @@ from isomax_evaluation.cli.terminal import STATUSES
 from isomax_evaluation.comparison import columns as comparison
 from isomax_evaluation.data import named_sets
 from isomax_evaluation.data.benchmarks import BENCHMARKS
+from isomax_evaluation.deployment.rows import MEANINGS
 from isomax_evaluation.detection.catalogue import catalogue
 from isomax_evaluation.training import columns as training
 from isomax_evaluation.training.recipes import RECIPES
@@ -121,6 +122,7 @@ def files() -> str:
         [(f"`{name}`", kind, rank) for name, (kind, rank) in OUTPUTS.items()],
         columns=["output", "type", "dimensions"],
     )
+    parts += ["## `isomax score --out`, `--json`", meanings(MEANINGS, "column")]
     parts += ["## `isomax export`", "The graph's outputs:", table(outputs)]
     parts += [f"Its metadata, JSON under the key `{METADATA_KEY}`:", meanings(FIELDS, "key")]
     return "\n\n".join(parts) + "\n"

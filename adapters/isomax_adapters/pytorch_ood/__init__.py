@@ -8,6 +8,7 @@ from isomax_adapters.pytorch_ood.banks import with_bank
 from isomax_adapters.pytorch_ood.detectors import (
     NAMES,
     WiringNote,
+    check_names,
     detectors_for,
     why_not,
     wiring_notes,
@@ -28,6 +29,7 @@ __all__ = [
     "Parts",
     "Saved",
     "WiringNote",
+    "check_names",
     "detectors_for",
     "digests_of_weights",
     "load_detector",

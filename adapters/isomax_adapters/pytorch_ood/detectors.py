@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from difflib import get_close_matches
 
 from pytorch_ood.api import Detector
 from torch import nn
@@ -11,6 +12,22 @@ from isomax_adapters.pytorch_ood.wirings import WIRINGS
 
 NAMES = tuple(WIRINGS)
 """All names that :func:`detectors_for` knows."""
+
+#: what others call some of them, OpenOOD above all, in small letters
+_ELSEWHERE = {
+    "ebo": ("EnergyBased",),
+    "energy": ("EnergyBased",),
+    "es": ("EntropicScore",),
+    "klm": ("KLMatching",),
+    "maha": ("Mahalanobis",),
+    "mds": ("Mahalanobis", "MinimumDistanceScore"),
+    "mdsensemble": ("MultiMahalanobis",),
+    "mls": ("MaxLogit",),
+    "mmles": ("MaxMeanLogitEntropyScore",),
+    "msp": ("MaxSoftmax",),
+    "rmds": ("RMD",),
+    "tempscale": ("TemperatureScaling",),
+}
 
 
 def detectors_for(
@@ -67,8 +84,29 @@ def wiring_notes(names: Iterable[str] | None = None) -> list[WiringNote]:
     return [WiringNote(name, w.how, w.source, w.differs, w.held_out) for name, w in chosen]
 
 
+def check_names(names: Iterable[str], others: Iterable[str] = ()) -> None:
+    """Refuse names of detectors that there are not.
+
+    :param others: names that are allowed beside :data:`NAMES`
+    :raises ValueError: naming what was meant, if that can be told, and all that there are
+    """
+    known = [*others, *NAMES]
+    if unknown := [name for name in names if name not in known]:
+        meant = dict.fromkeys(name for one in unknown for name in _meant_by(one))
+        asked = f"; is it {' or '.join(meant)}?" if meant else ";"
+        raise ValueError(
+            f"unknown detector {', '.join(unknown)}{asked} choose from {', '.join(known)}"
+        )
+
+
+def _meant_by(name: str) -> Iterable[str]:
+    plain = "".join(c for c in name.lower() if c.isalnum())
+    folded = {known.lower(): known for known in NAMES}
+    close = get_close_matches(plain, folded, n=1, cutoff=0.6)
+    return _ELSEWHERE.get(plain) or [folded[one] for one in close]
+
+
 def _known(names: Iterable[str] | None) -> list[str]:
     chosen = list(NAMES if names is None else names)
-    if unknown := [name for name in chosen if name not in WIRINGS]:
-        raise ValueError(f"unknown detector {', '.join(unknown)}; choose from {', '.join(NAMES)}")
+    check_names(chosen)
     return chosen

@@ -147,6 +147,8 @@ class ViM(ood.ViM):
 
     w: Tensor
     b: Tensor
+    #: whether the fitted samples leave rounding errors alone outside of the principal subspace
+    spans_nothing_else: bool = False
 
     @torch.no_grad()
     def fit_features(self, z: Tensor, labels: Tensor) -> "ViM":
@@ -166,10 +168,13 @@ class ViM(ood.ViM):
         residual = vectors[:, : z.shape[1] - principal]
         self.principal_subspace = residual.to(scatter).contiguous()
         largest = norms = 0.0
+        samples = 0
         for rows in _known(z, labels, scatter):
             largest += float(self._get_logits(rows).amax(dim=1).sum())
             norms += float(((rows - self.u) @ self.principal_subspace).norm(dim=1).sum())
+            samples += len(rows)
         self.alpha = largest / norms
+        self.spans_nothing_else = samples <= principal
         return self
 
     @torch.no_grad()

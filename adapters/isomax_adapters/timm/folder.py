@@ -50,12 +50,11 @@ def save_model(
         those that their depth allows, nor those of the folder that the model was loaded from
     :param also: writes what else belongs into the folder, before that appears
     :return: the folder
-    :raises ModelFolderError: if the folder exists and is no model folder
+    :raises ModelFolderError: if something else is there already
     :raises ValueError: if the number of class names is not the model's number of classes
     """
     folder = Path(folder)
-    if folder.exists() and any(folder.iterdir()) and not (folder / CONFIG).is_file():
-        raise ModelFolderError(f"{folder} exists and is not a model folder; choose another place")
+    check_place(folder)
     if class_names is not None and len(class_names) != model.num_classes:
         raise ValueError(f"{len(class_names)} class names for {model.num_classes} classes")
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -88,13 +87,27 @@ def save_model(
     return folder
 
 
+def check_place(folder: Path) -> None:
+    """Refuse a place that no model folder can be written to, before the work that it is to hold.
+
+    :raises ModelFolderError: if something else is there already
+    """
+    if not os.path.lexists(folder):
+        return
+    if not folder.is_dir() or (any(folder.iterdir()) and not (folder / CONFIG).is_file()):
+        raise ModelFolderError(f"{folder} exists and is not a model folder; choose another place")
+
+
 def write_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
-    """A safetensors file.
+    """A safetensors file, which whoever may read the folder can read.
 
     :raises OSError: if the disk is full, and the like
     """
+    path.touch()
+    mode = path.stat().st_mode
     try:
         save_file(tensors, path)
+        path.chmod(mode)  # safetensors leaves it to its owner alone
     except SafetensorError as error:
         number = re.search(r"(?:os error|Os \{ code:) (\d+)", str(error))  # as older ones say it
         if number is None:

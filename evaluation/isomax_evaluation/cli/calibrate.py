@@ -92,9 +92,12 @@ def calibrate(
         )
         found = load_calibration(folder)
         assert found is not None
+        promised = f"at most {found.alpha:.3g} of fresh images"
+        if found.guarantee != "established":
+            promised = f"{found.alpha:.3g} of these images, of fresh ones {found.guarantee}"
         typer.echo(
-            f"{found.score}: threshold {found.threshold:.6g}, {found.samples} images, false alarms "
-            f"at most {found.alpha:.3g} of fresh images ({found.guarantee})"
+            f"{found.score}: threshold {found.threshold:.6g}, {found.samples} images; false alarms "
+            + promised
         )
         typer.echo(f"model folder: {folder}, next: isomax export {folder} model.onnx")
 

@@ -39,6 +39,7 @@ from isomax_evaluation.cli.terminal import (
     status,
     tracking,
 )
+from isomax_evaluation.output.errors import InputError
 
 
 @with_recipe_options
@@ -127,9 +128,15 @@ def compare(
     asked for by name gave no value.
     """
     digits = id == "digits" and benchmark is None
+    with one_line_errors("onnx", "report"):
+        with status("loading PyTorch"):
+            from isomax_adapters.pytorch_ood import NAMES, check_names
+        try:  # before MLflow is loaded and looked for
+            check_names([] if detectors in (None, "all") else split(detectors))
+        except ValueError as error:
+            raise InputError(str(error)) from error
     with one_line_errors("onnx", "report"), tracking(track, output, offline_ok) as started:
         with status("loading PyTorch"):
-            from isomax_adapters.pytorch_ood import NAMES
             from isomax_evaluation.comparison import compare as comparison
             from isomax_evaluation.comparison.rows import terminal_table
             from isomax_evaluation.training import jobs

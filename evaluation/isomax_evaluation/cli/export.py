@@ -12,7 +12,12 @@ from isomax_evaluation.output.files import check_target
 
 
 def export(
-    model_folder: Annotated[Path, typer.Argument(help="Folder written by isomax train.")],
+    model_folder: Annotated[
+        Path,
+        typer.Argument(
+            help="A model folder: OUTPUT/model of isomax train, or what calibrate or import wrote."
+        ),
+    ],
     path: Annotated[Path, typer.Argument(help="The ONNX file to write.")] = Path("model.onnx"),
     precision: Annotated[
         str, typer.Option(help="Of the backbone: fp32, fp16, or int8 (needs --id).")

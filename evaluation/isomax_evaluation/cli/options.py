@@ -17,7 +17,13 @@ Output = Annotated[
     Path,
     typer.Option(help="Folder for everything that is written.", parser=path_of, metavar="PATH"),
 ]
-Model = Annotated[str, typer.Option(help="A timm architecture, such as resnet18.")]
+Model = Annotated[
+    str,
+    typer.Option(
+        help="A timm architecture (resnet18), one with the tag of its weights for --pretrained "
+        "(resnet18.a1_in1k), hf-hub:USER/NAME, or local-dir:FOLDER."
+    ),
+]
 Root = Annotated[
     str | None,
     typer.Option(

@@ -16,7 +16,9 @@ from isomax_evaluation.output.errors import InputError
 
 
 def score(
-    model: Annotated[Path, typer.Argument(help="File written by isomax export.")],
+    model: Annotated[
+        Path, typer.Argument(help="File written by isomax export, compare or train --register.")
+    ],
     paths: Annotated[list[Path], typer.Argument(help="Images, and folders of images.")],
     alpha: Annotated[
         float | None, typer.Option(help="Another false-alarm rate than the exported one.")
@@ -158,5 +160,7 @@ def _score_to_file(
         (done.retried, "could not be scored before"),
     ]
     told = [f"{number} {what}" for number, what in again if number]
+    if not (done.added or told):
+        told = ["nothing new"]
     typer.echo(f"{done.total} rows in {out}" + f" ({', '.join(told)})" * bool(told))
     return int(done.failed)

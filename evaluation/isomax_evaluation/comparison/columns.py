@@ -96,6 +96,7 @@ FILES: dict[str, dict[str, str]] = {
 
 OTHERS = {
     "report.html": "the tables with plots and examples, one file",
+    "plots/": "the report's plots as pictures",
     "model.onnx": "one of the calibrated models, for `isomax score`; `model.json` says which",
     "chosen.onnx": "the row of the table that was chosen, or asked for, as a file; `chosen.json` "
     "says which and by what, `chosen/` is its model folder",
@@ -105,15 +106,24 @@ OTHERS = {
     "outputs/": "logits, pooled features (float32) and labels of each model on each set, as "
     "memory-mapped arrays under a key of weights, preprocessing and images; may be deleted, and is "
     "then computed again",
+    "runs/MODEL-seedN/": "the tables of one model, and the files of its training if that was here",
     "runs/MODEL-seedN/model/": "a model that was trained here, as a model folder",
+    "mlflow.db": "MLflow's record of the runs, with `mlartifacts/`, where no server was given",
 }
 
 
 def write_guide(output: Path) -> None:
-    """``README.md`` in the output folder."""
+    """``README.md`` in the output folder, of the files that there are."""
+
+    def there(name: str) -> bool:
+        pattern = name.replace("MODEL-seedN", "*").replace("SET", "*").rstrip("/")
+        return next(output.glob(pattern), None) is not None
+
     lines = ["# What is in this folder", "", "Made by `isomax compare`.", ""]
-    lines += [f"- `{name}`: {text}" for name, text in OTHERS.items()]
+    lines += [f"- `{name}`: {text}" for name, text in OTHERS.items() if there(name)]
     for name, columns in FILES.items():
+        if not there(name):
+            continue
         lines += ["", f"## {name}", "", "| column | |", "|---|---|"]
         lines += [f"| {column} | {text} |" for column, text in columns.items()]
     text = "\n".join(lines) + "\n"

@@ -83,7 +83,6 @@ def write_all(
 ) -> None:
     for name in TABLES:
         write_table(output / f"{name}.csv", getattr(done, name))
-    write_guide(output)
     write_samples(output, tested)
     write_report(
         output, done.results, done.intervals, done.costs, done.left_out, done.errors, tested.known,
@@ -91,6 +90,7 @@ def write_all(
         tested.tuning.name if tested.tuning else None, tuned(runs), done.classes, done.deployable,
         done.chosen,
     )  # fmt: skip
+    write_guide(output)
 
 
 def _export(output: Path, runs: Sequence[Run], progress: Progress) -> Path | None:

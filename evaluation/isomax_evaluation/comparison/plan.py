@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from isomax_adapters.pytorch_ood import NAMES
+from isomax_adapters.pytorch_ood import check_names
 from isomax_evaluation.comparison.naming import no_doubles, split_name
 from isomax_evaluation.comparison.sets import Sets
 from isomax_evaluation.data.digests import digest
@@ -63,10 +63,10 @@ class Plan:
         check_preprocessing(self.job)
         for loss in self.losses:
             check_job(replace(self.job, loss=loss))
-        if unknown := [name for name in self.detectors if name not in NAMES]:
-            raise InputError(
-                f"unknown detector {', '.join(unknown)}; choose from {', '.join(NAMES)}"
-            )
+        try:
+            check_names(self.detectors)
+        except ValueError as error:
+            raise InputError(str(error)) from error
 
 
 def grown(plan: Plan, output: Path) -> Plan:

@@ -11,7 +11,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from isomax.calibration import RejectionThreshold
-from isomax_adapters.pytorch_ood import NAMES, Parts, why_not
+from isomax_adapters.pytorch_ood import Parts, check_names, why_not
+from isomax_adapters.timm.folder import check_place
 from isomax_adapters.timm.sources import model_folder_of
 from isomax_evaluation import data
 from isomax_evaluation.data import Images
@@ -74,8 +75,9 @@ def calibrate(
     :raises InputError: if anything given cannot be used, before anything is written
     """
     _check_alpha(alpha)
-    splits = data.open_splits(id, root, group_by, class_map)
     output = Path(output).expanduser()
+    _check_place(output)
+    splits = data.open_splits(id, root, group_by, class_map)
     check_outside(output, id)
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
     with decoding_errors(), progress_bar() as progress:
@@ -140,6 +142,7 @@ def calibrate_model(
     :raises InputError: if anything given cannot be used, before anything is written
     """
     _check_alpha(alpha)
+    _check_place(Path(output).expanduser())
     network: Any = model.model if isinstance(model, Parts) else model
     if not hasattr(network, "pretrained_cfg"):
         raise InputError(
@@ -177,6 +180,13 @@ def _check_alpha(alpha: float) -> None:
         raise InputError(str(error)) from error
 
 
+def _check_place(output: Path) -> None:
+    try:
+        check_place(output)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+
+
 def _named(model: Model, detector: str | None) -> str | None:
     """The detector that is wanted; ``None`` for a score of the logits.
 
@@ -185,9 +195,10 @@ def _named(model: Model, detector: str | None) -> str | None:
     if detector is None:
         return None
     name = POST_HOC.get(detector, detector)
-    if name not in NAMES:
-        known = ", ".join([*POST_HOC, *NAMES])
-        raise InputError(f"unknown detector {detector}; choose from {known}")
+    try:
+        check_names([name], POST_HOC)
+    except ValueError as error:
+        raise InputError(str(error)) from error
     if reason := why_not(model.parts, [name]).get(name):
         raise InputError(f"{name} cannot work on this model: {reason}")
     return name

@@ -135,6 +135,13 @@ def _fitted(
                 f"{name}: the covariance of {count} images is singular; {ridge:.3g}, a millionth "
                 "of the mean variance, was added to each",
             )
+        if getattr(detectors[name], "spans_nothing_else", False):
+            warn(
+                progress,
+                f"{name}: {count} images are no more than its principal dimensions, and leave "
+                "rounding errors outside of them, of which the score is a multiple; fit it on more "
+                "images, or with a smaller d",
+            )
     if wanted.bank is None:
         return detectors[name], count
     try:

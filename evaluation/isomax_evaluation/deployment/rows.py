@@ -12,17 +12,28 @@ import json
 import os
 import sqlite3
 from collections.abc import Callable, Iterator
-from dataclasses import fields
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from isomax_adapters.onnx.runtime import Result
 from isomax_evaluation.output.errors import InputError
 
-#: size in bytes and time of the last change, nanoseconds: of the file, as it was when it was scored
 STATE = ("size", "modified_ns")
-COLUMNS = (*(field.name for field in fields(Result) if field.name != "top"), *STATE)
+#: column -> what it means
+MEANINGS = {
+    "source": "the image's path, as it was given",
+    "label": "the class's number, in the order of the model's classes; empty if there is an error",
+    "class_name": "the class; empty if there is an error, like the next three",
+    "confidence": "calibrated probability of the class",
+    "score": "outlier score, larger is more OOD",
+    "p_value": "conformal p-value: at most a share of alpha of known images has one of at most "
+    "alpha",
+    "is_ood": "whether the image is rejected; true if there is an error",
+    "error": "why the image could not be scored; empty if it was",
+    "size": "of the file in bytes, when it was scored",
+    "modified_ns": "time of its last change, nanoseconds since 1970, when it was scored",
+}
+COLUMNS = tuple(MEANINGS)
 HEADER = ",".join(COLUMNS) + "\n"
 
 Row = dict[str, Any]

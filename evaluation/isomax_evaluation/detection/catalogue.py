@@ -2,20 +2,27 @@
 
 import pandas as pd
 import timm
+from pytorch_ood.api import Detector
 
+import isomax_adapters.timm  # noqa: F401  # registers the models
 from isomax_adapters.onnx.scorers import kind_of, why_not_exported
 from isomax_adapters.pytorch_ood import Parts, detectors_for, wiring_notes
 
+#: models that most can work on, then one for each of the scores of our heads
+_MODELS = ("test_resnet", "isomax_test_resnet", "isomaxplus_test_resnet", "dismax_test_resnet")
 COLUMNS = ("detector", "scores", "in a file", "what it is given", "hyperparameters", "written in")
 
 
 def catalogue() -> pd.DataFrame:
     """A row for each: what it scores, whether a file can hold it, what it is given, hyperparameters
     with their defaults, and where it is written; blank what takes another model to be told."""
-    parts = Parts(timm.create_model("test_resnet", num_classes=2))  # that most can work on
+    made_of = dict[str, Detector]()
+    for name in _MODELS:
+        parts = Parts(timm.create_model(name, num_classes=2))
+        made_of = detectors_for(parts) | made_of
     rows = []
     for note in wiring_notes():
-        made = detectors_for(parts, [note.detector]).get(note.detector)
+        made = made_of.get(note.detector)
         scores = file = values = ""
         if made is not None:
             scores = (kind_of(made) or "image").replace("_", " ")

@@ -42,7 +42,6 @@ def write_card(run: Path) -> Path:
         parameters=f"{sum(p.numel() for p in load_model(folder).parameters()):,}",
         loss=settings["loss"],
         source=UNNAMED,
-        folder=folder.name,
         calibration=calibration,
         guarantee=calibration.get("guarantee", "established"),
         measured=_measured(summary),

@@ -3,16 +3,21 @@
 import math
 import time
 from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 import numpy as np
 import psutil
+import timm.data
 import torch
 from accelerate import Accelerator
 from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader
 
 from isomax_adapters.onnx.images import open_image
-from isomax_evaluation.data import Divided, Images
+from isomax_evaluation.data import Divided, Images, Transformed
+from isomax_evaluation.data.loading import workers_for
 from isomax_evaluation.training.batches import EpochBatches, mixing, train_loader
 from isomax_evaluation.training.dry_run import Tried, dry_run
 from isomax_evaluation.training.head_first import epochs_of_head
@@ -24,6 +29,7 @@ SHARE = 0.8  # of the free memory that a batch may take
 WORKSPACE = 1.25  # what a layer needs while it is computed, beside what is kept
 FEWEST_UPDATES = 20  # in an epoch
 BATCHES = 3  # that are timed
+AT_ONCE = 16  # images of which features are timed
 SHOWN = 4  # sizes and modes
 LOOKED_AT = 2000  # files
 
@@ -69,39 +75,88 @@ def lines_of(
     return lines
 
 
-def time_of_an_epoch(job: Job, training: Images, accelerator: Accelerator) -> str:
-    """Measured on a few batches of the images themselves, read, augmented and trained on."""
+def times(job: Job, divided: Divided, accelerator: Accelerator) -> list[str]:
+    """A line of how long each part takes, measured on a few batches of the images themselves."""
+    found = []
+    if job.starts_trained:
+        found.append(_time_of_features(job, divided, accelerator))
+    if job.recipe.epochs:
+        found.append(_time_of_an_epoch(job, divided.training, accelerator))
+    return found
+
+
+def _time_of_features(job: Job, divided: Divided, accelerator: Accelerator) -> str:
+    """Of the pass that the head is trained on; one process makes it."""
+    training = divided.training
+    few = _few(training, (BATCHES + 1) * AT_ONCE)
+    model = build_model(job, len(training.class_names), pretrained=False)
+    model = model.to(accelerator.device).eval()
+    images = Transformed(few, timm.data.create_transform(**data_config(job, model)))
+    loader: DataLoader = DataLoader(images, AT_ONCE, num_workers=workers_for(few, job.workers))
+
+    @torch.no_grad()
+    def look(inputs: Tensor, _: Tensor) -> None:
+        model(inputs.to(accelerator.device))
+
+    seconds = _seconds(loader, look)
+    typical = float(np.median(seconds)) / min(AT_ONCE, len(few))
+    copies = 1 + job.recipe.augment_copies
+    count = copies * len(training) + (0 if divided.selection is None else len(divided.selection))
+    return (
+        f"time: {1 / typical:,.0f} images a second, measured on {len(seconds)} batches; the "
+        f"features of {count:,} images take about {_duration(typical * count)}, and the head "
+        "seconds more"
+    )
+
+
+def _time_of_an_epoch(job: Job, training: Images, accelerator: Accelerator) -> str:
+    """Of images that are read, augmented and trained on."""
     recipe, classes = job.recipe, len(training.class_names)
     processes = accelerator.num_processes
     whole = EpochBatches(
         len(training), recipe.batch_size, job.seed, 0, processes, recipe.accumulate
     )
     step = whole.step_size
-    count = min(len(training), (BATCHES + 1) * step)
-    few = training.take(np.linspace(0, len(training) - 1, count).astype(int))
+    few = _few(training, (BATCHES + 1) * step)
     batches = EpochBatches(len(few), min(step, len(few)), job.seed, 0, processes, 1)
     model = build_model(job, classes, pretrained=False).to(accelerator.device).train()
     loader = train_loader(job, few, data_config(job, model), batches, accelerator)
     mix = mixing(recipe, classes, LOSSES[job.loss].mosaic)
     criterion = criterion_of(LOSSES[job.loss], recipe.class_weights, training)
-    criterion, seconds = criterion.to(accelerator.device), []
-    started = time.perf_counter()
-    for inputs, target in loader:
+    criterion = criterion.to(accelerator.device)
+
+    def learn(inputs: Tensor, target: Tensor) -> None:
         inputs, target = inputs.to(accelerator.device), target.to(accelerator.device)
         if mix is not None:
             inputs, target = mix(inputs, target)
         with accelerator.autocast():
             logits = model(inputs)
         criterion(logits.float(), target).backward()
-        seconds.append(time.perf_counter() - started)
-        started = time.perf_counter()
-    typical = float(np.median(seconds[1:] or seconds))
-    total = typical * whole.steps
+
+    seconds = _seconds(loader, learn)
+    total = float(np.median(seconds)) * whole.steps
     return (
-        f"time: {len(whole) * step / total:,.0f} images a second, measured on {len(seconds)} "
+        f"time: {whole.steps * step / total:,.0f} images a second, measured on {len(seconds)} "
         f"batches; an epoch takes about {_duration(total)}, {recipe.epochs} of them "
         f"{_duration(total * recipe.epochs)}"
     )
+
+
+def _few(images: Images, count: int) -> Images:
+    """Some of them, from everywhere."""
+    return images.take(np.linspace(0, len(images) - 1, min(len(images), count)).astype(int))
+
+
+def _seconds(
+    loader: Iterable[tuple[Tensor, Tensor]], work: Callable[[Tensor, Tensor], None]
+) -> list[float]:
+    """Of each batch, read and worked on; without the first, for which processes start."""
+    found, started = [], time.perf_counter()
+    for inputs, target in loader:
+        work(inputs, target)
+        found.append(time.perf_counter() - started)
+        started = time.perf_counter()
+    return found[1:] or found
 
 
 def largest_batch(

@@ -170,7 +170,8 @@ def train(
             for line in look.lines_of(job, divided, read[1], tried, accelerator):
                 tell(progress, line)
         if check:
-            tell(progress, look.time_of_an_epoch(job, divided.training, accelerator))
+            for line in look.times(job, divided, accelerator):
+                tell(progress, line)
             return output / "model"
         if accelerator.is_main_process:
             claim_run(job, dataset, divided, splits.drawn, output, read[1])

@@ -12,7 +12,14 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import isomax
 import isomax_adapters.timm as isomax_timm
-from isomax_adapters.pytorch_ood import NAMES, Parts, detectors_for, why_not, wiring_notes
+from isomax_adapters.pytorch_ood import (
+    NAMES,
+    Parts,
+    check_names,
+    detectors_for,
+    why_not,
+    wiring_notes,
+)
 
 
 def make_images():
@@ -94,6 +101,24 @@ def test_what_cannot_work_is_left_out_with_the_reason():
         detectors_for(pair, ["Oracle"])
     with pytest.raises(ValueError, match="which layer gives its logits"):
         detectors_for(torch.nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("MSP", "MaxSoftmax"),
+        ("temp_scale", "TemperatureScaling"),
+        ("MDS", "Mahalanobis or MinimumDistanceScore"),
+        ("vim", "ViM"),
+        ("Energy", "EnergyBased"),
+        ("entropicscore", "EntropicScore"),
+    ],
+)
+def test_other_names_are_refused_with_ours(name, meant):
+    with pytest.raises(ValueError, match=rf"unknown detector {name}; is it {meant}\? choose from"):
+        check_names(["KNN", name])
+    check_names([name], [name])
+    check_names(NAMES)
 
 
 def test_only_the_named_ones_in_their_order():

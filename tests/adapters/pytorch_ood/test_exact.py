@@ -75,6 +75,15 @@ def test_fitted_a_chunk_at_a_time_without_outliers(name, monkeypatch):
         fitted(z, torch.full_like(labels, -1))
 
 
+@pytest.mark.parametrize(("count", "nothing"), [(10, True), (11, False)])
+def test_vim_knows_when_nothing_lies_outside_of_its_subspace(count, nothing):
+    z, labels = draw(count)
+    head = torch.nn.Linear(30, 4)
+    fitted = exact.ViM(None, 10, head.weight, head.bias).fit_features(z, labels)
+    assert fitted.spans_nothing_else == nothing
+    assert (fitted.alpha > 1e4) == nothing
+
+
 def test_mahalanobis_tells_outliers_where_float32_cannot_invert_the_covariance():
     """Fewer samples than features."""
     spread = torch.logspace(0, -1, 200)

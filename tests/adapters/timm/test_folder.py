@@ -52,6 +52,12 @@ def test_round_trip(model, calibration, tmp_path):
     assert other(images).shape == (2, 7)
 
 
+def test_whoever_may_read_the_folder_can_read_its_weights(model, tmp_path):
+    folder = isomax_timm.save_model(model, tmp_path / "m")
+    modes = {path.name: path.stat().st_mode for path in folder.iterdir()}
+    assert modes["model.safetensors"] == modes["config.json"]
+
+
 def test_the_range_of_grey_values_is_kept(model, tmp_path):
     """Also of a model that was loaded, changed and saved again."""
     first = isomax_timm.save_model(model, tmp_path / "a", grey_range=(0, 4095))

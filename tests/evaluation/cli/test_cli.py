@@ -390,6 +390,7 @@ def test_version_and_lists(isomax):
     rows = [line.split() for line in isomax("list", "detectors").stdout.splitlines()[1:]]
     assert ["ODIN", "image", "no"] in [row[:3] for row in rows]
     assert ["ViM", "features", "yes"] in [row[:3] for row in rows]
+    assert ["MinimumDistanceScore", "logits", "yes"] in [row[:3] for row in rows]
 
 
 @pytest.mark.parametrize("width", [80, 120])

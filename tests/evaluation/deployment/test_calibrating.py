@@ -124,6 +124,22 @@ def test_what_cannot_be_is_one_line_and_writes_nothing(
     assert not (tmp_path / "model").exists()
 
 
+def test_a_place_that_is_taken_is_refused_before_anything_is_read(tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/a.txt").touch()
+    for place in (tmp_path / "photos", tmp_path / "photos/a.txt"):
+        with pytest.raises(InputError, match="exists and is not a model folder"):
+            calibrated("nowhere", "nowhere", place)
+    assert [path.name for path in tmp_path.rglob("*")] == ["photos", "a.txt"]
+
+
+@pytest.mark.parametrize("few", [True, False])
+def test_fewer_images_than_vim_has_dimensions_are_warned_of(few, trained, root, tmp_path, capfd):
+    assert load_model(trained / "model").num_features == 2 * 48
+    calibrated(trained, root, tmp_path / "model", "ViM", fit_images=24 if few else 25)
+    assert ("are no more than its principal dimensions" in capfd.readouterr().err) == few
+
+
 def test_classes_that_the_model_lacks_are_named(trained, tmp_path):
     other = make_folder(tmp_path / "other", ("oak", "pine"), 30)
     with pytest.raises(InputError, match="oak"):
@@ -147,7 +163,7 @@ def test_the_command_says_what_came_out(isomax, trained, root, tmp_path):
         other = isomax(*given, "--workers", 0, "--detector", "isomax+", "--set", wrong)
         assert other.returncode == 2
         assert message in other.stderr.splitlines()[-1]
-    assert "at most 0.2 of fresh images (established)" in run.stdout
+    assert "false alarms at most 0.2 of fresh images" in run.stdout
 
 
 @pytest.mark.parametrize(

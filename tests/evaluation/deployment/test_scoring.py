@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 import tracemalloc
+from dataclasses import fields
 from itertools import islice
 from pathlib import Path
 
@@ -22,9 +23,9 @@ from PIL import Image
 
 from isomax_adapters.onnx.images import find_images
 from isomax_adapters.onnx.resizing import to_size_of_graph
-from isomax_adapters.onnx.runtime import Scorer
+from isomax_adapters.onnx.runtime import Result, Scorer
 from isomax_evaluation.data import open_images
-from isomax_evaluation.deployment.rows import COLUMNS
+from isomax_evaluation.deployment.rows import COLUMNS, MEANINGS
 from isomax_evaluation.deployment.scoring import Scored, score_to_file
 from isomax_evaluation.output.errors import InputError
 
@@ -113,6 +114,11 @@ def test_reading_rows_back_takes_no_memory_of_them(scorer, images, tmp_path):
         assert tracemalloc.get_traced_memory()[1] < 1_000_000
     finally:
         tracemalloc.stop()
+
+
+def test_every_column_is_documented():
+    results = [field.name for field in fields(Result) if field.name != "top"]
+    assert list(MEANINGS) == [*results, "size", "modified_ns"]
 
 
 def test_a_header_cut_off_anywhere_is_begun_anew(scorer, images, tmp_path):
@@ -385,10 +391,13 @@ def test_alpha_on_the_command_line(isomax, compared, photos, tmp_path):
     model, out = compared.output / "model.onnx", tmp_path / "out.csv"
     run = isomax("score", model, photos / "ash", "--alpha", 0.5, "--out", out)
     assert run.returncode == 0, run.stderr
+    assert "nothing new" not in run.stdout
     threshold = Scorer(model, alpha=0.5).threshold
     assert threshold != Scorer(model).threshold
     for row in read(out):
         assert (row["is_ood"] == "True") == (np.float32(row["score"]) > np.float32(threshold))
+    run = isomax("score", model, photos / "ash", "--alpha", 0.5, "--out", out)
+    assert (run.returncode, "(nothing new)" in run.stdout) == (0, True)
     run = isomax("score", model, photos / "ash", "--out", out)
     assert run.returncode == 2
     assert "was scored with alpha 0.5" in run.stderr.splitlines()[-1]  # the bar is above it

@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from isomax_evaluation import data, train
 from isomax_evaluation.training import look
@@ -47,6 +48,19 @@ def test_a_check_says_what_would_be_done_and_writes_nothing(tmp_path, capfd):
     begun = capfd.readouterr().err
     assert "recipe: 1 epochs of 3 updates" in begun
     assert "images a second" not in begun
+
+
+@pytest.mark.parametrize("epochs", [0, 1])
+def test_a_check_says_how_long_features_take(epochs, tmp_path, capfd):
+    root = make_folder(tmp_path / "set", ("ash", "birch"), 40)
+    torch.manual_seed(0)
+    weights = timm.create_model("test_resnet", num_classes=3).state_dict()
+    save_file(weights, tmp_path / "weights.safetensors")
+    change = {"weights": str(tmp_path / "weights.safetensors"), "check": True}
+    looked(root, tmp_path / "out", recipe=replace(SHORT, epochs=epochs, augment_copies=1), **change)
+    said = capfd.readouterr().err
+    assert "the features of 116 images take about" in said  # 58, and a copy of each
+    assert ("an epoch takes about" in said) == (epochs == 1)
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
