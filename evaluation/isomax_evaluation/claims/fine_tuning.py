@@ -122,15 +122,17 @@ def _setting(group: pd.DataFrame) -> dict[str, Any]:
 def _rates(group: pd.DataFrame) -> list[dict[str, Any]]:
     """Each loss when the whole network is trained at other rates than the recipe's, beside the
     same seeds at the recipe's."""
-    models = group[group["epochs"] > 0].drop_duplicates(["rate", "loss", "seed"])
+    lengths = ["loss", "head_epochs", "epochs"]
+    models = group[group["epochs"] > 0].drop_duplicates(["rate", "seed", *lengths])
     rows = []
-    for (rate, loss), part in models[models["rate"] != 1].groupby(["rate", "loss"], sort=True):
-        same = (models["loss"] == loss) & (models["epochs"] == part["epochs"].iloc[0])
-        usual = models[same & (models["rate"] == 1) & models["seed"].isin(part["seed"])]
+    for (rate, *length), part in models[models["rate"] != 1].groupby(["rate", *lengths], sort=True):
+        same = (models[lengths] == length).all(axis=1) & (models["rate"] == 1)
+        usual = models[same & models["seed"].isin(part["seed"])]
         rows.append(
             {
                 "rate": rate,
-                "loss": loss,
+                "loss": length[0],
+                "epochs": "{1} + {2}".format(*length),
                 "seeds": len(part),
                 "kept": _kept_whole(part),
                 "accuracy": part["accuracy"].to_list(),

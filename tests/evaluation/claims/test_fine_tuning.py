@@ -112,6 +112,6 @@ def test_other_learning_rates_stand_apart():
     )
     (part,) = sections(table)
     assert part["rates"] == [
-        {"rate": 10, "loss": "softmax", "seeds": 1, "kept": "0 of 1", "accuracy": [0.7],
-         "usual": [0.8]}
+        {"rate": 10, "loss": "softmax", "epochs": "0 + 4", "seeds": 1, "kept": "0 of 1",
+         "accuracy": [0.7], "usual": [0.8]}
     ]  # fmt: skip
