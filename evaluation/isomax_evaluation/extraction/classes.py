@@ -22,7 +22,7 @@ def rates_of_classes(
         (share that is rejected); empty where a class has no images
     """
     rows = []
-    right = (predicted == labels).float()
+    right = (predicted == labels).double()
     for label, name in enumerate(class_names):
         mine = labels == label
         count = int(mine.sum())
@@ -31,7 +31,7 @@ def rates_of_classes(
                 "class": name,
                 "images": count,
                 "recall": float(right[mine].mean()) if count else None,
-                "false_alarm_rate": float(rejected[mine].float().mean())
+                "false_alarm_rate": float(rejected[mine].double().mean())
                 if count and rejected is not None
                 else None,
             }

@@ -52,18 +52,23 @@ def lines_of(
     alone = 0
     if job.starts_trained:
         alone = epochs_of_head(recipe.head_first, recipe.epochs, job.loss)
-    first = f"the head alone for {alone} epochs on kept features of unchanged images, then "
-    first = first if alone else ""
+    steps = []
+    if alone:
+        steps.append(f"the head alone for {alone} epochs on kept features of unchanged images")
+    if recipe.epochs or not alone:
+        steps.append(
+            f"{recipe.epochs} epochs of {tried.updates} updates of {recipe.batch_size} images, "
+            f"{recipe.opt} at {learning_rate(recipe):g}, "
+            f"{'batch norm in evaluation mode, ' if recipe.freeze_bn else ''}{recipe.augment} "
+            "augmentation"
+        )
     lines = [
         f"images: {whole}; the smallest class has {_smallest(divided.training)} to train on",
         *_of_files(divided.training),
         f"model: {job.model}, {parameters:,} parameters, {job.loss}; images become "
         f"{channels}x{height}x{width} ({config['crop_mode']}, {config['crop_pct']:g} of them, "
         f"{config['interpolation']})",
-        f"recipe: {first}{recipe.epochs} epochs of {tried.updates} updates of {recipe.batch_size} "
-        f"images, {recipe.opt} at {learning_rate(recipe):g}, "
-        f"{'batch norm in evaluation mode, ' if recipe.freeze_bn else ''}{recipe.augment} "
-        f"augmentation, the {recipe.keep} weights are kept",
+        f"recipe: {', then '.join(steps)}; the {recipe.keep} weights are kept",
     ]
     needed = tried.fixed + WORKSPACE * tried.per_image * tried.images
     free = free_memory(accelerator.device)

@@ -190,7 +190,7 @@ def evaluate(model: nn.Module, loader: Batches, accelerator: Accelerator) -> tup
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:
     """Share of the labels that the logits get right."""
-    return float((logits.argmax(dim=1) == labels).float().mean())
+    return float((logits.argmax(dim=1) == labels).double().mean())
 
 
 def _freeze_backbone(model: nn.Module, freeze: bool) -> None:

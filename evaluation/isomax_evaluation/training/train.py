@@ -363,7 +363,7 @@ def train_model(
         rejected = ~(calibration.score_of(logits) <= calibration.threshold)
         summary["test_accuracy"] = accuracy(logits, labels)
         summary["test_ECE"] = expected_calibration_error(logits / calibration.temperature, labels)
-        summary["test_false_alarm_rate"] = float(rejected.float().mean())
+        summary["test_false_alarm_rate"] = float(rejected.double().mean())
         table = rates_of_classes(logits.argmax(dim=1), labels, rejected, train_images.class_names)
         summary["classes"] = summed_up(table)
         if accelerator.is_main_process:
