@@ -188,7 +188,7 @@ _FINETUNE_TRANSFORMER = Recipe(
 )
 
 #: learning rate of fine-tuning for 256 images per update, by optimiser, and from which multiple or
-#: part of it on accuracy suffers: half of AdamW's costs each loss 1 to 3 points on CIFAR-10; with
+#: part of it on accuracy suffers: half of AdamW's costs up to 3 points on CIFAR-10; with
 #: SGD the rate lies between one that was good and one that was not
 USUAL = {"sgd": (0.006, 3), _FINETUNE.opt: (_FINETUNE.lr_base, 2)}
 LARGE_SHARE = 0.1  # of the weights that a moving average begins with, in what it ends as
