@@ -147,7 +147,7 @@ class ViM(ood.ViM):
 
     w: Tensor
     b: Tensor
-    #: whether the fitted samples leave rounding errors alone outside of the principal subspace
+    #: whether the fitted samples lie in the principal subspace, but for rounding errors
     spans_nothing_else: bool = False
 
     @torch.no_grad()
@@ -167,14 +167,14 @@ class ViM(ood.ViM):
         vectors = torch.linalg.eigh(scatter.cpu().double()).eigenvectors
         residual = vectors[:, : z.shape[1] - principal]
         self.principal_subspace = residual.to(scatter).contiguous()
-        largest = norms = 0.0
-        samples = 0
+        largest = norms = lengths = 0.0
         for rows in _known(z, labels, scatter):
             largest += float(self._get_logits(rows).amax(dim=1).sum())
-            norms += float(((rows - self.u) @ self.principal_subspace).norm(dim=1).sum())
-            samples += len(rows)
+            rows = rows - self.u
+            norms += float((rows @ self.principal_subspace).norm(dim=1).sum())
+            lengths += float(rows.norm(dim=1).sum())
         self.alpha = largest / norms
-        self.spans_nothing_else = samples <= principal
+        self.spans_nothing_else = norms < torch.finfo(scatter.dtype).eps ** 0.5 * lengths
         return self
 
     @torch.no_grad()

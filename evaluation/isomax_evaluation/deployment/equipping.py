@@ -138,9 +138,8 @@ def _fitted(
         if getattr(detectors[name], "spans_nothing_else", False):
             warn(
                 progress,
-                f"{name}: {count} images are no more than its principal dimensions, and leave "
-                "rounding errors outside of them, of which the score is a multiple; fit it on more "
-                "images, or with a smaller d",
+                f"{name}: {count} images lie in its principal subspace but for rounding errors, by "
+                "which the score is divided; fit it on more images, or with fewer dimensions (d)",
             )
     if wanted.bank is None:
         return detectors[name], count

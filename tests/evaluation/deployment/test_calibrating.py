@@ -137,7 +137,7 @@ def test_a_place_that_is_taken_is_refused_before_anything_is_read(tmp_path):
 def test_fewer_images_than_vim_has_dimensions_are_warned_of(few, trained, root, tmp_path, capfd):
     assert load_model(trained / "model").num_features == 2 * 48
     calibrated(trained, root, tmp_path / "model", "ViM", fit_images=24 if few else 25)
-    assert ("are no more than its principal dimensions" in capfd.readouterr().err) == few
+    assert ("lie in its principal subspace" in capfd.readouterr().err) == few
 
 
 def test_classes_that_the_model_lacks_are_named(trained, tmp_path):
