@@ -97,6 +97,9 @@ def test_residuals_between_layer_normalisations_stay_float(tmp_path):
     fed_by = {name: node.op_type for node in reduced.graph.node for name in node.output}
     products = [node for node in reduced.graph.node if node.op_type in ("MatMul", "Gemm")]
     assert sum(fed_by.get(node.input[0]) == "DequantizeLinear" for node in products) >= 12
+    # older ONNX Runtimes compute it in 8 bits otherwise, and give all images the same features
+    softmaxes = [node for node in reduced.graph.node if node.op_type == "Softmax"]
+    assert {fed_by[node.input[0]] for node in softmaxes} == {"MatMul"}
     exact, rough = _run(network, x), _run(join(reduced, head), x)
     assert np.sqrt(((exact - rough) ** 2).mean()) < 0.25 * exact.std()
 
