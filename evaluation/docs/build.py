@@ -122,7 +122,7 @@ def files() -> str:
         [(f"`{name}`", kind, rank) for name, (kind, rank) in OUTPUTS.items()],
         columns=["output", "type", "dimensions"],
     )
-    parts += ["## `isomax score --out`, `--json`", meanings(MEANINGS, "column")]
+    parts += ["## `isomax score --out`", meanings(MEANINGS, "column")]
     parts += ["## `isomax export`", "The graph's outputs:", table(outputs)]
     parts += [f"Its metadata, JSON under the key `{METADATA_KEY}`:", meanings(FIELDS, "key")]
     return "\n\n".join(parts) + "\n"

@@ -92,18 +92,17 @@ def check_names(names: Iterable[str], others: Iterable[str] = ()) -> None:
     """
     known = [*others, *NAMES]
     if unknown := [name for name in names if name not in known]:
-        meant = dict.fromkeys(name for one in unknown for name in _meant_by(one))
-        asked = f"; is it {' or '.join(meant)}?" if meant else ";"
-        raise ValueError(
-            f"unknown detector {', '.join(unknown)}{asked} choose from {', '.join(known)}"
-        )
+        asked = [f"{name}{_question(name)}" for name in unknown]
+        raise ValueError(f"unknown detector {', '.join(asked)}; choose from {', '.join(known)}")
 
 
-def _meant_by(name: str) -> Iterable[str]:
-    plain = "".join(c for c in name.lower() if c.isalnum())
+def _question(name: str) -> str:
+    """What was meant by a name that there is not; empty if nothing is like it."""
+    spelt = name.lower().replace("++", "pp").replace("+", "plus")
+    plain = "".join(c for c in spelt if c.isalnum())
     folded = {known.lower(): known for known in NAMES}
-    close = get_close_matches(plain, folded, n=1, cutoff=0.6)
-    return _ELSEWHERE.get(plain) or [folded[one] for one in close]
+    meant = _ELSEWHERE.get(plain) or [folded[one] for one in get_close_matches(plain, folded, n=1)]
+    return f" (is it {' or '.join(meant)}?)" if meant else ""
 
 
 def _known(names: Iterable[str] | None) -> list[str]:

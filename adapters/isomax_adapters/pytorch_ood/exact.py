@@ -155,8 +155,12 @@ class ViM(ood.ViM):
         """
         :param z: pooled features, :math:`N \\times D`; may be memory-mapped, and is read twice
         :param labels: :math:`N`; those below 0 are left out
-        :raises ValueError: if no label is at least 0
+        :raises ValueError: if no label is at least 0, or the principal subspace is all there is
         """
+        if self.d == z.shape[1]:
+            raise ValueError(
+                f"d is {self.d}, which is all of the features' dimensions; give a smaller one"
+            )
         scatter = _square(z, self.w.device)
         self.w, self.b = self.w.to(scatter), self.b.to(scatter)
         self.u = -torch.linalg.pinv(self.w) @ self.b

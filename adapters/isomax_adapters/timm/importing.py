@@ -15,7 +15,7 @@ from isomax_adapters.timm.checkpoints import (
     number_of_classes,
     read_checkpoint,
 )
-from isomax_adapters.timm.folder import save_model
+from isomax_adapters.timm.folder import check_place, save_model
 from isomax_adapters.timm.registry import check_name
 
 
@@ -73,6 +73,7 @@ def folder_from_checkpoint(
     :return: the folder; the other parameters and errors are those of
         :func:`model_from_checkpoint` and :func:`~isomax_adapters.timm.save_model`
     """
+    check_place(Path(folder))
     model = model_from_checkpoint(path, architecture, use_ema, **kwargs)
     return save_model(
         model, folder, class_names, data_config=timm.data.resolve_model_data_config(model)

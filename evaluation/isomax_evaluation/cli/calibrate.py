@@ -94,7 +94,7 @@ def calibrate(
         assert found is not None
         promised = f"at most {found.alpha:.3g} of fresh images"
         if found.guarantee != "established":
-            promised = f"{found.alpha:.3g} of these images, of fresh ones {found.guarantee}"
+            promised = f"at most {found.alpha:.3g} of these images; of fresh ones {found.guarantee}"
         typer.echo(
             f"{found.score}: threshold {found.threshold:.6g}, {found.samples} images; false alarms "
             + promised

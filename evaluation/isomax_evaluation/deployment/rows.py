@@ -26,8 +26,7 @@ MEANINGS = {
     "class_name": "the class; empty if there is an error, like the next three",
     "confidence": "calibrated probability of the class",
     "score": "outlier score, larger is more OOD",
-    "p_value": "conformal p-value: at most a share of alpha of known images has one of at most "
-    "alpha",
+    "p_value": "conformal p-value; of known images at most a share alpha have one of alpha or less",
     "is_ood": "whether the image is rejected; true if there is an error",
     "error": "why the image could not be scored; empty if it was",
     "size": "of the file in bytes, when it was scored",

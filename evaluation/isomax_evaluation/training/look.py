@@ -54,8 +54,13 @@ def lines_of(
         alone = epochs_of_head(recipe.head_first, recipe.epochs, job.loss)
     steps = []
     if alone:
-        steps.append(f"the head alone for {alone} epochs on kept features of unchanged images")
-    if recipe.epochs or not alone:
+        copies = f" and {recipe.augment_copies} augmented copies" if recipe.augment_copies else ""
+        steps.append(
+            f"the head alone for {alone} epochs on kept features of unchanged images{copies}"
+        )
+    if not (alone or recipe.epochs):
+        steps.append("nothing is trained but where the head begins")
+    if recipe.epochs:
         steps.append(
             f"{recipe.epochs} epochs of {tried.updates} updates of {recipe.batch_size} images, "
             f"{recipe.opt} at {learning_rate(recipe):g}, "

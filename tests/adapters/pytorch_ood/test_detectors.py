@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import re
 
 import pytest
 import pytorch_ood.detector as ood
@@ -112,11 +113,15 @@ def test_what_cannot_work_is_left_out_with_the_reason():
         ("vim", "ViM"),
         ("Energy", "EnergyBased"),
         ("entropicscore", "EntropicScore"),
+        ("Mahalanobis++", "MahalanobisPP"),
+        ("RMD++", "RMDPP"),
+        ("isomax+", "PostHocIsoMaxPlus"),
     ],
 )
 def test_other_names_are_refused_with_ours(name, meant):
-    with pytest.raises(ValueError, match=rf"unknown detector {name}; is it {meant}\? choose from"):
-        check_names(["KNN", name])
+    said = re.escape(f"unknown detector Oracle, {name} (is it {meant}?); choose from")
+    with pytest.raises(ValueError, match=said):
+        check_names(["KNN", "Oracle", name])
     check_names([name], [name])
     check_names(NAMES)
 

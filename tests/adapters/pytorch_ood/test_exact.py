@@ -84,6 +84,13 @@ def test_vim_knows_when_nothing_lies_outside_of_its_subspace(count, nothing):
     assert (fitted.alpha > 1e4) == nothing
 
 
+def test_vim_needs_something_outside_of_its_subspace():
+    z, labels = draw(40)
+    head = torch.nn.Linear(30, 4)
+    with pytest.raises(ValueError, match="d is 30, which is all of the features' dimensions"):
+        exact.ViM(None, 30, head.weight, head.bias).fit_features(z, labels)
+
+
 def test_mahalanobis_tells_outliers_where_float32_cannot_invert_the_covariance():
     """Fewer samples than features."""
     spread = torch.logspace(0, -1, 200)

@@ -110,7 +110,7 @@ def test_an_untrained_network_keeps_no_statistics():
         ),
         (replace(RECIPES["finetune"], lr=1e-3), True, "is 5 times that of fine-tuning"),
         (replace(RECIPES["finetune"], lr=2e-5), True, "is 0.1 of that of fine-tuning with adamw"),
-        (replace(RECIPES["finetune"], lr_base=8e-4), True, "is 2 times that of fine-tuning"),
+        (replace(RECIPES["finetune"], lr_base=12e-4), True, "is 3 times that of fine-tuning"),
         (replace(RECIPES["finetune"], lr_base=2e-4), True, "is 0.5 of that of fine-tuning"),
         (replace(RECIPES["finetune-transformer"], lr=0.01), True, "times that of fine-tuning"),
         (RECIPES["finetune"], False, "freeze_bn leaves an untrained network without batch norm"),
@@ -137,7 +137,7 @@ def test_no_recipe_is_doubted_where_it_belongs(name, batch_size):
     assert not doubts_of_recipe(recipe, 10**6, name.startswith("finetune"))
 
 
-@pytest.mark.parametrize("rate", [2.5e-4, 7e-4])
+@pytest.mark.parametrize("rate", [2.5e-4, 8e-4, 1.1e-3])
 def test_a_rate_near_the_recipes_is_not_doubted(rate):
     assert not doubts_of_recipe(replace(RECIPES["finetune"], lr_base=rate), 10**6, True)
     assert not doubts_of_recipe(replace(RECIPES["scratch"], epochs=0), 0, True)
