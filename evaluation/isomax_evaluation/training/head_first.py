@@ -38,6 +38,7 @@ from isomax_evaluation.training.batches import Augmented, train_transform
 from isomax_evaluation.training.best import HEAD, MEANS, Offer
 from isomax_evaluation.training.jobs import Job
 from isomax_evaluation.training.losses import LOSSES
+from isomax_evaluation.training.recipes import Recipe
 
 ALONE = 20
 COPIES = 2**20  # the first of the epochs that augmented copies are drawn as
@@ -59,6 +60,18 @@ def epochs_of_head(head_first: int | None, epochs: int, loss: str) -> int:
     if head_first is not None:
         return head_first
     return ALONE if epochs == 0 else LOSSES[loss].head_first
+
+
+def epochs_to_offer(recipe: Recipe, loss: str, selects: bool) -> int:
+    """How long the head is trained alone in any case: where the whole network does not begin with
+    it, as what can be kept instead.
+
+    :param selects: whether there are selection images
+    """
+    before = epochs_of_head(recipe.head_first, recipe.epochs, loss)
+    if before or recipe.head_first is not None or recipe.keep != "best" or not selects:
+        return before
+    return ALONE
 
 
 def head_first(
@@ -101,10 +114,8 @@ def head_first(
         if validation is not None:
             offer(model, classified_right(head, *validation), stage, what)
 
-    given = job.recipe.head_first
-    alone = epochs = epochs_of_head(given, job.recipe.epochs, job.loss)
-    if not epochs and validation is not None and job.recipe.keep == "best" and given is None:
-        alone = ALONE  # whatever the whole network then comes to, this can be kept
+    epochs = epochs_of_head(job.recipe.head_first, job.recipe.epochs, job.loss)
+    alone = epochs_to_offer(job.recipe, job.loss, validation is not None)
     started = time.perf_counter()
     try:
         if _start(job, head, *training):

@@ -20,7 +20,7 @@ from isomax_evaluation.data import Divided, Images, Transformed
 from isomax_evaluation.data.loading import workers_for
 from isomax_evaluation.training.batches import EpochBatches, mixing, train_loader
 from isomax_evaluation.training.dry_run import Tried, dry_run
-from isomax_evaluation.training.head_first import epochs_of_head
+from isomax_evaluation.training.head_first import epochs_of_head, epochs_to_offer
 from isomax_evaluation.training.jobs import Job, build_model, data_config
 from isomax_evaluation.training.losses import LOSSES, criterion_of
 from isomax_evaluation.training.recipes import learning_rate
@@ -49,32 +49,16 @@ def lines_of(
     whole = ", ".join(counted)
     channels, height, width = config["input_size"]
     parameters = sum(p.numel() for p in model.parameters())
-    alone = 0
-    if job.starts_trained:
-        alone = epochs_of_head(recipe.head_first, recipe.epochs, job.loss)
-    steps = []
-    if alone:
-        copies = f" and {recipe.augment_copies} augmented copies" if recipe.augment_copies else ""
-        steps.append(
-            f"the head alone for {alone} epochs on kept features of unchanged images{copies}"
-        )
-    if not (alone or recipe.epochs):
-        steps.append("nothing is trained but where the head begins")
-    if recipe.epochs:
-        steps.append(
-            f"{recipe.epochs} epochs of {tried.updates} updates of {recipe.batch_size} images, "
-            f"{recipe.opt} at {learning_rate(recipe):g}, "
-            f"{'batch norm in evaluation mode, ' if recipe.freeze_bn else ''}{recipe.augment} "
-            "augmentation"
-        )
     lines = [
         f"images: {whole}; the smallest class has {_smallest(divided.training)} to train on",
         *_of_files(divided.training),
         f"model: {job.model}, {parameters:,} parameters, {job.loss}; images become "
         f"{channels}x{height}x{width} ({config['crop_mode']}, {config['crop_pct']:g} of them, "
         f"{config['interpolation']})",
-        f"recipe: {', then '.join(steps)}; the {recipe.keep} weights are kept",
+        f"recipe: {_steps(job, divided, tried)}; the {recipe.keep} weights are kept",
     ]
+    if not recipe.epochs:
+        return lines
     needed = tried.fixed + WORKSPACE * tried.per_image * tried.images
     free = free_memory(accelerator.device)
     lines.append(
@@ -83,6 +67,29 @@ def lines_of(
         f"{largest_batch(job, tried, len(divided.training), accelerator, updates=1)}"
     )
     return lines
+
+
+def _steps(job: Job, divided: Divided, tried: Tried) -> str:
+    """What is trained, one after the other."""
+    recipe, steps = job.recipe, []
+    alone = before = 0
+    if job.starts_trained:
+        before = epochs_of_head(recipe.head_first, recipe.epochs, job.loss)
+        alone = epochs_to_offer(recipe, job.loss, divided.selection is not None)
+    if alone:
+        copies = f" and {recipe.augment_copies} augmented copies" if recipe.augment_copies else ""
+        steps.append(
+            f"the head alone for {alone} epochs on kept features of unchanged images{copies}"
+            + ("" if before else ", as what can be kept instead")
+        )
+    if recipe.epochs:
+        steps.append(
+            f"{recipe.epochs} epochs of {tried.updates} updates of {recipe.batch_size} images, "
+            f"{recipe.opt} at {learning_rate(recipe):g}, "
+            f"{'batch norm in evaluation mode, ' if recipe.freeze_bn else ''}{recipe.augment} "
+            "augmentation"
+        )
+    return ", then ".join(steps) or "nothing is trained but where the head begins"
 
 
 def times(job: Job, divided: Divided, accelerator: Accelerator) -> list[str]:
@@ -102,20 +109,18 @@ def _time_of_features(job: Job, divided: Divided, accelerator: Accelerator) -> s
     model = build_model(job, len(training.class_names), pretrained=False)
     model = model.to(accelerator.device).eval()
     images = Transformed(few, timm.data.create_transform(**data_config(job, model)))
-    loader: DataLoader = DataLoader(images, AT_ONCE, num_workers=workers_for(few, job.workers))
 
     @torch.no_grad()
     def look(inputs: Tensor, _: Tensor) -> None:
         model(inputs.to(accelerator.device))
 
-    seconds = _seconds(loader, look)
-    typical = float(np.median(seconds)) / min(AT_ONCE, len(few))
+    loader: DataLoader = DataLoader(images, AT_ONCE)
+    each = _seconds_per_image(loader, look, workers_for(few, job.workers), accelerator)
     copies = 1 + job.recipe.augment_copies
     count = copies * len(training) + (0 if divided.selection is None else len(divided.selection))
     return (
-        f"time: {1 / typical:,.0f} images a second, measured on {len(seconds)} batches; the "
-        f"features of {count:,} images take about {_duration(typical * count)}, and the head "
-        "seconds more"
+        f"time: {1 / each:,.0f} images a second, measured on {len(few)}; the features of {count:,} "
+        f"images take about {_duration(each * count)}, and the head seconds more"
     )
 
 
@@ -130,7 +135,8 @@ def _time_of_an_epoch(job: Job, training: Images, accelerator: Accelerator) -> s
     few = _few(training, (BATCHES + 1) * step)
     batches = EpochBatches(len(few), min(step, len(few)), job.seed, 0, processes, 1)
     model = build_model(job, classes, pretrained=False).to(accelerator.device).train()
-    loader = train_loader(job, few, data_config(job, model), batches, accelerator)
+    config = data_config(job, model)
+    loader = train_loader(replace(job, workers=0), few, config, batches, accelerator)
     mix = mixing(recipe, classes, LOSSES[job.loss].mosaic)
     criterion = criterion_of(LOSSES[job.loss], recipe.class_weights, training)
     criterion = criterion.to(accelerator.device)
@@ -143,12 +149,12 @@ def _time_of_an_epoch(job: Job, training: Images, accelerator: Accelerator) -> s
             logits = model(inputs)
         criterion(logits.float(), target).backward()
 
-    seconds = _seconds(loader, learn)
-    total = float(np.median(seconds)) * whole.steps
+    workers = workers_for(few, job.workers)
+    each = _seconds_per_image(loader, learn, workers, accelerator) / processes
+    total = each * whole.steps * step
     return (
-        f"time: {whole.steps * step / total:,.0f} images a second, measured on {len(seconds)} "
-        f"batches; an epoch takes about {_duration(total)}, {recipe.epochs} of them "
-        f"{_duration(total * recipe.epochs)}"
+        f"time: {1 / each:,.0f} images a second, measured on {len(few)}; an epoch takes about "
+        f"{_duration(total)}, {recipe.epochs} of them {_duration(total * recipe.epochs)}"
     )
 
 
@@ -157,16 +163,40 @@ def _few(images: Images, count: int) -> Images:
     return images.take(np.linspace(0, len(images) - 1, min(len(images), count)).astype(int))
 
 
-def _seconds(
-    loader: Iterable[tuple[Tensor, Tensor]], work: Callable[[Tensor, Tensor], None]
-) -> list[float]:
-    """Of each batch, read and worked on; without the first, for which processes start."""
-    found, started = [], time.perf_counter()
+def _seconds_per_image(
+    loader: Iterable[tuple[Tensor, Tensor]],
+    work: Callable[[Tensor, Tensor], None],
+    workers: int,
+    accelerator: Accelerator,
+) -> float:
+    r"""How long an image takes, :math:`\max(c, r / w)` beside an accelerator and :math:`c + r / w`
+    where :math:`w` processes read on the processor that also computes; :math:`r` to read one and
+    :math:`c` to compute with it are measured in turns, without the first batch.
+
+    :param loader: reads in this process
+    :param workers: 0 for reading in turns with computing
+    """
+    read: list[float] = []
+    computed: list[float] = []
+    images: list[int] = []
+    started = time.perf_counter()
     for inputs, target in loader:
+        loaded = time.perf_counter()
         work(inputs, target)
-        found.append(time.perf_counter() - started)
+        if accelerator.device.type != "cpu":
+            torch.accelerator.synchronize()
+        done = time.perf_counter()
+        read.append(loaded - started)
+        computed.append(done - loaded)
+        images.append(len(inputs))
         started = time.perf_counter()
-    return found[1:] or found
+    first = 1 if len(images) > 1 else 0
+    count = sum(images[first:])
+    reading = sum(read[first:]) / count / max(1, workers)
+    computing = sum(computed[first:]) / count
+    if workers and accelerator.device.type != "cpu":
+        return max(reading, computing)
+    return reading + computing
 
 
 def largest_batch(

@@ -62,7 +62,52 @@ def test_a_check_says_how_long_features_take(epochs, tmp_path, capfd):
     assert "the features of 116 images take about" in said  # 58, and a copy of each
     assert ("an epoch takes about" in said) == (epochs == 1)
     assert "recipe: the head alone for 20 epochs" in said
-    assert ("updates of 16 images" in said) == (epochs == 1)
+    assert "unchanged images and 1 augmented copies" in said
+    for part in ("updates of 16 images", "memory: about"):
+        assert (part in said) == (epochs == 1)
+
+
+@pytest.mark.parametrize(
+    ("loss", "change", "part"),
+    [
+        ("isomax", {"epochs": 1}, "unchanged images, then 1 epochs"),
+        ("isomax+", {"epochs": 1}, "unchanged images, as what can be kept instead, then 1 epochs"),
+        ("isomax+", {"epochs": 1, "keep": "last"}, "recipe: 1 epochs"),
+        ("isomax+", {"epochs": 0, "head_first": 0}, "nothing is trained but where the head begins"),
+    ],
+)
+def test_a_check_names_what_is_trained(loss, change, part, tmp_path, capfd):
+    root = make_folder(tmp_path / "set", ("ash", "birch"), 200)
+    weights = timm.create_model("test_resnet", num_classes=3).state_dict()
+    save_file(weights, tmp_path / "weights.safetensors")
+    given_ = {"weights": str(tmp_path / "weights.safetensors"), "loss": loss, "check": True}
+    given_["val_share"] = 0.4
+    recipe = replace(SHORT, **({"keep": "best"} | change))
+    looked(root, tmp_path / "out", recipe=recipe, **given_)
+    said = capfd.readouterr().err
+    assert " selection, " in said
+    assert part in said
+
+
+@pytest.mark.parametrize(
+    ("workers", "device", "each"), [(0, "cpu", 3), (2, "cpu", 2), (2, "cuda", 1)]
+)
+def test_reading_counts_beside_computing(workers, device, each, monkeypatch):
+    """An image takes 2 seconds to read, 1 to compute with, by a clock that is ours."""
+    now = [0.0]
+
+    def loader():
+        for _ in range(3):
+            now[0] += 2 * 4
+            yield torch.zeros(4, 1), torch.zeros(4)
+
+    def work(inputs, target):
+        now[0] += len(inputs)
+
+    monkeypatch.setattr(look.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(torch.accelerator, "synchronize", lambda: None)
+    accelerator = SimpleNamespace(device=torch.device(device))
+    assert look._seconds_per_image(loader(), work, workers, accelerator) == each
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
