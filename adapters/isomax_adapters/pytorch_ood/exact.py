@@ -157,7 +157,8 @@ class ViM(ood.ViM):
         :param labels: :math:`N`; those below 0 are left out
         :raises ValueError: if no label is at least 0, or the principal subspace is all there is
         """
-        if self.d == z.shape[1]:
+        principal = self.d if self.d <= z.shape[1] else z.shape[1] // 2
+        if principal == z.shape[1]:
             raise ValueError(
                 f"d is {self.d}, which is all of the features' dimensions; give a smaller one"
             )
@@ -167,7 +168,6 @@ class ViM(ood.ViM):
         for rows in _known(z, labels, scatter):
             rows = rows - self.u
             scatter.addmm_(rows.T, rows)
-        principal = self.d if self.d <= z.shape[1] else z.shape[1] // 2
         vectors = torch.linalg.eigh(scatter.cpu().double()).eigenvectors
         residual = vectors[:, : z.shape[1] - principal]
         self.principal_subspace = residual.to(scatter).contiguous()

@@ -122,17 +122,18 @@ def _setting(group: pd.DataFrame) -> dict[str, Any]:
 def _rates(group: pd.DataFrame) -> list[dict[str, Any]]:
     """Each loss when the whole network is trained at other rates than the recipe's, beside the
     same seeds at the recipe's."""
-    lengths = ["loss", "head_epochs", "epochs"]
-    models = group[group["epochs"] > 0].drop_duplicates(["rate", "seed", *lengths])
+    trained = ["loss", "head_epochs", "epochs"]
+    models = group[group["epochs"] > 0].drop_duplicates(["rate", "seed", *trained])
+    at_usual, at_others = models[models["rate"] == 1], models[models["rate"] != 1]
     rows = []
-    for (rate, *length), part in models[models["rate"] != 1].groupby(["rate", *lengths], sort=True):
-        same = (models[lengths] == length).all(axis=1) & (models["rate"] == 1)
-        usual = models[same & models["seed"].isin(part["seed"])]
+    for (rate, loss, head, whole), part in at_others.groupby(["rate", *trained], sort=True):
+        same = (at_usual[trained] == [loss, head, whole]).all(axis=1)
+        usual = at_usual[same & at_usual["seed"].isin(part["seed"])]
         rows.append(
             {
                 "rate": rate,
-                "loss": length[0],
-                "epochs": "{1} + {2}".format(*length),
+                "loss": loss,
+                "epochs": f"{head} + {whole}",
                 "seeds": len(part),
                 "kept": _kept_whole(part),
                 "accuracy": part["accuracy"].to_list(),

@@ -39,7 +39,7 @@ from isomax_evaluation.cli.terminal import (
     status,
     tracking,
 )
-from isomax_evaluation.output.errors import InputError
+from isomax_evaluation.output.errors import input_errors
 
 
 @with_recipe_options
@@ -128,25 +128,16 @@ def compare(
     asked for by name gave no value.
     """
     digits = id == "digits" and benchmark is None
-    with one_line_errors("onnx", "report"):
-        with status("loading PyTorch"):
-            from isomax_adapters.pytorch_ood import NAMES, check_names
-        try:  # before MLflow is loaded and looked for
-            check_names([] if detectors in (None, "all") else split(detectors))
-        except ValueError as error:
-            raise InputError(str(error)) from error
+    with one_line_errors("onnx", "report"):  # before MLflow is loaded and looked for
+        named = _known(detectors)
     with one_line_errors("onnx", "report"), tracking(track, output, offline_ok) as started:
         with status("loading PyTorch"):
             from isomax_evaluation.comparison import compare as comparison
             from isomax_evaluation.comparison.rows import terminal_table
             from isomax_evaluation.training import jobs
 
+        names = comparison.DETECTORS if named is None else named
         architecture = model or ("test_resnet" if digits else "resnet18")
-        names: tuple[str, ...] = comparison.DETECTORS
-        if detectors == "all":
-            names = NAMES
-        elif detectors:
-            names = tuple(split(detectors))
         done = comparison.compare(
             id=id,
             ood=ood or (["digits-held-out", "uniform-noise"] if digits else []),
@@ -209,3 +200,15 @@ def compare(
         raise typer.Exit(INCOMPLETE)
     if detectors != "all" and set(done.errors["detector"]) & set(names):
         raise typer.Exit(INCOMPLETE)
+
+
+def _known(detectors: str | None) -> tuple[str, ...] | None:
+    """The detectors that are asked for, all of which there are; none if none are."""
+    if not detectors:
+        return None
+    with status("loading PyTorch"), input_errors():
+        from isomax_adapters.pytorch_ood import NAMES, check_names
+
+        names = NAMES if detectors == "all" else tuple(split(detectors))
+        check_names(names)
+    return names

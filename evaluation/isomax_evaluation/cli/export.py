@@ -7,7 +7,7 @@ import typer
 
 from isomax_evaluation.cli.options import Root, SkipBad, Workers
 from isomax_evaluation.cli.terminal import one_line_errors, print_table, status
-from isomax_evaluation.output.errors import InputError
+from isomax_evaluation.output.errors import InputError, input_errors
 from isomax_evaluation.output.files import check_target
 
 
@@ -63,7 +63,7 @@ def export(
         with status("loading PyTorch"):
             from isomax_adapters.onnx import export as export_onnx
 
-        try:
+        with input_errors():
             if id is None:
                 with status("exporting"):
                     export_onnx(model_folder, path, precision)
@@ -80,8 +80,6 @@ def export(
                     workers=workers,
                     calibration=calibration,
                 )
-        except ValueError as error:
-            raise InputError(str(error)) from error
         from isomax_adapters.onnx.runtime import Scorer
 
         guarantee = Scorer(path).metadata["guarantee"]

@@ -12,7 +12,7 @@ from isomax_evaluation.comparison.sets import Sets
 from isomax_evaluation.data.digests import digest
 from isomax_evaluation.detection.models import Model
 from isomax_evaluation.detection.opening import Given
-from isomax_evaluation.output.errors import InputError
+from isomax_evaluation.output.errors import InputError, input_errors
 from isomax_evaluation.output.folders import (
     claim_folder,
     identity,
@@ -63,10 +63,8 @@ class Plan:
         check_preprocessing(self.job)
         for loss in self.losses:
             check_job(replace(self.job, loss=loss))
-        try:
+        with input_errors():
             check_names(self.detectors)
-        except ValueError as error:
-            raise InputError(str(error)) from error
 
 
 def grown(plan: Plan, output: Path) -> Plan:

@@ -9,7 +9,7 @@ import pandas as pd
 
 from isomax_adapters.onnx.images import Parts, split_parts
 from isomax_evaluation.data.images import Decoding, Images, stratified_split
-from isomax_evaluation.output.errors import InputError
+from isomax_evaluation.output.errors import input_errors
 from isomax_evaluation.output.files import as_path
 from isomax_evaluation.output.tables import as_they_are, read_table
 
@@ -55,7 +55,7 @@ def divide(train: Images, held_out: Images | None, needed: int, share: float, se
     :param seed: of the draw
     :raises InputError: if there are too few
     """
-    try:
+    with input_errors():
         if held_out is None and train.groups is not None:
             parts = split_parts(
                 _names(train), train.labels, needed, share, train.groups.tolist(), seed
@@ -73,10 +73,6 @@ def divide(train: Images, held_out: Images | None, needed: int, share: float, se
             )
         parts = split_parts(_names(held_out), held_out.labels, needed, 1.0, groups, seed)
         return _divided(train, held_out, parts)
-    except InputError:
-        raise
-    except ValueError as error:
-        raise InputError(str(error)) from error
 
 
 def table_of_splits(sets: Sequence[tuple[str, Images | None]]) -> pd.DataFrame:

@@ -22,7 +22,7 @@ from isomax_evaluation.deployment.equipping import Loaded, Wanted, equip, tell_i
 from isomax_evaluation.deployment.held_out import hold_out
 from isomax_evaluation.detection.models import Model
 from isomax_evaluation.detection.opening import Given, open_given
-from isomax_evaluation.output.errors import InputError
+from isomax_evaluation.output.errors import InputError, input_errors
 from isomax_evaluation.output.files import read_json
 from isomax_evaluation.output.folders import check_outside
 from isomax_evaluation.output.progress import progress_bar, tell, warn
@@ -74,9 +74,8 @@ def calibrate(
     :return: the model folder
     :raises InputError: if anything given cannot be used, before anything is written
     """
-    _check_alpha(alpha)
     output = Path(output).expanduser()
-    _check_place(output)
+    _check(alpha, output)
     splits = data.open_splits(id, root, group_by, class_map)
     check_outside(output, id)
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
@@ -141,8 +140,8 @@ def calibrate_model(
     :return: the model folder, for ``isomax_adapters.onnx.export``
     :raises InputError: if anything given cannot be used, before anything is written
     """
-    _check_alpha(alpha)
-    _check_place(Path(output).expanduser())
+    output = Path(output).expanduser()
+    _check(alpha, output)
     network: Any = model.model if isinstance(model, Parts) else model
     if not hasattr(network, "pretrained_cfg"):
         raise InputError(
@@ -161,30 +160,20 @@ def calibrate_model(
     given = Model(type(network).__name__, 0, parts, names, config)
     fed = None if training is None else Loaded(training)
     try:
-        with progress_bar() as progress:
+        with input_errors(), progress_bar() as progress:
             name = _named(given, detector)
             tell_if_no_file_holds(given, name, progress)
             wanted = Wanted(name, alpha, bank=bank, hyperparameters=hyperparameters)
-            equip(given, wanted, fed, Loaded(held_out), Path(output).expanduser(), progress)
-    except ValueError as error:
-        raise InputError(str(error)) from error
+            equip(given, wanted, fed, Loaded(held_out), output, progress)
     finally:
         network.train(was_training)
-    return Path(output).expanduser()
+    return output
 
 
-def _check_alpha(alpha: float) -> None:
-    try:
+def _check(alpha: float, output: Path) -> None:
+    with input_errors():
         RejectionThreshold(alpha)
-    except ValueError as error:
-        raise InputError(str(error)) from error
-
-
-def _check_place(output: Path) -> None:
-    try:
         check_place(output)
-    except ValueError as error:
-        raise InputError(str(error)) from error
 
 
 def _named(model: Model, detector: str | None) -> str | None:
@@ -195,10 +184,8 @@ def _named(model: Model, detector: str | None) -> str | None:
     if detector is None:
         return None
     name = POST_HOC.get(detector, detector)
-    try:
+    with input_errors():
         check_names([name], POST_HOC)
-    except ValueError as error:
-        raise InputError(str(error)) from error
     if reason := why_not(model.parts, [name]).get(name):
         raise InputError(f"{name} cannot work on this model: {reason}")
     return name

@@ -18,7 +18,7 @@ from isomax_evaluation.detection.models import Model
 from isomax_evaluation.detection.scoring import score
 from isomax_evaluation.extraction.doubts import doubts_of
 from isomax_evaluation.extraction.store import Keeper, Outputs, OutputsInMemory
-from isomax_evaluation.output.errors import InputError
+from isomax_evaluation.output.errors import InputError, input_errors
 from isomax_evaluation.output.progress import shown, tell, warn
 
 
@@ -174,10 +174,8 @@ def _write(
         if about is not None:
             save_detector(detector, about, place)
 
-    try:
+    with input_errors():
         save_model(
             model.parts.model, folder, model.class_names, dict(model.preprocessing or {}),
             calibration, model.grey_range, detector_too,
         )  # fmt: skip
-    except ValueError as error:
-        raise InputError(str(error)) from error

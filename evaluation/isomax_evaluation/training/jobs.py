@@ -31,7 +31,7 @@ from isomax_adapters.timm.attaching import classifier_names
 from isomax_adapters.timm.checkpoints import load_weights, read_checkpoint
 from isomax_evaluation.data import Decoding
 from isomax_evaluation.data.preprocessing import preprocessing_of
-from isomax_evaluation.output.errors import InputError
+from isomax_evaluation.output.errors import InputError, input_errors
 from isomax_evaluation.training.losses import LOSSES
 from isomax_evaluation.training.recipes import Recipe, check_recipe, learning_rate
 
@@ -139,10 +139,8 @@ def check_preprocessing(job: Job) -> None:
         raise InputError(
             f"the image size is {size}; expected at least 1, or height and width of at least 1"
         )
-    try:
+    with input_errors():
         check_grey_range(job.grey_range)
-    except ValueError as error:
-        raise InputError(str(error)) from error
     for name, value, allowed in (
         ("in_chans", job.in_chans, CHANNELS),
         ("crop_mode", job.crop_mode, ("center", "squash", "border")),
@@ -164,11 +162,8 @@ def recipe_for(architecture: str, starts_trained: bool) -> str:
     """
     if not starts_trained and ":" not in architecture:
         return "scratch"
-    try:
-        with torch.device("meta"):
-            model = create_model(architecture, num_classes=2)
-    except ValueError as error:
-        raise InputError(str(error)) from error
+    with input_errors(), torch.device("meta"):
+        model = create_model(architecture, num_classes=2)
     attends = any("attn" in name for name, _ in model.named_modules())
     return "finetune-transformer" if attends else "finetune"
 
@@ -210,13 +205,11 @@ def _load(model: nn.Module, job: Job) -> None:
     """
     assert job.weights is not None
     path = Path(job.weights).expanduser()
-    try:
+    with input_errors():
         checkpoint = read_checkpoint(path)
         if job.decoding.channels != 3:
             checkpoint = replace(checkpoint, tensors=_of_channels(checkpoint.tensors, model, job))
         load_weights(model, checkpoint, training_follows=True)
-    except ValueError as error:
-        raise InputError(str(error)) from error
 
 
 def _of_channels(tensors: dict[str, Tensor], model: Any, job: Job) -> dict[str, Tensor]:
