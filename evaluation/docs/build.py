@@ -114,7 +114,7 @@ def files() -> str:
     """What commands write, column by column."""
     parts = ["# Output files"]
     for command, one in (("compare", comparison), ("train", training)):
-        parts += [f"## `isomax {command}`", meanings(one.OTHERS, "file")]
+        parts += [f"## `isomax {command}`", meanings(one.OTHERS | training.TRACKED, "file")]
         for name, columns in one.FILES.items():
             what = "key" if name.endswith((".json", ".jsonl")) else "column"
             parts += [f"### `{name}` of `isomax {command}`", meanings(columns, what)]

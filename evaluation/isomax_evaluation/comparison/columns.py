@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from isomax_evaluation.output.files import write_whole
-from isomax_evaluation.training.columns import CLASSES, IMAGE, SPLITS
+from isomax_evaluation.training.columns import CLASSES, IMAGE, SPLITS, TRACKED
 
 _MODEL = {
     "loss": "the model: the loss it was trained with here, or the name of a given one",
@@ -108,7 +108,7 @@ OTHERS = {
     "then computed again",
     "runs/MODEL-seedN/": "the tables of one model, and the files of its training if that was here",
     "runs/MODEL-seedN/model/": "a model that was trained here, as a model folder",
-    "mlflow.db": "MLflow's record of the runs, with `mlartifacts/`, where no server was given",
+    **TRACKED,
 }
 
 

@@ -46,6 +46,12 @@ FILES: dict[str, dict[str, str]] = {
     "splits.csv": SPLITS,
 }
 
+#: of a run that is tracked
+TRACKED = {
+    "mlflow.db": "MLflow's record of the run, with `mlartifacts/`, where no server was given",
+    "tracking.json": "what of the folder MLflow has",
+    "system.jsonl": "processor, memory and disk while it ran, a line for each look",
+}
 OTHERS = {
     "model/": "the model folder: weights, configuration, calibration and model card, for "
     "`isomax export`, `isomax compare --models` and `timm.create_model('local-dir:...')`",
