@@ -120,6 +120,11 @@ def read_state(folder: Path) -> dict[str, Any]:
     return found if whole else {}
 
 
+def read_states(output: Path) -> dict[Path, dict[str, Any]]:
+    """The same of an output folder and of each run in it."""
+    return {path.parent: read_state(path.parent) for path in output.rglob(STATE)}
+
+
 def refuse_moved(folder: Path) -> None:
     """MLflow knows artifacts by their absolute paths, so its SQLite file cannot be moved.
 

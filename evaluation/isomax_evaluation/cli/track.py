@@ -16,6 +16,9 @@ def track(
         with status("sending to MLflow"):
             from isomax_adapters.mlflow import track as send
             from isomax_adapters.mlflow import ui_command
+            from isomax_adapters.mlflow.addresses import read_states
 
+            before = read_states(output)
             uri = send(output)
-        typer.echo(f"MLflow: {ui_command(uri)}")
+        told = " (nothing new)" if read_states(output) == before else ""
+        typer.echo(f"MLflow{told}: {ui_command(uri)}")

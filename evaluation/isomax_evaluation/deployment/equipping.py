@@ -13,7 +13,7 @@ from isomax.calibration import Calibration
 from isomax_adapters.onnx.scorers import obstacle_to_export
 from isomax_adapters.pytorch_ood import Saved, detectors_for, save_detector, with_bank
 from isomax_adapters.timm import save_model
-from isomax_evaluation.detection.fitting import fit
+from isomax_evaluation.detection.fitting import doubt_of_fit, fit
 from isomax_evaluation.detection.models import Model
 from isomax_evaluation.detection.scoring import score
 from isomax_evaluation.extraction.doubts import doubts_of
@@ -135,12 +135,8 @@ def _fitted(
                 f"{name}: the covariance of {count} images is singular; {ridge:.3g}, a millionth "
                 "of the mean variance, was added to each",
             )
-        if getattr(detectors[name], "spans_nothing_else", False):
-            warn(
-                progress,
-                f"{name}: {count} images lie in its principal subspace but for rounding errors, by "
-                "which the score is divided; fit it on more images, or with fewer dimensions (d)",
-            )
+        if doubt := doubt_of_fit(name, detectors[name]):
+            warn(progress, doubt)
     if wanted.bank is None:
         return detectors[name], count
     try:

@@ -75,6 +75,16 @@ def fit(
     return {name: reason for name, reason in failed.items() if reason is not None}
 
 
+def doubt_of_fit(name: str, detector: Detector) -> str | None:
+    """Why the scores of a fitted detector are worth nothing, if they are."""
+    if not getattr(detector, "spans_nothing_else", False):
+        return None
+    return (
+        f"{name}: the images that it was fitted on lie in its principal subspace but for rounding "
+        "errors, by which the score is divided; fit it on more images, or with fewer dimensions (d)"
+    )
+
+
 def remove_scratch(scratch: Path) -> None:
     """Remove the temporary files that killed calls of :func:`fit` have left behind."""
     for folder in scratch.glob(f"{_SCRATCH}*"):

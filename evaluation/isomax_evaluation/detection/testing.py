@@ -16,7 +16,7 @@ from isomax_adapters.pytorch_ood import detectors_for
 from isomax_evaluation.data import Images
 from isomax_evaluation.data.digests import digest
 from isomax_evaluation.data.loading import loader_of
-from isomax_evaluation.detection.fitting import fit, remove_scratch
+from isomax_evaluation.detection.fitting import doubt_of_fit, fit, remove_scratch
 from isomax_evaluation.detection.large import sample_size
 from isomax_evaluation.detection.metrics import COLUMNS, one_score, ood_metrics
 from isomax_evaluation.detection.models import Model
@@ -169,6 +169,8 @@ def _score_missing(
         )
     _write_hyperparameters(bench, detectors, chosen)
     fitted = {name: d for name, d in detectors.items() if name not in unfitted}
+    for doubt in filter(None, (doubt_of_fit(*item) for item in fitted.items())):
+        warn(progress, f"{model.name}, {doubt}")
     for images in (bench.tested.known, *bench.tested.unknown, *bench.choosing):
         names, outputs = missing[images.name], bench.keeper(images)
         if not names and outputs.read() is not None:

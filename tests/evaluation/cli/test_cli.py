@@ -150,6 +150,7 @@ def test_compare_resumes_and_logs_to_mlflow(isomax, compared, tmp_path):
     # again: nothing twice
     again = isomax("track", output)
     assert again.returncode == 0, again.stderr
+    assert "(nothing new)" in again.stdout
     assert len(client.search_runs([experiment.experiment_id])) == len(runs)
     history = client.get_metric_history(child.info.run_id, "train_loss")
     assert [metric.step for metric in history] == [1, 2]

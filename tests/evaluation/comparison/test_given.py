@@ -348,6 +348,19 @@ def test_a_network_and_loaders_of_ones_own(tmp_path):
                 losses=["softmax"], output=tmp_path / "out")  # fmt: skip
 
 
+@pytest.mark.parametrize("few", [True, False])
+def test_too_few_images_for_vim_are_warned_of(few, tmp_path, capfd):
+    torch.manual_seed(0)
+    compare(
+        models={"wrn": Parts(WideResNet(num_classes=4, depth=10, widen_factor=1), classifier="fc")},
+        id={"mine": (tensors(24 if few else 80, 4), tensors(8, 4))},
+        ood={"far": tensors(8, 0, 4.0)},
+        detectors=["MaxLogit", "ViM"],
+        output=tmp_path / "out",
+    )
+    assert ("wrn, ViM: the images that it was fitted on" in capfd.readouterr().err) == few
+
+
 def test_a_network_without_a_known_classifier_says_how_to_name_it(tmp_path):
     network = WideResNet(num_classes=4, depth=10, widen_factor=1)
     with pytest.raises(InputError, match=r"Parts\(model, classifier='fc'\)"):
