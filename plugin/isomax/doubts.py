@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from isomax.calibration import Calibration
 from isomax.heads import DisMaxHead, IsoMaxPlusHead, _DistanceHead
 
 SIGNIFICANCE = 0.05
@@ -126,6 +127,21 @@ def of_threshold(threshold: float, largest: float) -> str:
         f"the threshold {threshold:.6g} is not below the largest score that there is, "
         f"{largest:.6g}, so that no image will be called unknown; train for longer, or choose "
         "another score or a larger alpha"
+    )
+
+
+def of_calibration(calibration: Calibration) -> str:
+    r"""Whether the threshold is the largest of the calibration scores, as it is for fewer than
+    :math:`(2 - \alpha) / \alpha` of them: its guarantee holds, but one score decides."""
+    samples, alpha = calibration.samples, calibration.alpha
+    if not samples or calibration.threshold < max(calibration.scores):
+        return ""
+    enough = math.ceil(round((2 - alpha) / alpha, 9))
+    if samples >= enough:
+        return ""  # the largest ones are equal
+    return (
+        f"the threshold is the largest score of {samples} calibration images, so that a single odd "
+        f"one decides what is called unknown; hold out more of them, {enough} at least"
     )
 
 

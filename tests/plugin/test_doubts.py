@@ -10,6 +10,7 @@ from scipy.stats import binom
 from torch import nn
 
 from isomax import DisMaxHead, IsoMaxHead, IsoMaxLoss, IsoMaxPlusHead, doubts
+from isomax.calibration import Calibration
 from isomax.functional import SCORES, entropic_score
 from isomax.starting import start_at_means, start_at_zero
 
@@ -151,3 +152,14 @@ def test_a_loss_that_has_not_fallen_is_named():
     assert doubts.of_loss([0.01, 0.02], 10) == ""  # learned in the first epoch
     assert doubts.of_loss([2.3], 10) == ""
     assert doubts.of_loss([2.3, math.nan], 10)
+
+
+@pytest.mark.parametrize(
+    ("samples", "alpha"), [(19, 0.05), (38, 0.05), (39, 0.05), (18, 0.1), (19, 0.1)]
+)
+def test_one_image_decides_where_few_calibrate(samples, alpha):
+    logits = torch.randn(samples, 3, generator=torch.Generator().manual_seed(0))
+    calibration = Calibration.fit(logits, torch.arange(samples) % 3, "entropic_score", alpha)
+    few = calibration.threshold == max(calibration.scores)
+    assert few == (samples < (2 - alpha) / alpha)
+    assert (f"of {samples} calibration images" in doubts.of_calibration(calibration)) == few

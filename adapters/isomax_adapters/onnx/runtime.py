@@ -107,6 +107,8 @@ class Scorer:
         :raises ModelError: if it is no model that can be run
         :raises ValueError: if a provider cannot be used here
         """
+        if os.path.isdir(self.path):
+            raise ModelError(f"{self.path} is a folder; isomax export makes a file of a model")
         if not os.path.isfile(self.path):
             raise ModelError(f"there is no file {self.path}")
         try:

@@ -85,11 +85,11 @@ def _needs_dropout(parts: Parts) -> str | None:
 
 
 def _needs_a_distance_head(parts: Parts) -> str | None:
-    return None if parts.head != "softmax" else "is made for the heads of isomax"
+    return None if parts.head != "softmax" else "made for the heads of isomax"
 
 
 def _same_as_entropic_score(parts: Parts) -> str | None:
-    return None if parts.head == "softmax" else "is the same number as EntropicScore"
+    return None if parts.head == "softmax" else "the same number as EntropicScore"
 
 
 def _never(reason: str, source: str) -> Wiring:

@@ -166,6 +166,8 @@ def load_calibration(folder: str | Path) -> Calibration | None:
 
 def _read_json(folder: Path, name: str) -> dict[str, Any]:
     path = folder / name
+    if not folder.is_dir():
+        raise ModelFolderError(f"there is no folder {folder}")
     if not path.is_file():
         raise ModelFolderError(f"{folder} has no {name}; it is not a model folder")
     try:

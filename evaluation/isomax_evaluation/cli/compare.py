@@ -67,8 +67,8 @@ def compare(
     losses: Annotated[
         str | None,
         typer.Option(
-            help="Train with these, comma-separated; if no --models are given softmax,isomax, and "
-            "isomax+,dismax+fpr on the digits."
+            help="Train with these, comma-separated; without --models softmax,isomax; on the "
+            "digits softmax,isomax,isomax+,dismax+fpr."
         ),
     ] = None,
     detectors: Annotated[str | None, typer.Option(help="Comma-separated, or 'all'.")] = None,
@@ -123,7 +123,7 @@ def compare(
 ) -> None:
     """Compare OOD detectors on models: on given ones, or on a backbone trained with each loss.
 
-    Without arguments: handwritten digits, offline, in under three minutes. Run again, it goes on;
+    Without arguments: handwritten digits, offline, in two to three minutes. Run again, it goes on;
     with more detectors, OOD data or models, it adds them. Exit status 1 if a detector that was
     asked for by name gave no value.
     """

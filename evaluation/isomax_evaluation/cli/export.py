@@ -15,7 +15,7 @@ def export(
     model_folder: Annotated[
         Path,
         typer.Argument(
-            help="A model folder: OUTPUT/model of isomax train, or what calibrate or import wrote."
+            help="A model folder: the output of isomax train, or what calibrate or import wrote."
         ),
     ],
     path: Annotated[Path, typer.Argument(help="The ONNX file to write.")] = Path("model.onnx"),
@@ -62,7 +62,9 @@ def export(
             )
         with status("loading PyTorch"):
             from isomax_adapters.onnx import export as export_onnx
+            from isomax_adapters.timm.sources import model_folder_of
 
+        model_folder = model_folder_of(str(model_folder)) or model_folder
         with input_errors():
             if id is None:
                 with status("exporting"):

@@ -68,7 +68,11 @@ def train(
     data_root: Root = None,
     images_per_class: PerClass = None,
     val_share: Annotated[
-        float, typer.Option(help="Share of the training images held out for the threshold.")
+        float,
+        typer.Option(
+            help="Share of the training images held out: half choose weights, half set the "
+            "threshold."
+        ),
     ] = 0.1,
     group_by: GroupBy = None,
     class_map: ClassMap = None,

@@ -41,7 +41,7 @@ from isomax_evaluation.detection.models import Model
 from isomax_evaluation.detection.testing import Bench, Tested, test_model
 from isomax_evaluation.output.errors import InputError
 from isomax_evaluation.output.folders import check_outside
-from isomax_evaluation.output.progress import progress_bar, warn
+from isomax_evaluation.output.progress import progress_bar, tell, warn
 from isomax_evaluation.output.provenance import write_provenance
 from isomax_evaluation.training.card import write_card
 from isomax_evaluation.training.jobs import Job, accelerator_for, fetch_weights
@@ -179,6 +179,8 @@ def compare(
         accelerator_for(plan.job.recipe) as accelerator,
         progress_bar() as progress,
     ):
+        if plan.losses and plan.seeds > seeds:
+            tell(progress, f"{output} has {plan.seeds} seeds, and keeps them")
         sets = open_sets(id, plan.ood, benchmark, tune, root, group_by, class_map)
         if auto:
             found = grey_range_of(sets.train, workers, progress)

@@ -33,6 +33,8 @@ POST_HOC = {
     "dismax": "PostHocDisMax",
 }
 
+INSTEAD = ("KNN", "Mahalanobis", "MahalanobisPP")  #: of any head
+
 Batches = Iterable[tuple[Tensor, Tensor]]
 
 
@@ -187,7 +189,11 @@ def _named(model: Model, detector: str | None) -> str | None:
     with input_errors():
         check_names([name], POST_HOC)
     if reason := why_not(model.parts, [name]).get(name):
-        raise InputError(f"{name} cannot work on this model: {reason}")
+        others = [n for n in INSTEAD if n not in why_not(model.parts, INSTEAD)]
+        raise InputError(
+            f"{name} cannot work on this model: {reason}"
+            + (f"; {', '.join(others)} can" if others else "")
+        )
     return name
 
 

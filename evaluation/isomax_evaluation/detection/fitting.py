@@ -81,7 +81,8 @@ def doubt_of_fit(name: str, detector: Detector) -> str | None:
         return None
     return (
         f"{name}: the images that it was fitted on lie in its principal subspace but for rounding "
-        "errors, by which the score is divided; fit it on more images, or with fewer dimensions (d)"
+        "errors, by which the score is divided; fit it on more images, or with fewer dimensions "
+        "(isomax calibrate --set d=N, N far below their number)"
     )
 
 

@@ -1,6 +1,6 @@
 """One model under all detectors: scores, metrics and costs, in the folder of its run."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -188,8 +188,10 @@ def _score_missing(
             failed |= {name: unfitted[name] for name in names if name in unfitted}
             add_scores(folder, images, scores, failed)
     if unpriced:
-        with shown(progress, f"measuring what a score costs, {model.name}"):
-            _write_costs(bench, {n: d for n, d in fitted.items() if n in unpriced})
+        priced = {name: d for name, d in fitted.items() if name in unpriced}
+        doing = f"measuring what a score costs, {model.name}"
+        with shown(progress, doing, len(priced)) as advance:
+            _write_costs(bench, priced, advance)
 
 
 def _tuned(bench: Bench, detectors: dict[str, Detector]) -> dict[str, dict[str, Any]]:
@@ -302,13 +304,19 @@ def _measured(
             yield where, ood_metrics(*scores), ""
 
 
-def _write_costs(bench: Bench, detectors: dict[str, Detector]) -> None:
+def _write_costs(
+    bench: Bench, detectors: dict[str, Detector], advance: Callable[[int], None]
+) -> None:
     model, path = bench.model, bench.folder / "costs.csv"
     images = bench.tested.known.decoded(model.decoding)
     count = min(COST_IMAGES, len(images))
     batch = torch.stack([model.transform(images.image(i)) for i in range(count)])
     costs = cost_of_detectors(
-        model.softmax_twin(), model.parts, detectors, batch.to(model.parts.device)
+        model.softmax_twin(),
+        model.parts,
+        detectors,
+        batch.to(model.parts.device),
+        advance=advance,
     )
     costs.insert(0, "loss", model.name)
     training = bench.keeper(bench.training).read()

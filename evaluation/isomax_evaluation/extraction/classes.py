@@ -54,7 +54,7 @@ def far_above(rates: pd.DataFrame, alpha: float) -> str:
     """
     rated = rates[rates["false_alarm_rate"].notna()]
     bad = [
-        f"{row['class']} {row['false_alarm_rate']:.0%} of {row['images']}"
+        f"{row['class']} ({row['false_alarm_rate']:.0%} of {row['images']})"
         for row in rated.to_dict("records")
         if binomial_tail(round(row["false_alarm_rate"] * row["images"]), row["images"], alpha)
         < SURE / len(rated)
@@ -65,5 +65,5 @@ def far_above(rates: pd.DataFrame, alpha: float) -> str:
     return (
         f"images of {len(bad)} class{plural} are rejected far more often than alpha = {alpha:g}: "
         f"{', '.join(bad[:5])}{', ...' if len(bad) > 5 else ''}; give them more training "
-        "images, or a larger share in training: class_weights, balanced_sampling"
+        "images, or a larger share in training (--class-weights, --balanced-sampling)"
     )

@@ -40,6 +40,8 @@ def doubts_without_images(
     """The same of a model's heads and of its threshold, as they are."""
     heads = head_modules(model)
     found = [doubts.of_distance_scale(head) for head in heads]
+    if calibration is not None and (few := doubts.of_calibration(calibration)):
+        found.append(f"{few} (isomax train --val-share, isomax calibrate --calibration)")
     if calibration is not None and calibration.score in SCORES:
         largest = doubts.largest_score(calibration.score, classes, heads[0] if heads else None)
         found.append(doubts.of_threshold(calibration.threshold, largest))

@@ -24,6 +24,7 @@ def cost_of_detectors(
     images: Tensor,
     least: int = 7,
     most: int = 31,
+    advance: Callable[[int], None] = lambda done: None,
 ) -> pd.DataFrame:
     """What it costs to score a batch, against classifying it with a softmax model.
 
@@ -35,6 +36,7 @@ def cost_of_detectors(
     :param images: a batch; one that a detector fails on leaves that detector out
     :param least: how often each is timed at least
     :param most: how often at most
+    :param advance: called with the number of detectors done since the last call
     :return: per detector: whether it is fitted, whether it takes gradients at inference, how many
         hyperparameters it has to search, forward and backward passes through the backbone,
         milliseconds per image, time as a multiple of the baseline's, and whether that is stable
@@ -50,6 +52,7 @@ def cost_of_detectors(
         try:
             forward, backward = count_passes(parts, predict)
         except Exception:  # the scores' table says why
+            advance(1)
             continue
         time = ratio_to(classify, predict, least, most)
         rows.append(
@@ -66,6 +69,7 @@ def cost_of_detectors(
                 "stable": time.stable,
             }
         )
+        advance(1)
     return pd.DataFrame(rows, columns=COLUMNS)
 
 

@@ -80,7 +80,7 @@ def _steps(job: Job, divided: Divided, tried: Tried) -> str:
         copies = f" and {recipe.augment_copies} augmented copies" if recipe.augment_copies else ""
         steps.append(
             f"the head alone for {alone} epochs on kept features of unchanged images{copies}"
-            + ("" if before else ", as what can be kept instead")
+            + ("" if before else " (to fall back on)")
         )
     if recipe.epochs:
         steps.append(

@@ -272,10 +272,13 @@ def _refuse_more_epochs(
     before, now = found["recipe"], json.loads(json.dumps(given["recipe"]))
     if before["epochs"] < now["epochs"] and before | {"epochs": now["epochs"]} == now:
         instead = "instead of --pretrained " if job.pretrained else ""
+        done = "the head alone"
+        if before["epochs"]:
+            done = f"{before['epochs']} epochs, along whose length its learning rate falls"
         raise InputError(
-            f"{folder} holds a training of {before['epochs']} epochs, along whose length its "
-            f"learning rate falls. To train {now['epochs']} more from its weights, give the same "
-            f"command with --weights {folder / 'model/model.safetensors'} {instead}and --output "
+            f"{folder} holds a training of {done}. To train {now['epochs']} more from its "
+            f"weights, give the same command with --weights "
+            f"{folder / 'model/model.safetensors'} {instead}and --output "
             f"{folder.with_name(folder.name + '-longer')}"
         )
 

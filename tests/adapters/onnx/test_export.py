@@ -3,6 +3,7 @@
 import json
 import shutil
 import subprocess
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -301,15 +302,31 @@ def test_pillow_before_13_resizes_the_width_first(monkeypatch):
     assert (np.abs(found[0].transpose(1, 2, 0) - expected) > 0.5).mean() < 1e-3
 
 
-@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
-def test_real_photographs_and_small_images(interpolation, tmp_path):
-    """60 full-size photographs and 500 small ones, from the file on disk to the score."""
+@pytest.fixture(scope="module")
+def real_images(tmp_path_factory):
+    """60 full-size photographs and 500 small ones; of the archives only these are unpacked."""
     root = Path(__file__).resolve().parents[4] / "shared" / "data"
-    if not (root / "unpack").is_file():
-        pytest.skip(f"the real images are not at {root}")
-    subprocess.run([root / "unpack", tmp_path / "data"], check=True, capture_output=True)
-    photos = sorted((tmp_path / "data/photos").rglob("*.JPEG"))
-    small = sorted((tmp_path / "data/cifar10/test").rglob("*.jpg"))[::20]
+    folder = tmp_path_factory.mktemp("real")
+    found = []
+    for name, part, suffix, step in (
+        ("photos", "", ".JPEG", 1),
+        ("cifar10", "test/", ".jpg", 20),
+    ):
+        archive = root / f"{name}.tar"
+        if not archive.is_file():
+            pytest.skip(f"the real images are not at {root}")
+        with tarfile.open(archive) as tar:
+            members = [m for m in tar if part in m.name and m.name.endswith(suffix)]
+            wanted = sorted(members, key=lambda m: m.name)[::step]
+            tar.extractall(folder, sorted(wanted, key=lambda m: m.offset), filter="data")
+        found.append([folder / member.name for member in wanted])
+    return found
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_real_photographs_and_small_images(interpolation, real_images, tmp_path):
+    """From the file on disk to the score."""
+    photos, small = real_images
     assert (len(photos), len(small)) == (60, 500)
     config = {"input_size": (3, 160, 160), "crop_pct": 0.875, "interpolation": interpolation}
     seen = [Image.open(path).convert("RGB") for path in (*photos[::3], *small[::8])]

@@ -266,7 +266,7 @@ def test_train_then_export_then_score(isomax, tmp_path, photos):
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
     assert "test_accuracy" in run.stdout
-    run = isomax("export", output / "model", tmp_path / "model.onnx")
+    run = isomax("export", output, tmp_path / "model.onnx")
     assert run.returncode == 0, run.stderr
     run = isomax("score", tmp_path / "model.onnx", photos)
     assert run.returncode == 0, run.stderr
@@ -302,6 +302,8 @@ def test_train_then_export_then_score(isomax, tmp_path, photos):
         (["speed", "--images", "{one}"], "--images goes with a file, or"),
         (["speed", "--onnx", "--images", "{empty}"], "no images in {empty}"),
         (["export", "{one}", "model.onnx"], "has no config.json"),
+        (["export", "{one}/none", "model.onnx"], "there is no folder {one}/none"),
+        (["score", "{one}", "{one}"], "{one} is a folder; isomax export makes a file"),
         (["export", "{one}", "{empty}"], "{empty} is a folder; give the name of the file"),
         (["export", "{one}", "{junk}/m.onnx"], "lies below {junk}, which is no folder"),
         (["export", "{one}", "model.onnx", "--precision", "int4"], "choose from fp32, fp16, int8"),

@@ -77,6 +77,8 @@ def test_without_an_epoch_of_the_whole_the_backbone_stays_and_the_head_is_good(
     rows = rows_of(tmp_path)
     assert [row["epoch"] for row in rows] == list(range(1, 21))
     assert rows[-1]["head_train_loss"] < rows[0]["head_train_loss"]
+    with pytest.raises(InputError, match="holds a training of the head alone"):
+        finetune(tmp_path, weights, loss, epochs=2)
 
 
 def test_the_backbone_runs_once_over_each_image(weights, tmp_path, monkeypatch):
