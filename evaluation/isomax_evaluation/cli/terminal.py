@@ -80,23 +80,23 @@ def print_table(table: Any) -> None:
 
 
 def print_blocks(table: Any, console: Any) -> None:
-    """Of each row a line of what it is, the columns that are aligned to the left, and below it the
-    others with their names."""
+    """Of each row a line of what it is, and below it the others with their names: the columns that
+    are aligned to the left, or the first one if all are."""
     from rich.columns import Columns
     from rich.padding import Padding
     from rich.text import Text
 
     if table.title:
         console.print(table.title, style="italic")
-    names = [column for column in table.columns if column.justify != "right"]
-    numbers = [column for column in table.columns if column.justify == "right"]
+    others = [c for c in table.columns if c.justify == "right"] or list(table.columns[1:])
+    names = [column for column in table.columns if column not in others]
     for place in range(table.row_count):
         cells = {id(column): list(column.cells)[place] for column in table.columns}
         title = "  ".join(Text.from_markup(cells[id(column)]).plain for column in names)
         console.print(Text(title.strip(), style="bold"))
         shown = [
             Text.assemble((f"{column.header} ", "dim"), Text.from_markup(cells[id(column)]))
-            for column in numbers
+            for column in others
             if cells[id(column)]
         ]
         console.print(Padding(Columns(shown, padding=(0, 3)), (0, 0, 0, 4)))

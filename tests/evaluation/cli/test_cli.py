@@ -12,6 +12,7 @@ from pathlib import Path
 import mlflow
 import pytest
 from rich.console import Console
+from rich.table import Table
 from typer.testing import CliRunner
 
 from isomax_adapters.onnx.runtime import Scorer
@@ -394,6 +395,15 @@ def test_version_and_lists(isomax):
     assert ["ODIN", "image", "no"] in [row[:3] for row in rows]
     assert ["ViM", "features", "yes"] in [row[:3] for row in rows]
     assert ["MinimumDistanceScore", "logits", "yes"] in [row[:3] for row in rows]
+
+
+def test_a_list_that_is_too_wide_becomes_a_block_per_name(capsys):
+    table = Table("detector", "scores", "what it is given")
+    table.add_row("ViM", "features", "pooled features, " * 8)
+    table.add_row("MCM", "", "")
+    print_blocks(table, Console(width=80, color_system=None))
+    first, second, *_, last = capsys.readouterr().out.splitlines()
+    assert (first, second.strip(), last.strip()) == ("ViM", "scores features", "MCM")
 
 
 @pytest.mark.parametrize("width", [80, 120])
