@@ -134,11 +134,9 @@ def of_calibration(calibration: Calibration) -> str:
     r"""Whether the threshold is the largest of the calibration scores, as it is for fewer than
     :math:`(2 - \alpha) / \alpha` of them: its guarantee holds, but one score decides."""
     samples, alpha = calibration.samples, calibration.alpha
-    if not samples or calibration.threshold < max(calibration.scores):
-        return ""
     enough = math.ceil(round((2 - alpha) / alpha, 9))
-    if samples >= enough:
-        return ""  # the largest ones are equal
+    if not 0 < samples < enough:
+        return ""
     return (
         f"the threshold is the largest score of {samples} calibration images, so that a single odd "
         f"one decides what is called unknown; hold out more of them, {enough} at least"

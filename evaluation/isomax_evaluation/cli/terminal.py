@@ -80,8 +80,8 @@ def print_table(table: Any) -> None:
 
 
 def print_blocks(table: Any, console: Any) -> None:
-    """Of each row a line of what it is, and below it the others with their names: the columns that
-    are aligned to the left, or the first one if all are."""
+    """Of each row a line of what it is, the columns that are aligned to the left (if all are, the
+    first one), and below it the others with their names."""
     from rich.columns import Columns
     from rich.padding import Padding
     from rich.text import Text

@@ -33,7 +33,7 @@ POST_HOC = {
     "dismax": "PostHocDisMax",
 }
 
-INSTEAD = ("KNN", "Mahalanobis", "MahalanobisPP")  #: of any head
+ON_ANY_HEAD = ("KNN", "Mahalanobis", "MahalanobisPP")
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 
@@ -188,8 +188,9 @@ def _named(model: Model, detector: str | None) -> str | None:
     name = POST_HOC.get(detector, detector)
     with input_errors():
         check_names([name], POST_HOC)
-    if reason := why_not(model.parts, [name]).get(name):
-        others = [n for n in INSTEAD if n not in why_not(model.parts, INSTEAD)]
+    reasons = why_not(model.parts, [name, *ON_ANY_HEAD])
+    if reason := reasons.get(name):
+        others = [other for other in ON_ANY_HEAD if other not in reasons]
         raise InputError(
             f"{name} cannot work on this model: {reason}"
             + (f"; {', '.join(others)} can" if others else "")

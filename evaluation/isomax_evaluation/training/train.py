@@ -277,7 +277,7 @@ def _refuse_more_epochs(
             done = f"{before['epochs']} epochs, along whose length its learning rate falls"
         raise InputError(
             f"{folder} holds a training of {done}. To train {now['epochs']} more from its "
-            f"weights, give the same command with --weights "
+            "weights, give the same command with --weights "
             f"{folder / 'model/model.safetensors'} {instead}and --output "
             f"{folder.with_name(folder.name + '-longer')}"
         )

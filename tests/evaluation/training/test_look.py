@@ -71,11 +71,7 @@ def test_a_check_says_how_long_features_take(epochs, tmp_path, capfd):
     ("loss", "change", "part"),
     [
         ("isomax", {"epochs": 1}, "unchanged images, then 1 epochs"),
-        (
-            "isomax+",
-            {"epochs": 1},
-            "unchanged images (to fall back on), then 1 epochs",
-        ),
+        ("isomax+", {"epochs": 1}, "unchanged images (to fall back on), then 1 epochs"),
         ("isomax+", {"epochs": 1, "keep": "last"}, "recipe: 1 epochs"),
         ("isomax+", {"epochs": 0, "head_first": 0}, "nothing is trained but where the head begins"),
     ],
