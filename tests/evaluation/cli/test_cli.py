@@ -17,8 +17,10 @@ from typer.testing import CliRunner
 
 from isomax_adapters.onnx.runtime import Scorer
 from isomax_evaluation.cli import app
+from isomax_evaluation.cli.options import recipe_of
 from isomax_evaluation.cli.terminal import print_blocks, print_table
 from isomax_evaluation.comparison.rows import terminal_table
+from isomax_evaluation.output.errors import InputError
 
 from ...adapters.mlflow.servers import tracking_server
 from ...image_folders import make_folder
@@ -404,6 +406,14 @@ def test_a_list_that_is_too_wide_becomes_a_block_per_name(capsys):
     print_blocks(table, Console(width=80, color_system=None))
     first, second, *_, last = capsys.readouterr().out.splitlines()
     assert (first, second.strip(), last.strip()) == ("ViM", "scores features", "MCM")
+
+
+def test_a_backbone_that_is_frozen_for_all_epochs_leaves_the_head_alone():
+    frozen = recipe_of("finetune", {"freeze_backbone": "all", "epochs": 5})
+    assert frozen == recipe_of("finetune", {"epochs": 0})
+    assert recipe_of("finetune", {"freeze_backbone": "2"}).freeze_backbone == 2
+    with pytest.raises(InputError, match="expected a number of epochs, or all"):
+        recipe_of("finetune", {"freeze_backbone": "some"})
 
 
 @pytest.mark.parametrize("width", [80, 120])

@@ -81,7 +81,8 @@ def test_without_an_epoch_of_the_whole_the_backbone_stays_and_the_head_is_good(
         finetune(tmp_path, weights, loss, epochs=2)
 
 
-def test_the_backbone_runs_once_over_each_image(weights, tmp_path, monkeypatch):
+@pytest.mark.parametrize("copies", [0, 1])
+def test_the_backbone_runs_once_over_each_image_and_copy(copies, weights, tmp_path, monkeypatch):
     passes = []
     original = training.build_model
 
@@ -91,10 +92,25 @@ def test_the_backbone_runs_once_over_each_image(weights, tmp_path, monkeypatch):
         return model
 
     monkeypatch.setattr(training, "build_model", counting)
-    finetune(tmp_path, weights, "isomax", epochs=0, head_first=30)
-    selection, test = 28, len(data.open_splits("digits").test)
+    finetune(tmp_path, weights, "isomax", epochs=0, head_first=30, augment_copies=copies)
+    copied, selection = copies * 504, 28
+    test = len(data.open_splits("digits").test)
     # those that select and calibrate, and the test images, are seen when all is done
-    assert sum(passes) == 7 * 80 + selection + test
+    assert sum(passes) == 7 * 80 + copied + selection + test
+
+
+@pytest.mark.parametrize(
+    ("loss", "mixing", "mixed"), [("isomax+", "isomax+", 0.2), ("dismax", "dismax+fpr", 0.0)]
+)
+def test_heads_alone_see_images_that_are_not_mixed(loss, mixing, mixed, weights, tmp_path):
+    change = {"epochs": 1, "head_first": 2, "batch_size": 16}
+    finetune(tmp_path / "plain", weights, loss, **change)
+    finetune(tmp_path / "mixed", weights, mixing, mixup=mixed, **change)
+    plain, other = (rows_of(tmp_path / name) for name in ("plain", "mixed"))
+    heads = [[row.get("head_train_loss") for row in rows] for rows in (plain, other)]
+    assert heads[0] == heads[1]
+    assert heads[0][0] is not None
+    assert plain[-1]["train_loss"] != other[-1]["train_loss"]
 
 
 @pytest.mark.parametrize(
