@@ -44,11 +44,16 @@ def open_model(source: str, image_size: int | None = None) -> nn.Module:
     try:
         return create_model(source, pretrained=True, **kwargs).eval()
     except (OSError, RuntimeError, LookupError) as error:  # of the hub, or no weights
-        lines = str(error).strip().splitlines() or [type(error).__name__]
         raise SourceError(
-            f"no pretrained weights of {source}: {lines[0]}; offline, give a model folder or "
+            f"{no_weights(source, error)}; offline, give a model folder or "
             f"{source.partition('.')[0]}@FILE"
         ) from error
+
+
+def no_weights(name: str, error: Exception) -> str:
+    """That the pretrained weights of a model cannot be had, and the first line of why."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return f"no pretrained weights of {name}: {lines[0].rstrip('.')}"
 
 
 def model_folder_of(source: str) -> Path | None:

@@ -15,7 +15,7 @@ from isomax_evaluation.cli.options import (
     Workers,
     image_size_of,
 )
-from isomax_evaluation.cli.terminal import one_line_errors, status
+from isomax_evaluation.cli.terminal import one_line_errors, show_threshold, status
 from isomax_evaluation.output.errors import InputError
 
 
@@ -70,7 +70,6 @@ def calibrate(
     model folder to export."""
     with one_line_errors("train"):
         with status("loading PyTorch"):
-            from isomax_adapters.timm import load_calibration
             from isomax_evaluation.deployment import calibrating
 
         folder = calibrating.calibrate(
@@ -90,16 +89,7 @@ def calibrate(
             skip_bad_images=skip_bad_images,
             workers=workers,
         )
-        found = load_calibration(folder)
-        assert found is not None
-        promised = f"at most {found.alpha:.3g} of fresh images"
-        if found.guarantee != "established":
-            promised = f"at most {found.alpha:.3g} of these images; of fresh ones {found.guarantee}"
-        typer.echo(
-            f"{found.score}: threshold {found.threshold:.6g}, {found.samples} images; false alarms "
-            + promised
-        )
-        typer.echo(f"model folder: {folder}, next: isomax export {folder} model.onnx")
+        show_threshold(folder)
 
 
 def _value(text: str) -> tuple[str, float]:

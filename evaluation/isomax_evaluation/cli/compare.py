@@ -61,14 +61,14 @@ def compare(
             help="A model that exists, SOURCE or NAME=SOURCE; repeat for more, with one NAME for "
             "its seeds. A model folder, an output folder of isomax train, a folder of several, a "
             "timm name for its pretrained weights (resnet50.a1_in1k), hf-hub:REPOSITORY, or a timm "
-            "name with a checkpoint (resnet50@weights.safetensors)."
+            "name with a checkpoint (resnet50@FILE)."
         ),
     ] = None,
     losses: Annotated[
         str | None,
         typer.Option(
-            help="Train with these, comma-separated; without --models softmax,isomax; on the "
-            "digits softmax,isomax,isomax+,dismax+fpr."
+            help="Train with these, comma-separated; without --models softmax and isomax, on the "
+            "digits isomax+ and dismax+fpr too."
         ),
     ] = None,
     detectors: Annotated[str | None, typer.Option(help="Comma-separated, or 'all'.")] = None,

@@ -32,17 +32,21 @@ Root = Annotated[
         metavar="TEXT",
     ),
 ]
-Pretrained = Annotated[bool, typer.Option(help="Start from timm's pretrained weights.")]
+Pretrained = Annotated[
+    bool, typer.Option("--pretrained", help="Start from timm's pretrained weights.")
+]
 Weights = Annotated[
     str | None,
     typer.Option(
         "--weights",
         "--initial-checkpoint",
-        help="Start from a checkpoint file, .safetensors or .pth, whatever classes it is for.",
+        help="Start from a checkpoint file, .safetensors or .pth, whatever classes it is for; "
+        "--initial-checkpoint, as timm's scripts call it, is the same.",
     ),
 ]
 SmallImages = Annotated[
-    bool, typer.Option(help="3x3 stride-1 stem without pooling, 32x32 inputs (CIFAR).")
+    bool,
+    typer.Option("--small-images", help="3x3 stride-1 stem without pooling, 32x32 inputs (CIFAR)."),
 ]
 ImageSize = Annotated[
     str | None, typer.Option(help="Input size: one number, or height and width as H,W.")
@@ -78,14 +82,19 @@ GroupBy = Annotated[
     ),
 ]
 ClassMap = Annotated[str | None, typer.Option(help="timm's file of class names, in their order.")]
-SkipBad = Annotated[bool, typer.Option(help="Leave out images that do not decode.")]
+SkipBad = Annotated[
+    bool, typer.Option("--skip-bad-images", help="Leave out images that do not decode.")
+]
 RecipeName = Annotated[str | None, typer.Option(help=f"One of {', '.join(RECIPES)}.")]
 Workers = Annotated[int, typer.Option(help="Processes that decode images.")]
 Track = Annotated[
     bool, typer.Option(help="Log to MLflow: MLFLOW_TRACKING_URI, or SQLite in the output folder.")
 ]
 OfflineOk = Annotated[
-    bool, typer.Option(help="Go on if the MLflow server does not answer; send the rest later.")
+    bool,
+    typer.Option(
+        "--offline-ok", help="Go on if the MLflow server does not answer; send the rest later."
+    ),
 ]
 
 
@@ -100,7 +109,12 @@ def with_recipe_options(command: Callable[..., None]) -> Callable[..., None]:
             kind = float if part.type == float | None else int
         if part.name == "freeze_backbone":
             kind = str  # or "all"
-        option = typer.Option(help=part.metadata["help"], rich_help_panel="Instead of the recipe's")
+        names = []
+        if kind is bool and not any(getattr(recipe, part.name) for recipe in RECIPES.values()):
+            names = [f"--{part.name.replace('_', '-')}"]  # there is nothing to take back
+        option = typer.Option(
+            *names, help=part.metadata["help"], rich_help_panel="Instead of the recipe's"
+        )
         added.append(
             inspect.Parameter(
                 part.name,

@@ -13,7 +13,7 @@ def speed(
     model: Annotated[
         Path | None, typer.Argument(help="A file written by isomax export, to measure that.")
     ] = None,
-    quick: Annotated[bool, typer.Option(help="Fewer repetitions.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer repetitions.")] = False,
     onnx: Annotated[
         bool, typer.Option("--onnx", help="An exported ResNet-18 instead of the heads.")
     ] = False,

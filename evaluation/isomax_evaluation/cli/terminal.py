@@ -102,6 +102,21 @@ def print_blocks(table: Any, console: Any) -> None:
         console.print(Padding(Columns(shown, padding=(0, 3)), (0, 0, 0, 4)))
 
 
+def show_threshold(folder: Path) -> None:
+    """What the threshold of a model folder promises, and what comes next."""
+    from isomax_adapters.timm import load_calibration
+
+    found = load_calibration(folder)
+    assert found is not None
+    whose = "fresh images"
+    if found.guarantee != "established":
+        whose = f"these images; of fresh ones {found.guarantee}"
+    typer.echo(f"threshold: {found.score} {found.threshold:.6g}, of {found.samples} images")
+    typer.echo(f"false alarms: at most {found.alpha:.3g} of {whose}")
+    typer.echo(f"model folder: {folder}")
+    typer.echo(f"next: isomax export {folder} model.onnx")
+
+
 def status(what: str) -> AbstractContextManager[Any]:
     """A sign of life on the terminal while something long goes on."""
     from rich.console import Console

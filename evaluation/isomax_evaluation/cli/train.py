@@ -1,6 +1,5 @@
 """``isomax train``."""
 
-import json
 import os
 from pathlib import Path
 from typing import Annotated, Any
@@ -34,10 +33,7 @@ from isomax_evaluation.cli.options import (
     recipe_of,
     with_recipe_options,
 )
-from isomax_evaluation.cli.terminal import one_line_errors, status, tracking
-from isomax_evaluation.output.files import read_json
-
-SHOWN_CLASSES = 20  # in the terminal
+from isomax_evaluation.cli.terminal import one_line_errors, show_threshold, status, tracking
 
 
 @with_recipe_options
@@ -80,7 +76,8 @@ def train(
     skip_bad_images: SkipBad = False,
     workers: Workers = 2,
     auto_batch: Annotated[
-        bool, typer.Option(help="As many images per update as fit into memory.")
+        bool,
+        typer.Option("--auto-batch", help="As many images per update as fit into memory."),
     ] = False,
     check: Annotated[
         bool,
@@ -107,6 +104,7 @@ def train(
         with status("loading PyTorch"):
             from isomax_evaluation.training import jobs
             from isomax_evaluation.training import train as training
+            from isomax_evaluation.training.outcome import outcome
 
         folder = training.train(
             data,
@@ -142,11 +140,9 @@ def train(
             return
         if os.environ.get("RANK", "0") != "0":
             return  # of several processes the first one speaks
-        summary = read_json(output / "summary.json")
-        if len(summary.get("classes", ())) > SHOWN_CLASSES:
-            summary["classes"] = f"{len(summary['classes'])}, in {output / 'classes.csv'}"
-        typer.echo(json.dumps(summary, indent=1, ensure_ascii=False))
-        typer.echo(f"model folder: {folder}, next: isomax export {folder} model.onnx")
+        for line in outcome(output):
+            typer.echo(line)
+        show_threshold(folder)
         if register:
             with status("exporting"):
                 from isomax_adapters.onnx import export as export_onnx

@@ -17,7 +17,7 @@ from plotly.offline import get_plotlyjs
 from isomax_adapters.onnx.images import as_rgb
 from isomax_evaluation.comparison.deploying import Chosen
 from isomax_evaluation.comparison.plots import ID, scores_of, write_plots
-from isomax_evaluation.comparison.rows import CHANCE, HIGHER_IS_BETTER, table_rows
+from isomax_evaluation.comparison.rows import CHANCE, HIGHER_IS_BETTER, table_rows, verdicts
 from isomax_evaluation.data import Images
 from isomax_evaluation.output.files import write_whole
 
@@ -68,6 +68,7 @@ def write_report(
     files = {} if deployable is None else _by_row(deployable)
     html = environment.get_template("report.html").render(
         rows=rows,
+        verdicts=verdicts(rows),
         metrics=list(HIGHER_IS_BETTER),
         better=[(3 + place, higher) for place, higher in enumerate(HIGHER_IS_BETTER.values())],
         seeds=int(results["seed"].nunique()),

@@ -59,6 +59,30 @@ def table_rows(
     return rows
 
 
+def verdicts(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of each OOD set the row of the highest AUROC, and the plain baseline beside it: MaxSoftmax on
+    the softmax model, if there is one, else on the same model.
+
+    :param rows: as :func:`table_rows` gives them
+    :return: ``ood``, ``best`` (a row, or ``None`` if none is better than chance), ``baseline`` (a
+        row, or ``None`` if there is none, or it is the best)
+    """
+    found = []
+    for ood in dict.fromkeys(row["ood"] for row in rows):
+        mine = [row for row in rows if row["ood"] == ood]
+        best = max(
+            (row for row in mine if row["AUROC"] > CHANCE),  # which NaN is not
+            key=lambda row: row["AUROC"],
+            default=None,
+        )
+        plain = {row["loss"]: row for row in mine if row["detector"] == "MaxSoftmax"}
+        baseline = plain.get("softmax", plain.get(best["loss"]) if best else None)
+        if baseline is best or (baseline and np.isnan(baseline["AUROC"])):
+            baseline = None
+        found.append({"ood": ood, "best": best, "baseline": baseline})
+    return found
+
+
 def unsettled(row: dict[str, Any]) -> str:
     """A mark for a time that other work on the machine has disturbed."""
     return "" if row["stable"] else " ?"

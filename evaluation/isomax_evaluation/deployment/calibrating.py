@@ -186,8 +186,10 @@ def _named(model: Model, detector: str | None) -> str | None:
     if detector is None:
         return None
     name = POST_HOC.get(detector, detector)
-    with input_errors():
+    try:
         check_names([name], POST_HOC)
+    except ValueError as error:
+        raise InputError(f"{error}; `isomax list detectors` says which a file can hold") from error
     reasons = why_not(model.parts, [name, *ON_ANY_HEAD])
     if reason := reasons.get(name):
         others = [other for other in ON_ANY_HEAD if other not in reasons]

@@ -11,6 +11,7 @@ from isomax_adapters.timm import load_model
 from isomax_adapters.timm.publishing import CARD, UNNAMED
 from isomax_evaluation.output.files import read_json, write_whole
 from isomax_evaluation.output.tables import read_table
+from isomax_evaluation.training.outcome import MEASURED
 
 TOP = 3  # detectors per OOD set
 
@@ -88,13 +89,11 @@ def _percent(value: float | None) -> str:
 
 
 def _measured(summary: dict[str, Any]) -> list[tuple[str, str]]:
-    names = {
-        "test_accuracy": "accuracy, percent",
-        "test_ECE": "expected calibration error, percent",
-        "test_false_alarm_rate": "test images that are rejected, percent",
-        "val_accuracy": "accuracy on the images that chose the weights, percent",
-    }
-    return [(text, _percent(summary[key])) for key, text in names.items() if key in summary]
+    return [
+        (f"{text}, percent", _percent(summary[key]))
+        for key, text in MEASURED.items()
+        if key in summary
+    ]
 
 
 def _unknown(run: Path) -> list[dict[str, Any]]:

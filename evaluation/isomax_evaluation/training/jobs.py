@@ -29,6 +29,7 @@ from isomax_adapters.onnx.images import CHANNELS, check_grey_range
 from isomax_adapters.timm import attach, create_model
 from isomax_adapters.timm.attaching import classifier_names
 from isomax_adapters.timm.checkpoints import load_weights, read_checkpoint
+from isomax_adapters.timm.sources import no_weights
 from isomax_evaluation.data import Decoding
 from isomax_evaluation.data.preprocessing import preprocessing_of
 from isomax_evaluation.output.errors import InputError, input_errors
@@ -188,10 +189,8 @@ def build_model(job: Job, num_classes: int, pretrained: bool | None = None) -> n
     except (OSError, RuntimeError) as error:
         if not pretrained:
             raise
-        lines = str(error).strip().splitlines() or [type(error).__name__]
         raise InputError(
-            f"no pretrained weights of {job.model}: {lines[0]}; offline, give a file that has them "
-            "with --weights"
+            f"{no_weights(job.model, error)}; offline, give a file that has them with --weights"
         ) from error
     if job.weights is not None and wanted:
         _load(model, job)

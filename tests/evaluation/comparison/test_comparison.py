@@ -20,7 +20,7 @@ from isomax import EntropicScore, MahalanobisPP
 from isomax_adapters.onnx.runtime import Scorer
 from isomax_adapters.timm import load_calibration, load_model
 from isomax_evaluation import compare, data
-from isomax_evaluation.comparison.rows import needs, table_rows, terminal_table
+from isomax_evaluation.comparison.rows import needs, table_rows, terminal_table, verdicts
 from isomax_evaluation.detection.intervals import draw, resampled_metrics
 from isomax_evaluation.detection.metrics import METRICS, ood_metrics
 from isomax_evaluation.detection.scores import read_scores
@@ -137,6 +137,29 @@ def test_the_report_is_one_file_that_names_everything(compared):
         assert word in html
     # nothing is loaded from elsewhere
     assert not re.search(r"<(script|link|img)[^>]+(src|href)=.https?:", html)
+
+
+def test_the_report_begins_with_the_best_row_of_each_set(compared):
+    results, html = compared.results, (compared.output / "report.html").read_text()
+    for place in verdicts(table_rows(results, compared.intervals, compared.costs)):
+        mine = results[results["ood"] == place["ood"]]
+        mean = 100 * mine.groupby(["loss", "detector"])["AUROC"].mean()
+        best = place["best"]
+        assert best["AUROC"] == pytest.approx(mean.max())
+        assert mean[best["loss"], best["detector"]] == pytest.approx(mean.max())
+        assert f"{best['detector']} on {best['loss']}, AUROC {mean.max():.1f}%" in html
+        if (best["loss"], best["detector"]) != ("softmax", "MaxSoftmax"):
+            assert f"MaxSoftmax on softmax: {mean['softmax', 'MaxSoftmax']:.1f}%" in html
+
+
+def test_what_is_no_better_than_guessing_is_no_verdict():
+    row = {"ood": "noise", "loss": "given", "detector": "KNN", "AUROC": 50.0}
+    failed = row | {"detector": "ViM", "AUROC": float("nan")}
+    assert verdicts([row, failed]) == [{"ood": "noise", "best": None, "baseline": None}]
+    better = row | {"detector": "ViM", "AUROC": 60.0}
+    plain = row | {"detector": "MaxSoftmax", "AUROC": 40.0}
+    assert verdicts([plain, better]) == [{"ood": "noise", "best": better, "baseline": plain}]
+    assert verdicts([plain | {"AUROC": 70.0}])[0]["baseline"] is None
 
 
 @pytest.mark.skipif(not shutil.which("chromium"), reason="takes Chromium")
