@@ -73,7 +73,8 @@ def check_name(name: str) -> None:
     near = difflib.get_close_matches(name.partition(".")[0], known, n=3, cutoff=0.4)
     raise ValueError(
         f"timm has no model {name!r}"
-        + (f"; did you mean {', '.join(near)}?" if near else "")
+        + (", and there is no such folder" if "/" in name or "\\" in name else "")
+        + (f"; did you mean {', '.join(near)}?" if near else ";")
         + " timm.list_models() names them all"
     )
 

@@ -399,7 +399,7 @@ def test_a_folder_of_models_is_all_of_them(compared):
     ("source", "message"),
     [
         ("resnet81", "did you mean resnet18"),
-        ("{tmp}/nothing", "timm has no model"),
+        ("{tmp}/nothing", "timm has no model .*, and there is no such folder; timm"),
         ("{tmp}", "holds no model: expected config.json"),
         ("{tmp}/broken", "has no model.safetensors"),
     ],
