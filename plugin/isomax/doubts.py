@@ -13,7 +13,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from isomax.calibration import Calibration
 from isomax.heads import DisMaxHead, IsoMaxPlusHead, _DistanceHead
 
 SIGNIFICANCE = 0.05
@@ -130,10 +129,13 @@ def of_threshold(threshold: float, largest: float) -> str:
     )
 
 
-def of_calibration(calibration: Calibration) -> str:
+def of_calibration(samples: int, alpha: float) -> str:
     r"""Whether the threshold is the largest of the calibration scores, as it is for fewer than
-    :math:`(2 - \alpha) / \alpha` of them: its guarantee holds, but one score decides."""
-    samples, alpha = calibration.samples, calibration.alpha
+    :math:`(2 - \alpha) / \alpha` of them: its guarantee holds, but one score decides.
+
+    :param samples: how many they are; of none nothing is said
+    :param alpha: false-alarm rate of the threshold
+    """
     enough = math.ceil(round((2 - alpha) / alpha, 9))
     if not 0 < samples < enough:
         return ""

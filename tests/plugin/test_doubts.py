@@ -162,4 +162,4 @@ def test_one_image_decides_where_few_calibrate(samples, alpha):
     calibration = Calibration.fit(logits, torch.arange(samples) % 3, "entropic_score", alpha)
     few = calibration.threshold == max(calibration.scores)
     assert few == (samples < (2 - alpha) / alpha)
-    assert (f"of {samples} calibration images" in doubts.of_calibration(calibration)) == few
+    assert (f"of {samples} calibration images" in doubts.of_calibration(samples, alpha)) == few

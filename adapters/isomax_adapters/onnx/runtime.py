@@ -377,7 +377,8 @@ class Scorer:
         if threshold is None:
             raise ValueError(
                 f"alpha={alpha} takes more held-out samples than the {self.metadata['samples']} "
-                f"this model was calibrated on; the least is {self.steps.rates[0]:.4g}"
+                f"this model was calibrated on; the least is {self.steps.rates[0]:.4g}; for a "
+                "smaller one calibrate on more images"
             )
         return threshold
 

@@ -28,6 +28,20 @@ def gram(parts: Parts) -> ood.Gram:
     return ood.Gram(lambda _: seen["logits"], [first, *later], parts.model.num_classes)
 
 
+class _NACUE(ood.NACUE):
+    """pytorch-ood's, which holds on to all that the network computed of its last batch."""
+
+    def fit(self, data_loader: Any) -> "_NACUE":
+        super().fit(data_loader)
+        self._captured.clear()
+        return self
+
+    def predict(self, x: Tensor) -> Tensor:
+        scores: Tensor = super().predict(x)
+        self._captured.clear()
+        return scores
+
+
 def nac(parts: Parts) -> ood.NACUE:
     """``NACUE`` on the last stages, whose neurons are channels."""
     channels = {stage["num_chs"] for stage in parts.model.feature_info}
@@ -37,7 +51,7 @@ def nac(parts: Parts) -> ood.NACUE:
             return z.mean(dim=(2, 3) if z.shape[1] in channels else (1, 2))
         return z.mean(dim=1) if z.dim() == 3 else z
 
-    return ood.NACUE(parts.model, parts.stage_modules, feature_reduce=mean_over_places)
+    return _NACUE(parts.model, parts.stage_modules, feature_reduce=mean_over_places)
 
 
 class StagesMahalanobis(StructuredDetector):

@@ -96,7 +96,7 @@ def _never(reason: str, source: str) -> Wiring:
     def build(parts: Parts) -> Detector:
         raise ValueError(reason)
 
-    return Wiring(build, "not built", source, lambda parts: reason)
+    return Wiring(build, f"not built: {reason}", source, lambda parts: reason)
 
 
 # -- Parts that take more than a line ------------------------------------------------------------

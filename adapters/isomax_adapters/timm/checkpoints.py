@@ -207,9 +207,14 @@ def _why_unfit(checkpoint: Checkpoint, model: TimmModel, classifiers: Collection
                 f"the classifier in {checkpoint.path} is for {classes} classes, that of the model "
                 f"{name} for {own_classes}; make the model with num_classes={classes}, or train it"
             )
+    said = f" (it says that it is {checkpoint.architecture})" if checkpoint.architecture else ""
+    if 2 * len(missing) > len(own):
+        return (
+            f"{checkpoint.path} does not fit {name}{said}: it has not {_first(missing, 1)} of the "
+            "model's tensors, so that it is of another architecture"
+        )
     shapes = [f"{n} {list(tensors[n].shape)} for {list(own[n].shape)}" for n in misshapen]
     parts = (("missing", missing), ("unexpected", unexpected), ("of the wrong shape", shapes))
-    said = f" (it says that it is {checkpoint.architecture})" if checkpoint.architecture else ""
     return f"{checkpoint.path} does not fit {name}{said}: " + "; ".join(
         f"{what}: {_first(names)}" for what, names in parts if names
     )

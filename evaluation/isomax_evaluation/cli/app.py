@@ -1,6 +1,7 @@
 """The commands, a file for each; torch and MLflow are imported where needed."""
 
 import importlib.metadata
+import inspect
 import io
 import sys
 from typing import Annotated
@@ -28,7 +29,10 @@ app = typer.Typer(
 for command in (
     compare, train, import_, calibrate, export, score, speed, results, track, list_,
 ):  # fmt: skip
-    app.command(command.__name__.rstrip("_"))(command)
+    paragraphs = inspect.cleandoc(command.__doc__ or "").split("\n\n")
+    # Rich would break a paragraph wherever the docstring does
+    text = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+    app.command(command.__name__.rstrip("_"), help=text)(command)
 
 
 def _version(wanted: bool) -> None:

@@ -91,7 +91,7 @@ def score(
 
 def _to_screen(results: Iterable[Any], shown: int) -> int:
     failed = 0
-    columns = ["file", "label", "confidence", "score", "p-value", "verdict"]
+    columns = ["file", "class", "confidence", "score", "p-value", "verdict"]
     for place in range(1, shown + 1):
         columns += [f"class {place}", f"probability {place}"]
     typer.echo("\t".join(columns))
@@ -154,8 +154,8 @@ def _score_to_file(
             scorer, images, out, lambda more: progress.advance(task, more), batch_size
         )
     again = [
-        (done.changed, "changed since they were scored"),
-        (done.retried, "could not be scored before"),
+        (done.changed, "scored again, since they have changed"),
+        (done.retried, "tried again, since they had an error"),
     ]
     told = [f"{number} {what}" for number, what in again if number]
     if not (done.added or told):

@@ -14,6 +14,7 @@ from isomax_adapters.extras import MissingExtraError, need
 from isomax_evaluation.output.errors import InputError
 
 WIDEST = 10_000  # columns of a table
+SHORT = 36  # characters of a cell that shares its line
 INCOMPLETE, REFUSED, STOPPED, UNREAD = 1, 2, 130, 141
 #: exit status of a command -> what it means
 STATUSES = {
@@ -95,11 +96,15 @@ def print_blocks(table: Any, console: Any) -> None:
         title = "  ".join(Text.from_markup(cells[id(column)]).plain for column in names)
         console.print(Text(title.strip(), style="bold"))
         shown = [
-            Text.assemble((f"{column.header} ", "dim"), Text.from_markup(cells[id(column)]))
+            Text.assemble((f"{column.header}: ", "dim"), Text.from_markup(cells[id(column)]))
             for column in others
             if cells[id(column)]
         ]
-        console.print(Padding(Columns(shown, padding=(0, 3)), (0, 0, 0, 4)))
+        short = [text for text in shown if len(text) <= SHORT]
+        console.print(Padding(Columns(short, padding=(0, 3)), (0, 0, 0, 4)))
+        for text in shown:
+            if text not in short:
+                console.print(Padding(text, (0, 0, 0, 4)))
 
 
 def show_threshold(folder: Path) -> None:

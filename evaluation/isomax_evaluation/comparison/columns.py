@@ -1,8 +1,5 @@
 """What each file of a comparison's output folder holds, column by column."""
 
-from pathlib import Path
-
-from isomax_evaluation.output.files import write_whole
 from isomax_evaluation.training.columns import CLASSES, IMAGE, SPLITS, TRACKED
 
 _MODEL = {
@@ -110,21 +107,3 @@ OTHERS = {
     "runs/MODEL-seedN/model/": "a model that was trained here, as a model folder",
     **TRACKED,
 }
-
-
-def write_guide(output: Path) -> None:
-    """``README.md`` in the output folder, of the files that there are."""
-
-    def there(name: str) -> bool:
-        pattern = name.replace("MODEL-seedN", "*").replace("SET", "*").rstrip("/")
-        return next(output.glob(pattern), None) is not None
-
-    lines = ["# What is in this folder", "", "Made by `isomax compare`.", ""]
-    lines += [f"- `{name}`: {text}" for name, text in OTHERS.items() if there(name)]
-    for name, columns in FILES.items():
-        if not there(name):
-            continue
-        lines += ["", f"## {name}", "", "| column | |", "|---|---|"]
-        lines += [f"| {column} | {text} |" for column, text in columns.items()]
-    text = "\n".join(lines) + "\n"
-    write_whole(output / "README.md", lambda partial: partial.write_text(text, encoding="utf-8"))

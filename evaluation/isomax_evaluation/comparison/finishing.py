@@ -9,7 +9,7 @@ from rich.progress import Progress
 
 from isomax_adapters.onnx import export
 from isomax_adapters.onnx.verifying import ExportError
-from isomax_evaluation.comparison.columns import write_guide
+from isomax_evaluation.comparison.columns import FILES, OTHERS
 from isomax_evaluation.comparison.deploying import Chosen
 from isomax_evaluation.comparison.plan import Plan
 from isomax_evaluation.comparison.report import write_report
@@ -26,6 +26,7 @@ from isomax_evaluation.comparison.tables import (
 from isomax_evaluation.detection.testing import Tested
 from isomax_evaluation.output.errors import one_line
 from isomax_evaluation.output.files import write_json
+from isomax_evaluation.output.guide import write_guide
 from isomax_evaluation.output.progress import warn
 from isomax_evaluation.output.tables import write_table
 
@@ -90,7 +91,7 @@ def write_all(
         tested.tuning.name if tested.tuning else None, tuned(runs), done.classes, done.deployable,
         done.chosen,
     )  # fmt: skip
-    write_guide(output)
+    write_guide(output, "compare", FILES, OTHERS)
 
 
 def _export(output: Path, runs: Sequence[Run], progress: Progress) -> Path | None:

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -64,10 +65,11 @@ def write_report(
         loader=PackageLoader("isomax_evaluation.comparison", "templates"),
         autoescape=select_autoescape(),
     )
+    environment.filters["words"] = _words
     rows = table_rows(results, intervals, costs)
     files = {} if deployable is None else _by_row(deployable)
     html = environment.get_template("report.html").render(
-        rows=rows,
+        rows=_best_first(rows),
         verdicts=verdicts(rows),
         metrics=list(HIGHER_IS_BETTER),
         better=[(3 + place, higher) for place, higher in enumerate(HIGHER_IS_BETTER.values())],
@@ -97,6 +99,17 @@ def write_report(
         path, lambda partial: partial.write_text(html, encoding="utf-8", errors="backslashreplace")
     )
     return path
+
+
+def _best_first(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of each OOD set by AUROC; what has none comes last."""
+    sets = list(dict.fromkeys(row["ood"] for row in rows))
+    return sorted(rows, key=lambda row: (sets.index(row["ood"]), -np.nan_to_num(row["AUROC"])))
+
+
+def _words(name: str) -> list[str]:
+    """The parts of a detector's name, between which a narrow column breaks it."""
+    return re.split(r"(?<=[a-z])(?=[A-Z])", name)
 
 
 def _by_row(deployable: pd.DataFrame) -> dict[tuple[str, str], dict[str, str]]:

@@ -44,6 +44,14 @@ DIGITS_KNOWN, DIGITS_HELD_OUT = tuple("0123456"), tuple("789")
 NOISE = {"gaussian-noise": GaussianNoise, "uniform-noise": UniformNoise}
 TABLES = (".csv", ".tsv", ".txt")
 TEST_SHARE = 0.2  # of a data set that is not split
+TRAINING = ("train", "training")  # folders
+#: torchvision's with videos, pairs, flows, boxes or attributes instead
+WITHOUT_A_CLASS = (
+    *("FlyingChairs", "FlyingThings3D", "HD1K", "KittiFlow", "Sintel"),
+    *("ETH3DStereo", "InStereo2k", "Kitti2012Stereo", "Kitti2015Stereo", "Middlebury2014Stereo"),
+    *("HMDB51", "Kinetics", "MovingMNIST", "UCF101", "LFWPairs", "PhotoTour"),
+    *("CelebA", "Cityscapes", "Kitti", "WIDERFace"),
+)
 
 
 @dataclass(frozen=True)
@@ -144,7 +152,8 @@ def named_sets() -> dict[str, str]:
         (pytorch_ood.dataset.img, {"root"}, "pytorch-ood"),
     ):
         for name in sorted(module.__all__):
-            if wanted & set(inspect.signature(getattr(module, name)).parameters):
+            has = wanted & set(inspect.signature(getattr(module, name)).parameters)
+            if has and name not in WITHOUT_A_CLASS:
                 ours[name] = whose
     return ours | {"torch/..., hfds/..., tfds/...": "timm"}
 
@@ -207,8 +216,10 @@ def _splits_of(found: Scan, name: str) -> Splits:
 
 
 def _name_of(folder: str) -> str:
-    """The last part of its path, as text: it becomes a name in tables."""
-    return as_text(Path(folder).expanduser().resolve().name)
+    """The last part of its path, as text: it becomes a name in tables. Of a set's training part it
+    is the set's."""
+    place = Path(folder).expanduser().resolve()
+    return as_text(place.parent.name if place.name.lower() in TRAINING else place.name)
 
 
 def _images_of(listing: Listing, name: str) -> Images:
@@ -224,7 +235,7 @@ def _unlabelled(folder: str, split: str) -> Images:
     try:
         top = folder
         if split == "train":  # to choose hyperparameters on: not the images that others test on
-            inside = [name for name in os.listdir(folder) if name.lower() in ("train", "training")]
+            inside = [name for name in os.listdir(folder) if name.lower() in TRAINING]
             top = os.path.join(folder, inside[0]) if len(inside) == 1 else folder
         listing = scan_unlabelled(top)
     except (ValueError, OSError) as error:
@@ -299,7 +310,9 @@ def _from_torchvision(name: str, split: str, root: str | None) -> Images:
         arguments["train"] = split == "train"
     elif "split" in parameters:
         arguments["split"] = split
-    else:
+    if name in WITHOUT_A_CLASS:
+        raise InputError(f"torchvision's {name} has no class for each image; give another dataset")
+    if not {"train", "split"} & set(parameters):
         raise InputError(f"torchvision's {name} has no splits to train and test on; give a folder")
     if "download" in parameters:
         arguments["download"] = True

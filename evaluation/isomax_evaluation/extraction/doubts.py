@@ -34,14 +34,20 @@ def doubts_of(
     return [*filter(None, found), *doubts_without_images(model, calibration, classes)]
 
 
+def doubt_of_samples(samples: int, alpha: float) -> str:
+    """Whether a threshold has too few images to be set on; with the way out."""
+    few = doubts.of_calibration(samples, alpha)
+    return few and f"{few} (isomax train --val-share, isomax calibrate --calibration)"
+
+
 def doubts_without_images(
     model: nn.Module, calibration: Calibration | None, classes: int
 ) -> list[str]:
     """The same of a model's heads and of its threshold, as they are."""
     heads = head_modules(model)
     found = [doubts.of_distance_scale(head) for head in heads]
-    if calibration is not None and (few := doubts.of_calibration(calibration)):
-        found.append(f"{few} (isomax train --val-share, isomax calibrate --calibration)")
+    if calibration is not None:
+        found.append(doubt_of_samples(calibration.samples, calibration.alpha))
     if calibration is not None and calibration.score in SCORES:
         largest = doubts.largest_score(calibration.score, classes, heads[0] if heads else None)
         found.append(doubts.of_threshold(calibration.threshold, largest))

@@ -14,6 +14,10 @@ from isomax_evaluation.output.tables import read_table
 from isomax_evaluation.training.outcome import MEASURED
 
 TOP = 3  # detectors per OOD set
+#: fields of a recipe that say how a head is trained alone, and with which augmented copies
+OF_THE_HEAD = ("head_first", "head_start", "keep")
+AUGMENTING = ("augment_copies", "augment", "hflip", "scale", "color_jitter")
+AUGMENTING += ("auto_augment", "reprob")
 
 
 def write_card(run: Path) -> Path:
@@ -133,6 +137,10 @@ def _start(settings: dict[str, Any]) -> str:
 
 def _recipe(recipe: dict[str, Any]) -> str:
     given = {k: v for k, v in recipe.items() if v not in (None, False, [], 0, 0.0)}
+    if not recipe["epochs"]:
+        augmenting = AUGMENTING if recipe["augment_copies"] else ()
+        given = {k: v for k, v in given.items() if k in (*OF_THE_HEAD, *augmenting)}
+        given = {"epochs": 0, "augment": "none"} | given
     return "Recipe: " + ", ".join(f"{key} {value}" for key, value in given.items())
 
 

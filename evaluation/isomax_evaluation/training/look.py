@@ -92,18 +92,19 @@ def _steps(job: Job, divided: Divided, tried: Tried) -> str:
     return ", then ".join(steps) or "nothing is trained but where the head begins"
 
 
-def times(job: Job, divided: Divided, accelerator: Accelerator) -> list[str]:
+def times(job: Job, divided: Divided, test: Images, accelerator: Accelerator) -> list[str]:
     """A line of how long each part takes, measured on a few batches of the images themselves."""
     found = []
     if job.starts_trained:
-        found.append(_time_of_features(job, divided, accelerator))
+        found.append(_time_of_features(job, divided, test, accelerator))
     if job.recipe.epochs:
         found.append(_time_of_an_epoch(job, divided.training, accelerator))
     return found
 
 
-def _time_of_features(job: Job, divided: Divided, accelerator: Accelerator) -> str:
-    """Of the pass that the head is trained on; one process makes it."""
+def _time_of_features(job: Job, divided: Divided, test: Images, accelerator: Accelerator) -> str:
+    """Of the pass that the head is trained on, and of what is measured at the end; one process
+    makes them."""
     training = divided.training
     few = _few(training, (BATCHES + 1) * AT_ONCE)
     model = build_model(job, len(training.class_names), pretrained=False)
@@ -117,10 +118,13 @@ def _time_of_features(job: Job, divided: Divided, accelerator: Accelerator) -> s
     loader: DataLoader = DataLoader(images, AT_ONCE)
     each = _seconds_per_image(loader, look, workers_for(few, job.workers), accelerator)
     copies = 1 + job.recipe.augment_copies
-    count = copies * len(training) + (0 if divided.selection is None else len(divided.selection))
+    selecting = 0 if divided.selection is None else len(divided.selection)
+    count = copies * len(training) + selecting
+    last = selecting + len(divided.calibration) + len(test)
     return (
-        f"time: {1 / each:,.0f} images a second, measured on {len(few)}; the features of {count:,} "
-        f"images take about {_duration(each * count)}, and the head seconds more"
+        f"time: {1 / each:,.0f} images a second, measured on {len(few)}; about "
+        f"{_duration(each * count)} for the features of {count:,} images, seconds more for the "
+        f"head, and {_duration(each * last)} to try the model on {last:,} at the end"
     )
 
 

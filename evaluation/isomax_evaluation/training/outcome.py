@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from isomax_evaluation.output.files import read_json
+from isomax_evaluation.output.files import read_json, read_lines
 
 #: entry of ``summary.json``, a share -> what it measures
 MEASURED = {
@@ -34,11 +34,21 @@ def outcome(run: Path) -> list[str]:
         if tested[most]["false_alarm_rate"] > 0:
             lines.append(f"rejected most: {_of(most, tested[most], 'false_alarm_rate')}")
     if "kept" in summary:
-        lines.append(f"kept: {summary['kept']}")
+        lines.append(f"kept: {summary['kept']}{_instead_of(run, summary['kept'])}")
     lines.append(f"all numbers: {run / 'summary.json'}")
     if tested:
         lines.append(f"each class: {run / 'classes.csv'}")
     return lines
+
+
+def _instead_of(run: Path, kept: str) -> str:
+    """What the training of the whole network came to, if what was before it is kept."""
+    rows = read_lines(run / "metrics.jsonl") if (run / "metrics.jsonl").is_file() else []
+    epochs = [row for row in rows if "lr" in row and "val_accuracy" in row]
+    if not epochs or kept.startswith("epoch"):
+        return ""
+    best = max(epochs, key=lambda row: float(row["val_accuracy"]))
+    return f", rather than epoch {best['epoch']} with {best['val_accuracy']:.1%} on the same images"
 
 
 def _of(name: str, rates: dict[str, Any], which: str) -> str:

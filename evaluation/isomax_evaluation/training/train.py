@@ -22,7 +22,7 @@ from isomax_evaluation.data import Divided, Images
 from isomax_evaluation.data.digests import describe, digest
 from isomax_evaluation.data.loading import decoding_errors
 from isomax_evaluation.extraction.classes import far_above, rates_of_classes, summed_up
-from isomax_evaluation.extraction.doubts import doubts_of
+from isomax_evaluation.extraction.doubts import doubt_of_samples, doubts_of
 from isomax_evaluation.output.errors import InputError
 from isomax_evaluation.output.files import read_lines, write_json
 from isomax_evaluation.output.folders import (
@@ -32,6 +32,7 @@ from isomax_evaluation.output.folders import (
     resolved,
     same_source,
 )
+from isomax_evaluation.output.guide import write_guide
 from isomax_evaluation.output.progress import progress_bar, shown, tell, warn
 from isomax_evaluation.output.provenance import write_provenance
 from isomax_evaluation.output.tables import write_table
@@ -39,6 +40,7 @@ from isomax_evaluation.training import look
 from isomax_evaluation.training.batches import eval_loader
 from isomax_evaluation.training.best import Best
 from isomax_evaluation.training.card import write_card
+from isomax_evaluation.training.columns import FILES, OTHERS, TRACKED
 from isomax_evaluation.training.dry_run import Tried, dry_run
 from isomax_evaluation.training.head_first import head_first
 from isomax_evaluation.training.jobs import (
@@ -170,7 +172,9 @@ def train(
             for line in look.lines_of(job, divided, read[1], tried, accelerator):
                 tell(progress, line)
         if check:
-            for line in look.times(job, divided, accelerator):
+            if few := doubt_of_samples(len(divided.calibration), job.alpha):
+                warn(progress, few)
+            for line in look.times(job, divided, read[1], accelerator):
                 tell(progress, line)
             return output / "model"
         if accelerator.is_main_process:
@@ -178,7 +182,10 @@ def train(
             if started is not None:
                 started()
         accelerator.wait_for_everyone()
-        return train_model(job, divided, read[1], output, accelerator, progress)
+        folder = train_model(job, divided, read[1], output, accelerator, progress)
+        if accelerator.is_main_process:
+            write_guide(output, "train", FILES, OTHERS | TRACKED)
+        return folder
 
 
 def one_side(size: int | tuple[int, int] | None) -> int | tuple[int, int] | None:

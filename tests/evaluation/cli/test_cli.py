@@ -67,7 +67,7 @@ def test_score_prints_a_row_per_image(isomax, compared, photos, tmp_path):
     run = isomax("score", compared.output / "model.onnx", photos / "ash", bad, "--top", 2)
     rows = [line.split("\t") for line in run.stdout.splitlines()]
     classes = ["class 1", "probability 1", "class 2", "probability 2"]
-    assert rows[0] == ["file", "label", "confidence", "score", "p-value", "verdict", *classes]
+    assert rows[0] == ["file", "class", "confidence", "score", "p-value", "verdict", *classes]
     assert len(rows) == 42
     for row in rows[1:41]:
         assert row[5] == ("OOD" if float(row[4]) <= 0.05 else "ID")
@@ -421,7 +421,7 @@ def test_a_list_that_is_too_wide_becomes_a_block_per_name(capsys):
     table.add_row("MCM", "", "")
     print_blocks(table, Console(width=80, color_system=None))
     first, second, *_, last = capsys.readouterr().out.splitlines()
-    assert (first, second.strip(), last.strip()) == ("ViM", "scores features", "MCM")
+    assert (first, second.strip(), last.strip()) == ("ViM", "scores: features", "MCM")
 
 
 def test_a_backbone_that_is_frozen_for_all_epochs_leaves_the_head_alone():
@@ -441,7 +441,7 @@ def test_a_table_that_is_too_wide_becomes_blocks(compared, width, capsys):
     assert max(map(len, lines)) <= width
     text = "\n".join(lines)
     for column in ("accuracy", "AUROC", "AUPR-IN", "FPR95TPR", "passes", "time"):
-        assert text.count(f"{column} ") >= table.row_count
+        assert text.count(f"{column}: ") >= table.row_count
     print_table(table)  # into a pipe: as wide as it is
     piped = capsys.readouterr().out.splitlines()
     assert max(map(len, piped)) > width

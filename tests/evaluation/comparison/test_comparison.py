@@ -152,6 +152,22 @@ def test_the_report_begins_with_the_best_row_of_each_set(compared):
             assert f"MaxSoftmax on softmax: {mean['softmax', 'MaxSoftmax']:.1f}%" in html
 
 
+def test_the_reports_rows_are_those_of_each_set_the_best_first(compared):
+    html = (compared.output / "report.html").read_text()
+    body = html.partition('<table id="results">')[2].partition("</table>")[0].replace("<wbr>", "")
+    cells = re.findall(
+        r'<td class="text">(.*?)</td><td class="text">(.*?)</td><td class="text">(.*?)</td>\s*'
+        r'<td data-value="(.*?)"',
+        body,
+    )
+    assert {(ood, loss, detector) for ood, loss, detector, _ in cells} == set(
+        compared.results[["ood", "loss", "detector"]].itertuples(index=False, name=None)
+    )
+    for name in compared.results["ood"].unique():
+        values = [float(auroc) for ood, _, _, auroc in cells if ood == name]
+        assert values == sorted(values, reverse=True)
+
+
 def test_what_is_no_better_than_guessing_is_no_verdict():
     row = {"ood": "noise", "loss": "given", "detector": "KNN", "AUROC": 50.0}
     failed = row | {"detector": "ViM", "AUROC": float("nan")}

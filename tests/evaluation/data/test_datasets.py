@@ -66,6 +66,9 @@ def test_train_alone_is_split_and_never_tested_on_itself(tmp_path):
     make_folder(tmp_path / "train", ("a", "b"), 10)
     splits = data.open_splits(str(tmp_path))
     assert splits.drawn
+    # what is called "train" is a part of something that has a name
+    assert data.open_splits(str(tmp_path / "train")).train.name == splits.train.name
+    assert data.open_images(str(tmp_path / "train")).name == tmp_path.name
     assert (len(splits.train), len(splits.test)) == (16, 4)
     sets = [{one.name_of(at) for at in range(len(one))} for one in (splits.train, splits.test)]
     assert len(set().union(*sets)) == 20
@@ -175,6 +178,14 @@ def test_torchvision_datasets_by_name(tmp_path):
     assert train.image(3).size == (28, 28)
     with pytest.raises(InputError, match="FakeData has no splits"):
         data.open_images("FakeData")
+
+
+@pytest.mark.parametrize("name", ["KittiFlow", "CelebA"])
+def test_data_sets_without_a_class_for_each_image_are_not_offered(name):
+    assert name not in data.named_sets()
+    assert "SVHN" in data.named_sets()
+    with pytest.raises(InputError, match=f"torchvision's {name} has no class for each image"):
+        data.open_images(name)
 
 
 def test_pytorch_oods_datasets_that_take_more_than_a_folder_say_so(tmp_path):

@@ -6,11 +6,12 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from torch.utils.data import DataLoader, Dataset
 
 from isomax_evaluation import data
 from isomax_evaluation.data import Transformed
-from isomax_evaluation.data.loading import decoding_errors
+from isomax_evaluation.data.loading import decoding_errors, loader_of
 from isomax_evaluation.output.errors import InputError
 
 from ...image_folders import make_folder
@@ -28,6 +29,21 @@ def test_an_image_that_vanishes_is_named_with_the_way_out(workers, tmp_path):
     assert text.startswith(f"{tmp_path}/b [old]/003.jpg cannot be read: FileNotFoundError")
     assert text.endswith("which goes on from what is finished")
     assert "\n" not in text
+
+
+def test_large_images_come_few_at_a_time(tmp_path):
+    # detectors that take gradients keep all that a network computes of a batch
+    make_folder(tmp_path, ("a", "b"), 50)
+    images = data.open_images(str(tmp_path))
+    sizes = {}
+    for side in (32, 224, 384):
+        loader = loader_of(lambda _, side=side: torch.zeros(3, side, side), 0, images, images)
+        batches = [len(batch) for batch, _ in loader]
+        assert sum(batches) == 200
+        sizes[side] = batches[0]
+    assert sizes[32] == 64
+    assert sizes[32] > sizes[224] > sizes[384] >= 1
+    assert 224**2 * sizes[224] < 2**19
 
 
 class Killed(Dataset):

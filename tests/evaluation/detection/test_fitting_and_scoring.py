@@ -1,6 +1,7 @@
 """One pass gives the numbers that pytorch-ood gives with a pass per detector."""
 
 import copy
+import gc
 
 import pytest
 import pytorch_ood.detector as ood
@@ -8,6 +9,7 @@ import timm
 import torch
 from pytorch_ood.api import Detector, LogitsDetector
 from pytorch_ood.benchmark import Benchmark
+from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, TensorDataset
 
 import isomax_adapters.timm  # noqa: F401
@@ -187,6 +189,17 @@ def test_what_fails_is_named_and_the_rest_stands(model):
         "raises": "KeyError: 'weights'",
         "undefined": "1 of 30 scores are NaN or infinite",
     }
+
+
+def test_no_detector_holds_on_to_what_the_network_computed(model):
+    detectors = detectors_for(Parts(model), ["NACUE", "GradNorm", "ODIN", "Gram"])
+    for name, detector in detectors.items():
+        if detector.requires_fit:
+            detector.fit(loader(*TRAIN))
+        detector.predict(TRAIN[0][:8])
+        gc.collect()
+        held = [o for o in gc.get_objects() if isinstance(o, Tensor) and o.grad_fn is not None]
+        assert not held, name
 
 
 def test_a_fit_that_fails_leaves_no_hooks_behind(model):

@@ -1,10 +1,13 @@
 """The model card says what the run's files say."""
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
+import timm
 from huggingface_hub import ModelCard
+from safetensors.torch import save_file
 
 from isomax_evaluation import compare, train
 from isomax_evaluation.training.card import write_card
@@ -38,7 +41,24 @@ def test_a_model_folder_has_a_card_that_the_hub_can_read(tmp_path):
     for part in json.loads((tmp_path / "out/provenance.json").read_text())["datasets"]:
         assert f"| {part['size']} | `{part['digest']}` |" in card.text
     assert "Started from random weights" in card.text
+    assert re.search("Recipe: epochs 1, .*augment pad-crop", card.text)
+    guide = (tmp_path / "out/README.md").read_text()
+    for path in (tmp_path / "out").iterdir():
+        assert path.name == "README.md" or f"{path.name}" in guide, path
     assert "Unknown images" not in card.text
+
+
+def test_a_card_of_a_head_alone_names_no_augmentation(tmp_path):
+    root = make_folder(tmp_path / "set", ("ash", "birch"), 40)
+    weights = tmp_path / "weights.safetensors"
+    save_file(timm.create_model("test_resnet").state_dict(), weights)
+    folder = train(
+        str(root), tmp_path / "out", model="test_resnet", image_size=32, alpha=0.2, workers=0,
+        recipe=replace(RECIPES["finetune"], epochs=0), weights=str(weights),
+    )  # fmt: skip
+    text = (folder / "README.md").read_text()
+    assert "Recipe: epochs 0, augment none" in text
+    assert "hflip" not in text
 
 
 def test_a_card_that_a_kill_has_prevented_is_written_by_the_next_call(tmp_path):

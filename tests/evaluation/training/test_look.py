@@ -42,6 +42,7 @@ def test_a_check_says_what_would_be_done_and_writes_nothing(tmp_path, capfd):
         "recipe: 1 epochs of 3 updates of 16 images, sgd at 0.1, pad-crop augmentation",
         "memory: about",
         "images a second, measured on",
+        "the threshold is the largest score of 6 calibration images",
     ):
         assert part in said
     looked(root, tmp_path / "out")
@@ -59,7 +60,8 @@ def test_a_check_says_how_long_features_take(epochs, tmp_path, capfd):
     change = {"weights": str(tmp_path / "weights.safetensors"), "check": True}
     looked(root, tmp_path / "out", recipe=replace(SHORT, epochs=epochs, augment_copies=1), **change)
     said = capfd.readouterr().err
-    assert "the features of 116 images take about" in said  # 58, and a copy of each
+    assert "for the features of 116 images" in said  # 58, and a copy of each
+    assert "to try the model on 22 at the end" in said  # 16 to test on, 6 to calibrate on
     assert ("an epoch takes about" in said) == (epochs == 1)
     assert "recipe: the head alone for 20 epochs" in said
     assert "unchanged images and 1 augmented copies" in said

@@ -30,6 +30,19 @@ def test_the_classes_that_it_went_worst_for_are_named(tmp_path):
     ]
 
 
+def test_that_the_longer_training_was_in_vain_is_said(tmp_path):
+    rows = [
+        {"epoch": 20, "head_val_accuracy": 0.9},
+        *({"epoch": n, "lr": 0.1, "val_accuracy": value} for n, value in ((1, 0.7), (2, 0.8))),
+    ]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    lines = said(tmp_path, kept="the head alone, 20 epochs")
+    assert lines[0].endswith(
+        "the head alone, 20 epochs, rather than epoch 2 with 80.0% on the same images"
+    )
+    assert said(tmp_path, kept="epoch 2")[0] == "kept: epoch 2"
+
+
 def test_without_test_images_or_faults_nothing_is_named(tmp_path):
     assert len(said(tmp_path, val_accuracy=1.0)) == 2
     perfect = {"ash": {"images": 3, "recall": 1.0, "false_alarm_rate": 0.0}}
