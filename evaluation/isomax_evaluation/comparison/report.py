@@ -108,8 +108,8 @@ def _best_first(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _words(name: str) -> list[str]:
-    """The parts of a detector's name, between which a narrow column breaks it."""
-    return re.split(r"(?<=[a-z])(?=[A-Z])", name)
+    """The parts of a name, between which a narrow column breaks it."""
+    return re.split(r"(?<=[a-z])(?=[A-Z])|(?<=[-+_/])", name)
 
 
 def _by_row(deployable: pd.DataFrame) -> dict[tuple[str, str], dict[str, str]]:

@@ -15,7 +15,7 @@ from isomax.calibration import expected_calibration_error
 from isomax_adapters.pytorch_ood import detectors_for
 from isomax_evaluation.data import Images
 from isomax_evaluation.data.digests import digest
-from isomax_evaluation.data.loading import loader_of
+from isomax_evaluation.data.loading import batch_size_for, loader_of
 from isomax_evaluation.detection.fitting import doubt_of_fit, fit, remove_scratch
 from isomax_evaluation.detection.large import sample_size
 from isomax_evaluation.detection.metrics import COLUMNS, one_score, ood_metrics
@@ -309,7 +309,7 @@ def _write_costs(
 ) -> None:
     model, path = bench.model, bench.folder / "costs.csv"
     images = bench.tested.known.decoded(model.decoding)
-    count = min(COST_IMAGES, len(images))
+    count = min(COST_IMAGES, len(images), batch_size_for(model.transform(images.image(0))))
     batch = torch.stack([model.transform(images.image(i)) for i in range(count)])
     costs = cost_of_detectors(
         model.softmax_twin(),

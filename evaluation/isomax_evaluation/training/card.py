@@ -16,8 +16,9 @@ from isomax_evaluation.training.outcome import MEASURED
 TOP = 3  # detectors per OOD set
 #: fields of a recipe that say how a head is trained alone, and with which augmented copies
 OF_THE_HEAD = ("head_first", "head_start", "keep")
-AUGMENTING = ("augment_copies", "augment", "hflip", "scale", "color_jitter")
-AUGMENTING += ("auto_augment", "reprob")
+AUGMENTING = (
+    *("augment_copies", "augment", "hflip", "scale", "color_jitter", "auto_augment", "reprob"),
+)
 
 
 def write_card(run: Path) -> Path:
