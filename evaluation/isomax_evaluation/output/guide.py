@@ -23,7 +23,7 @@ def write_guide(
 
     def there(name: str) -> bool:
         pattern = name.replace("MODEL-seedN", "*").replace("SET", "*").rstrip("/")
-        return next(output.glob(pattern), None) is not None
+        return name == GUIDE or next(output.glob(pattern), None) is not None
 
     lines = ["# What is in this folder", "", f"Made by `isomax {command}`.", ""]
     lines += [f"- `{name}`: {text}" for name, text in others.items() if there(name)]

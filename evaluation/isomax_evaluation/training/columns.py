@@ -53,6 +53,7 @@ TRACKED = {
     "system.jsonl": "processor, memory and disk while it ran, a line for each look",
 }
 OTHERS = {
+    "README.md": "what each file holds, column by column",
     "model/": "the model folder: weights, configuration, calibration and model card, for "
     "`isomax export`, `isomax compare --models` and `timm.create_model('local-dir:...')`",
     "model.onnx": "the model as a file, with `--register`",

@@ -43,8 +43,9 @@ def test_a_model_folder_has_a_card_that_the_hub_can_read(tmp_path):
     assert "Started from random weights" in card.text
     assert re.search("Recipe: epochs 1, .*augment pad-crop", card.text)
     guide = (tmp_path / "out/README.md").read_text()
-    for path in (tmp_path / "out").iterdir():
-        assert path.name == "README.md" or f"{path.name}" in guide, path
+    assert all(path.name in guide for path in (tmp_path / "out").iterdir())
+    trained(root, tmp_path / "out")
+    assert (tmp_path / "out/README.md").read_text() == guide
     assert "Unknown images" not in card.text
 
 
