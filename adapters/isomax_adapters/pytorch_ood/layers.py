@@ -29,17 +29,26 @@ def gram(parts: Parts) -> ood.Gram:
 
 
 class _NACUE(ood.NACUE):
-    """pytorch-ood's, which holds on to all that the network computed of its last batch."""
+    """pytorch-ood's, which holds on to all that the network computed of its last batch, and where
+    it fails leaves its hooks behind, which hold on to all later ones."""
 
     def fit(self, data_loader: Any) -> "_NACUE":
-        super().fit(data_loader)
-        self._captured.clear()
+        try:
+            super().fit(data_loader)
+        finally:
+            self._let_go()
         return self
 
     def predict(self, x: Tensor) -> Tensor:
-        scores: Tensor = super().predict(x)
-        self._captured.clear()
+        try:
+            scores: Tensor = super().predict(x)
+        finally:
+            self._let_go()
         return scores
+
+    def _let_go(self) -> None:
+        self._remove_hooks()
+        self._captured.clear()
 
 
 def nac(parts: Parts) -> ood.NACUE:

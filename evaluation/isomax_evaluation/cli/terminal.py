@@ -103,7 +103,7 @@ def print_blocks(table: Any, console: Any) -> None:
         short = [text for text in shown if len(text) <= SHORT]
         console.print(Padding(Columns(short, padding=(0, 3)), (0, 0, 0, 4)))
         for text in shown:
-            if text not in short:
+            if len(text) > SHORT:
                 console.print(Padding(text, (0, 0, 0, 4)))
 
 

@@ -25,6 +25,7 @@ from PIL import Image
 from pytorch_ood.dataset.img import GaussianNoise, UniformNoise
 
 from isomax_adapters.onnx.images import (
+    SPLITS,
     Listing,
     Scan,
     existing_folder,
@@ -44,7 +45,6 @@ DIGITS_KNOWN, DIGITS_HELD_OUT = tuple("0123456"), tuple("789")
 NOISE = {"gaussian-noise": GaussianNoise, "uniform-noise": UniformNoise}
 TABLES = (".csv", ".tsv", ".txt")
 TEST_SHARE = 0.2  # of a data set that is not split
-TRAINING = ("train", "training")  # folders
 #: torchvision's with videos, pairs, flows, boxes or attributes instead
 WITHOUT_A_CLASS = (
     *("FlyingChairs", "FlyingThings3D", "HD1K", "KittiFlow", "Sintel"),
@@ -219,7 +219,7 @@ def _name_of(folder: str) -> str:
     """The last part of its path, as text: it becomes a name in tables. Of a set's training part it
     is the set's."""
     place = Path(folder).expanduser().resolve()
-    return as_text(place.parent.name if place.name.lower() in TRAINING else place.name)
+    return as_text(place.parent.name if place.name.lower() in SPLITS["train"] else place.name)
 
 
 def _images_of(listing: Listing, name: str) -> Images:
@@ -235,7 +235,7 @@ def _unlabelled(folder: str, split: str) -> Images:
     try:
         top = folder
         if split == "train":  # to choose hyperparameters on: not the images that others test on
-            inside = [name for name in os.listdir(folder) if name.lower() in TRAINING]
+            inside = [name for name in os.listdir(folder) if name.lower() in SPLITS["train"]]
             top = os.path.join(folder, inside[0]) if len(inside) == 1 else folder
         listing = scan_unlabelled(top)
     except (ValueError, OSError) as error:
@@ -303,6 +303,8 @@ def _from_pytorch_ood(name: str, root: str | None) -> Images:
 
 
 def _from_torchvision(name: str, split: str, root: str | None) -> Images:
+    if name in WITHOUT_A_CLASS:
+        raise InputError(f"torchvision's {name} has no class for each image; give another dataset")
     made = getattr(torchvision.datasets, name)
     parameters = inspect.signature(made).parameters
     arguments: dict[str, Any] = {"root": root or "."}
@@ -310,9 +312,7 @@ def _from_torchvision(name: str, split: str, root: str | None) -> Images:
         arguments["train"] = split == "train"
     elif "split" in parameters:
         arguments["split"] = split
-    if name in WITHOUT_A_CLASS:
-        raise InputError(f"torchvision's {name} has no class for each image; give another dataset")
-    if not {"train", "split"} & set(parameters):
+    else:
         raise InputError(f"torchvision's {name} has no splits to train and test on; give a folder")
     if "download" in parameters:
         arguments["download"] = True

@@ -31,12 +31,12 @@ def loader_of(transform: Any, workers: int, *sets: Images) -> DataLoader:
     )
     return DataLoader(
         together,
-        batch_size=batch_size_for(together[0][0]) if len(together) else 1,
+        batch_size=_batch_size(together[0][0]) if len(together) else 1,
         num_workers=max(workers_for(images, workers) for images in sets),
     )
 
 
-def batch_size_for(image: Tensor) -> int:
+def _batch_size(image: Tensor) -> int:
     """How many images of this size every detector has memory for."""
     return max(1, min(BATCH_SIZE, PIXELS_AT_ONCE // image.shape[-2:].numel()))
 

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator
 import torch
 from greenlet import getcurrent, greenlet
 from pytorch_ood.api import Detector
-from pytorch_ood.detector import NACUE
 from torch import Tensor
 
 from isomax_evaluation.detection.draws import Draws
@@ -49,8 +48,6 @@ class Feeding:
             self._detector.fit(_Loader(first, self._giver.switch))
         except Exception as error:  # reported by finish()
             self._error = error
-            if isinstance(self._detector, NACUE):
-                self._detector._remove_hooks()  # they would keep all that the model computes
 
 
 class _Loader:

@@ -15,7 +15,7 @@ from isomax.calibration import expected_calibration_error
 from isomax_adapters.pytorch_ood import detectors_for
 from isomax_evaluation.data import Images
 from isomax_evaluation.data.digests import digest
-from isomax_evaluation.data.loading import batch_size_for, loader_of
+from isomax_evaluation.data.loading import loader_of
 from isomax_evaluation.detection.fitting import doubt_of_fit, fit, remove_scratch
 from isomax_evaluation.detection.large import sample_size
 from isomax_evaluation.detection.metrics import COLUMNS, one_score, ood_metrics
@@ -308,14 +308,12 @@ def _write_costs(
     bench: Bench, detectors: dict[str, Detector], advance: Callable[[int], None]
 ) -> None:
     model, path = bench.model, bench.folder / "costs.csv"
-    images = bench.tested.known.decoded(model.decoding)
-    count = min(COST_IMAGES, len(images), batch_size_for(model.transform(images.image(0))))
-    batch = torch.stack([model.transform(images.image(i)) for i in range(count)])
+    batch, _ = next(iter(bench.loader(bench.tested.known)))
     costs = cost_of_detectors(
         model.softmax_twin(),
         model.parts,
         detectors,
-        batch.to(model.parts.device),
+        batch[:COST_IMAGES].to(model.parts.device),
         advance=advance,
     )
     costs.insert(0, "loss", model.name)

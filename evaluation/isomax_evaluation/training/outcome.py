@@ -43,7 +43,7 @@ def outcome(run: Path) -> list[str]:
 
 def _instead_of(run: Path, kept: str) -> str:
     """What the training of the whole network came to, if what was before it is kept."""
-    rows = read_lines(run / "metrics.jsonl") if (run / "metrics.jsonl").is_file() else []
+    rows = read_lines(run / "metrics.jsonl")
     epochs = [row for row in rows if "lr" in row and "val_accuracy" in row]
     if not epochs or kept.startswith("epoch"):
         return ""

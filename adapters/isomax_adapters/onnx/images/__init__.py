@@ -18,7 +18,7 @@ from isomax_adapters.onnx.images.decoding import (
 )
 from isomax_adapters.onnx.images.digests import content_digest, listing_digest, shared_files
 from isomax_adapters.onnx.images.files import IMAGE_SUFFIXES, existing_folder, find_images
-from isomax_adapters.onnx.images.folders import scan, scan_unlabelled
+from isomax_adapters.onnx.images.folders import SPLITS, scan, scan_unlabelled
 from isomax_adapters.onnx.images.listing import LeavingOut, LeftOut, Listing, Scan
 from isomax_adapters.onnx.images.parts import Parts, hold_out, split_parts
 from isomax_adapters.onnx.images.tables import load_class_map, read_labels
@@ -28,6 +28,7 @@ __all__ = [
     "IMAGE_FORMATS",
     "IMAGE_SUFFIXES",
     "MAX_PIXELS",
+    "SPLITS",
     "GreyRange",
     "LeavingOut",
     "LeftOut",
