@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 IMPORTS = {
-    "none": "isomax_adapters.onnx.runtime",
+    "none": "isomax_adapters.runtime.scorer",
     "timm": "isomax_adapters.timm",
     "train": "isomax_evaluation.training.train",
     "onnx": "isomax_adapters.onnx.exporting",
@@ -104,7 +104,7 @@ def onnx(scratch: Path) -> None:
 
     from isomax.calibration import Calibration
     from isomax_adapters.onnx import export
-    from isomax_adapters.onnx.runtime import Scorer
+    from isomax_adapters.runtime.scorer import Scorer
     from isomax_adapters.timm import save_model
 
     torch.manual_seed(0)

@@ -18,8 +18,8 @@ import typer
 from PIL import Image
 from torch.utils.data import DataLoader, TensorDataset
 
-from isomax_adapters.onnx.images import as_array
-from isomax_adapters.onnx.runtime import Scorer
+from isomax_adapters.runtime.decoding import as_array
+from isomax_adapters.runtime.scorer import Scorer
 from isomax_evaluation.cli import app
 
 ROOT = Path(__file__).parents[1]

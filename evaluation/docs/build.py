@@ -17,11 +17,11 @@ import plane
 from pages import PAGES
 from sphinx.cmd.build import build_main
 
-from isomax_adapters.onnx.metadata import FIELDS, METADATA_KEY, OUTPUTS
+from isomax_adapters.runtime.metadata import FIELDS, METADATA_KEY, OUTPUTS
 from isomax_evaluation.cli.terminal import STATUSES
 from isomax_evaluation.comparison import columns as comparison
-from isomax_evaluation.data import named_sets
 from isomax_evaluation.data.benchmarks import BENCHMARKS
+from isomax_evaluation.data.datasets import named_sets
 from isomax_evaluation.deployment.rows import MEANINGS
 from isomax_evaluation.detection.catalogue import catalogue
 from isomax_evaluation.training import columns as training
@@ -32,8 +32,8 @@ HERE, ROOT = Path(__file__).parent, Path(__file__).parents[2]
 MODULES = (
     *("isomax", "isomax.functional", "isomax.calibration", "isomax.starting", "isomax.fitting"),
     *("isomax.doubts", "isomax_adapters.timm", "isomax_adapters.pytorch_ood"),
-    *("isomax_adapters.onnx.exporting", "isomax_adapters.onnx.runtime"),
-    *("isomax_adapters.onnx.resizing", "isomax_adapters.mlflow"),
+    *("isomax_adapters.onnx.exporting", "isomax_adapters.runtime.scorer"),
+    *("isomax_adapters.runtime.resizing", "isomax_adapters.mlflow"),
     *("isomax_evaluation.training.train", "isomax_evaluation.comparison.compare"),
     *("isomax_evaluation.deployment", "isomax_evaluation.detection.fitting"),
     *("isomax_evaluation.detection.scoring", "isomax_evaluation.data"),

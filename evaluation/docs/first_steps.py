@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from isomax import IsoMaxLoss, MinimumDistanceScore
 from isomax_adapters.onnx import export
-from isomax_adapters.onnx.runtime import Scorer
+from isomax_adapters.runtime import Scorer
 from isomax_adapters.timm import attach
 from isomax_evaluation import data
 from isomax_evaluation.deployment import calibrate_model

@@ -18,7 +18,7 @@ import skimage
 from matplotlib.figure import Figure
 from PIL import Image
 
-from isomax_adapters.onnx.runtime import Result, Scorer
+from isomax_adapters.runtime import Result, Scorer
 
 KNOWN = "coffee.png"  #: the only one that shows a class
 SHOWN = (KNOWN, "chelsea.png", "clock_motion.png", "coins.png", "retina.jpg", "rocket.jpg")

@@ -44,7 +44,7 @@ from mlflow.utils.requirements_utils import _get_pinned_requirement
 from PIL import Image
 
 from isomax_adapters.mlflow.pyfunc import COLUMN, NUMBERS, OUTPUTS, PyfuncModel
-from isomax_adapters.onnx.runtime import Scorer
+from isomax_adapters.runtime import Scorer
 
 FLAVOR_NAME = "isomax"
 _MODEL_FILE = "model.onnx"
@@ -88,7 +88,7 @@ def save_model(
     :param pip_requirements: instead of :func:`get_default_pip_requirements`
     :param extra_pip_requirements: in addition to them
     :param metadata: stored in the ``MLmodel`` file
-    :raises isomax_adapters.onnx.runtime.ModelError: if the file was not exported by isomax
+    :raises isomax_adapters.runtime.ModelError: if the file was not exported by isomax
     """
     _validate_env_arguments(conda_env, pip_requirements, extra_pip_requirements)
     scorer = Scorer(onnx_model)
@@ -142,7 +142,7 @@ def log_model(
     The arguments are those of :func:`save_model` and of MLflow's own ``log_model`` functions.
 
     :return: MLflow's description of the logged model; its ``model_uri`` loads it
-    :raises isomax_adapters.onnx.runtime.ModelError: if the file was not exported by isomax
+    :raises isomax_adapters.runtime.ModelError: if the file was not exported by isomax
     """
     return Model.log(
         artifact_path=None,

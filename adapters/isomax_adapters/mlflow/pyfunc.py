@@ -10,7 +10,7 @@ import pandas as pd
 from mlflow.exceptions import MlflowException
 from mlflow.types import DataType
 
-from isomax_adapters.onnx.runtime import Result, Scorer
+from isomax_adapters.runtime import Result, Scorer
 
 COLUMN = "image"
 OUTPUTS = {

@@ -18,23 +18,17 @@ from pytorch_ood.api import Detector
 from isomax.calibration import Calibration, RejectionThreshold
 from isomax.functional import SCORES
 from isomax_adapters.onnx.graph import assemble, preprocessing
-from isomax_adapters.onnx.grey_ranges import grey_range_of
-from isomax_adapters.onnx.images import (
-    GreyRange,
-    as_array,
-    find_images,
-    from_array,
-    open_image,
-)
-from isomax_adapters.onnx.metadata import METADATA_FORMAT
 from isomax_adapters.onnx.network import export_network, with_detector, with_maps
 from isomax_adapters.onnx.precision import PRECISIONS, join, split, to_fp16, to_int8
-from isomax_adapters.onnx.resizing import to_size_of_graph
 from isomax_adapters.onnx.scorers import kind_of
 from isomax_adapters.onnx.verifying import ExportError, verify
 from isomax_adapters.pytorch_ood import Parts, load_detector, read_detector
+from isomax_adapters.runtime.decoding import GreyRange, as_array, from_array, open_image
+from isomax_adapters.runtime.metadata import METADATA_FORMAT
+from isomax_adapters.runtime.resizing import to_size_of_graph
 from isomax_adapters.timm import load_calibration, load_model
 from isomax_adapters.timm.attaching import classifier_names
+from isomax_adapters.timm.grey_ranges import grey_range_of
 
 CALIBRATION_IMAGES = 256  # more of them hardly move the ranges of the activations
 FEWEST_CALIBRATION_IMAGES = 32  # with fewer, the ranges are too narrow for other images
@@ -55,7 +49,7 @@ def export(
     model_folder: str | Path,
     path: str | Path,
     precision: str = "fp32",
-    calibration_images: str | os.PathLike | Iterable[ImageSource] | None = None,
+    calibration_images: Iterable[ImageSource] | None = None,
     selection: Labelled | None = None,
     held_out: Labelled | None = None,
 ) -> Path:
@@ -89,7 +83,7 @@ def export(
     :param precision: of the backbone's weights and arithmetic: ``fp32``; ``fp16``, half the file;
         ``int8``, a quarter, quantised statically. Preprocessing, head and score stay in float32
     :param calibration_images: needed for ``int8`` and only there: ID images, such as training
-        images, as a folder, paths or uint8 arrays ``[H, W, C]``; at least 32, of which at most 256
+        images, as paths or uint8 arrays ``[H, W, C]``; at least 32, of which at most 256
         are used, evenly spaced
     :param selection: what a reduced file is judged on; if not given, it is judged on the
         calibration images, without labels
@@ -258,22 +252,20 @@ def _check_labelled(
         )
 
 
-def _calibration_sources(
-    precision: str, given: str | os.PathLike | Iterable[ImageSource] | None
-) -> list[ImageSource]:
+def _calibration_sources(precision: str, given: Iterable[ImageSource] | None) -> list[ImageSource]:
     if precision not in PRECISIONS:
         raise ValueError(f"unknown precision {precision!r}; choose from {', '.join(PRECISIONS)}")
     if (precision == "int8") != (given is not None):
         raise ValueError(
-            "int8 is calibrated on in-distribution images: pass a folder of training images"
+            "int8 is calibrated on in-distribution images: pass some training images"
             if given is None
             else f"calibration images are for int8; {precision} takes none"
         )
     if given is None:
         return []
-    found = list(find_images([given]) if isinstance(given, (str, os.PathLike)) else given)
+    found = list(given)
     if not found:
-        raise ValueError(f"there are no calibration images in {given}")
+        raise ValueError("there are no calibration images")
     if len(found) < FEWEST_CALIBRATION_IMAGES:
         raise ValueError(
             f"{len(found)} calibration images are too few; int8 takes at least "

@@ -13,8 +13,8 @@ import onnx
 import PIL
 from onnx import compose, numpy_helper, parser
 
-from isomax_adapters.onnx.metadata import METADATA_KEY, scaled_size
-from isomax_adapters.onnx.p_values import Steps
+from isomax_adapters.runtime.metadata import METADATA_KEY, scaled_size
+from isomax_adapters.runtime.p_values import Steps
 
 IR_VERSION = 9  # what ONNX Runtime 1.17 reads; nothing here takes a later one
 _MODES = {"bicubic": "cubic", "bilinear": "linear"}

@@ -16,10 +16,10 @@ from torch import nn
 from isomax.calibration import Calibration
 from isomax.calibration import p_values as conformal_p_values
 from isomax.functional import SCORES
-from isomax_adapters.onnx.images import from_array
 from isomax_adapters.onnx.judging import why_another_model, worst_layers
-from isomax_adapters.onnx.metadata import OUTPUTS
-from isomax_adapters.onnx.runtime import Scorer
+from isomax_adapters.runtime.decoding import from_array
+from isomax_adapters.runtime.metadata import OUTPUTS
+from isomax_adapters.runtime.scorer import Scorer
 
 # share of values of a preprocessed image that may be another grey level than timm's: ONNX Runtime
 # and Pillow round differently what lies half way (0.2% of values at most if bicubic, up to 10% if

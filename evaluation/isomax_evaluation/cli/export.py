@@ -82,7 +82,7 @@ def export(
                     workers=workers,
                     calibration=calibration,
                 )
-        from isomax_adapters.onnx.runtime import Scorer
+        from isomax_adapters.runtime import Scorer
 
         guarantee = Scorer(path).metadata["guarantee"]
         typer.echo(f"wrote {path}, verified against PyTorch; its guarantee is {guarantee}")

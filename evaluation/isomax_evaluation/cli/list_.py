@@ -75,7 +75,7 @@ def _detectors() -> Rows:
 
 
 def _datasets() -> Rows:
-    from isomax_evaluation.data import named_sets
+    from isomax_evaluation.data.datasets import named_sets
 
     return ("dataset", "whose"), list(named_sets().items())
 

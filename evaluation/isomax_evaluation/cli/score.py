@@ -59,8 +59,9 @@ def score(
             raise InputError(
                 f"{option} is for what is printed: leave out --out, and send it to a file"
             )
-        from isomax_adapters.onnx.images import LeavingOut, find_images
-        from isomax_adapters.onnx.runtime import Scorer
+        from isomax_adapters.runtime import Scorer
+        from isomax_evaluation.data.listing.files import find_images
+        from isomax_evaluation.data.listing.listing import LeavingOut
 
         # a name can be too long to exist, or lie in a folder that cannot be read
         if missing := [str(path) for path in paths if not os.path.lexists(path)]:
@@ -139,7 +140,7 @@ def _printable(text: str) -> str:
 def _score_to_file(
     scorer: Any, images: Iterable[str], out: Path, batch_size: int, paths: list[Path]
 ) -> int:
-    from isomax_adapters.onnx.images import find_images
+    from isomax_evaluation.data.listing.files import find_images
     from isomax_evaluation.deployment.scoring import score_to_file
     from isomax_evaluation.output.progress import progress_bar
 

@@ -34,9 +34,11 @@ from isomax_evaluation.comparison.runs import (
 )
 from isomax_evaluation.comparison.sets import open_sets, prepared
 from isomax_evaluation.comparison.tables import together
-from isomax_evaluation.data import Divided, grey_range_of, limit_per_class
 from isomax_evaluation.data.digests import describe
+from isomax_evaluation.data.holding_out import Divided
+from isomax_evaluation.data.images import limit_per_class
 from isomax_evaluation.data.loading import decoding_errors
+from isomax_evaluation.data.pixels import grey_range_of
 from isomax_evaluation.detection.models import Model
 from isomax_evaluation.detection.testing import Bench, Tested, test_model
 from isomax_evaluation.output.errors import InputError

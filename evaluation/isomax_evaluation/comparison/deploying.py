@@ -15,8 +15,9 @@ from isomax_adapters.onnx.verifying import ExportError
 from isomax_adapters.pytorch_ood import why_not
 from isomax_evaluation.comparison.runs import Run
 from isomax_evaluation.comparison.sets import Sets
-from isomax_evaluation.data import Divided, Images
 from isomax_evaluation.data.digests import digest
+from isomax_evaluation.data.holding_out import Divided
+from isomax_evaluation.data.images import Images
 from isomax_evaluation.deployment.equipping import Loaded, Wanted, equip
 from isomax_evaluation.deployment.held_out import HeldOut, hold_out
 from isomax_evaluation.detection.models import Model

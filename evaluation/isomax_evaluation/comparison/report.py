@@ -15,11 +15,11 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 from PIL import Image
 from plotly.offline import get_plotlyjs
 
-from isomax_adapters.onnx.images import as_rgb
+from isomax_adapters.runtime.decoding import as_rgb
 from isomax_evaluation.comparison.deploying import Chosen
 from isomax_evaluation.comparison.plots import ID, scores_of, write_plots
 from isomax_evaluation.comparison.rows import CHANCE, HIGHER_IS_BETTER, table_rows, verdicts
-from isomax_evaluation.data import Images
+from isomax_evaluation.data.images import Images
 from isomax_evaluation.output.files import write_whole
 
 QUANTILES = 500  # of each set of scores, so that the file stays small whatever their number

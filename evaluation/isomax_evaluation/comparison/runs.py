@@ -15,8 +15,8 @@ from isomax_adapters.timm.sources import model_folder_of
 from isomax_evaluation import data
 from isomax_evaluation.comparison.plan import Plan
 from isomax_evaluation.comparison.sets import Sets
-from isomax_evaluation.data import Divided
 from isomax_evaluation.data.digests import describe
+from isomax_evaluation.data.holding_out import Divided
 from isomax_evaluation.detection.models import Model
 from isomax_evaluation.detection.opening import Given
 from isomax_evaluation.detection.testing import Tested

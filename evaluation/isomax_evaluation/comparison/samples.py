@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from isomax_adapters.onnx.images import as_rgb
-from isomax_evaluation.data import Images
+from isomax_adapters.runtime.decoding import as_rgb
+from isomax_evaluation.data.images import Images
 from isomax_evaluation.detection.testing import Tested
 from isomax_evaluation.output.files import file_name, write_whole
 

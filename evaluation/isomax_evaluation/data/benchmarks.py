@@ -6,7 +6,7 @@ import numpy as np
 import pytorch_ood.benchmark
 from pytorch_ood.benchmark import Benchmark
 
-from isomax_adapters.onnx.images import as_rgb
+from isomax_adapters.runtime.decoding import as_rgb
 from isomax_evaluation.data.images import OOD_LABEL, Images
 from isomax_evaluation.data.torch_datasets import from_dataset, labels_of
 from isomax_evaluation.output.errors import InputError, one_line

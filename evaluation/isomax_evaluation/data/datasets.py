@@ -24,19 +24,13 @@ import torchvision.datasets
 from PIL import Image
 from pytorch_ood.dataset.img import GaussianNoise, UniformNoise
 
-from isomax_adapters.onnx.images import (
-    SPLITS,
-    Listing,
-    Scan,
-    existing_folder,
-    hold_out,
-    load_class_map,
-    open_image,
-    read_labels,
-    scan,
-    scan_unlabelled,
-)
+from isomax_adapters.runtime.decoding import open_image
 from isomax_evaluation.data.images import OOD_LABEL, Images, stratified_split
+from isomax_evaluation.data.listing.files import existing_folder
+from isomax_evaluation.data.listing.folders import SPLITS, scan, scan_unlabelled
+from isomax_evaluation.data.listing.listing import Listing, Scan
+from isomax_evaluation.data.listing.tables import load_class_map, read_labels
+from isomax_evaluation.data.parts import hold_out
 from isomax_evaluation.data.torch_datasets import from_dataset, labels_of
 from isomax_evaluation.output.errors import InputError, first_few, one_line
 from isomax_evaluation.output.files import as_text

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from isomax_adapters.onnx.images import Parts, split_parts
 from isomax_evaluation.data.images import Decoding, Images, stratified_split
+from isomax_evaluation.data.parts import Parts, split_parts
 from isomax_evaluation.output.errors import input_errors
 from isomax_evaluation.output.files import as_path
 from isomax_evaluation.output.tables import as_they_are, read_table

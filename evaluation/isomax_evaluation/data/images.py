@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch.utils import data as torch_data
 
-from isomax_adapters.onnx.images import GreyRange, as_pixels
+from isomax_adapters.runtime.decoding import GreyRange, as_pixels
 from isomax_evaluation.output.errors import InputError, one_line
 
 OOD_LABEL = -1

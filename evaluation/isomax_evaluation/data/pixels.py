@@ -3,7 +3,8 @@
 from rich.progress import Progress
 from torch.utils import data as torch_data
 
-from isomax_adapters.onnx.images import GreyRange, check_pixels
+from isomax_adapters.runtime.decoding import GreyRange
+from isomax_evaluation.data.checking import check_pixels
 from isomax_evaluation.data.images import Images
 from isomax_evaluation.output.errors import InputError
 from isomax_evaluation.output.progress import shown

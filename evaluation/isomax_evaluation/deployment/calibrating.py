@@ -15,8 +15,8 @@ from isomax_adapters.pytorch_ood import Parts, check_names, why_not
 from isomax_adapters.timm.folder import check_place
 from isomax_adapters.timm.sources import model_folder_of
 from isomax_evaluation import data
-from isomax_evaluation.data import Images
 from isomax_evaluation.data.digests import digest
+from isomax_evaluation.data.images import Images
 from isomax_evaluation.data.loading import decoding_errors, loader_of
 from isomax_evaluation.deployment.equipping import Loaded, Wanted, equip, tell_if_no_file_holds
 from isomax_evaluation.deployment.held_out import hold_out

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from isomax.calibration import RejectionThreshold
 from isomax_adapters.timm.sources import model_folder_of
 from isomax_evaluation import data
-from isomax_evaluation.data import Images
+from isomax_evaluation.data.images import Images
 from isomax_evaluation.output.errors import InputError
 
 SHARE = 0.1  # of the training images, where no others are there to calibrate on

@@ -16,12 +16,12 @@ from rich.table import Table
 from isomax.calibration import RejectionThreshold
 from isomax_adapters.onnx import export
 from isomax_adapters.onnx.exporting import CALIBRATION_IMAGES, Labelled
-from isomax_adapters.onnx.grey_ranges import grey_range_of
-from isomax_adapters.onnx.images import as_array
-from isomax_adapters.onnx.runtime import Scorer
+from isomax_adapters.runtime import Scorer
+from isomax_adapters.runtime.decoding import as_array
 from isomax_adapters.timm import load_calibration, load_model
+from isomax_adapters.timm.grey_ranges import grey_range_of
 from isomax_evaluation import data
-from isomax_evaluation.data import Decoding, Images
+from isomax_evaluation.data.images import Decoding, Images
 from isomax_evaluation.data.preprocessing import preprocessing_of
 from isomax_evaluation.detection.metrics import ood_metrics
 from isomax_evaluation.output.errors import InputError, first_few

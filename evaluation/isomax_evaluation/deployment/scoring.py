@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
 
-from isomax_adapters.onnx.runtime import Result, Scorer
+from isomax_adapters.runtime import Result, Scorer
 from isomax_evaluation.deployment import rows
 from isomax_evaluation.deployment.rows import COLUMNS, STATE, Index
 from isomax_evaluation.output.errors import InputError

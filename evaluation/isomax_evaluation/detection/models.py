@@ -12,9 +12,9 @@ from pytorch_ood.api import Detector
 from torch import Tensor, nn
 
 from isomax.calibration import Calibration
-from isomax_adapters.onnx.images import GreyRange
 from isomax_adapters.pytorch_ood import Digests, Parts, digests_of_weights
-from isomax_evaluation.data import Decoding
+from isomax_adapters.runtime.decoding import GreyRange
+from isomax_evaluation.data.images import Decoding
 from isomax_evaluation.detection.scoring import score_outputs, scores_outputs
 from isomax_evaluation.extraction.store import Outputs
 

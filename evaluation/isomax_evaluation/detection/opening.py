@@ -9,11 +9,11 @@ from pytorch_ood.api import Detector
 from timm.models import get_model_input_config
 from torch import nn
 
-from isomax_adapters.onnx.grey_ranges import grey_range_of
-from isomax_adapters.onnx.images import CHANNELS, GreyRange
 from isomax_adapters.pytorch_ood import Parts, load_detector, read_detector
+from isomax_adapters.runtime.decoding import CHANNELS, GreyRange
 from isomax_adapters.timm import load_calibration
 from isomax_adapters.timm.classes import match_classes
+from isomax_adapters.timm.grey_ranges import grey_range_of
 from isomax_adapters.timm.sources import model_folder_of, open_model
 from isomax_evaluation.data.preprocessing import preprocessing_of
 from isomax_evaluation.detection.models import Model

@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from isomax_evaluation.data import Images
+from isomax_evaluation.data.images import Images
 from isomax_evaluation.detection.models import Model
 from isomax_evaluation.extraction.store import Outputs
 from isomax_evaluation.output.tables import as_they_are, write_table

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from isomax_evaluation.data import Images
+from isomax_evaluation.data.images import Images
 from isomax_evaluation.output.files import file_name, read_json, write_json
 from isomax_evaluation.output.tables import as_they_are, read_table, write_table
 

@@ -13,8 +13,8 @@ from rich.progress import Progress
 
 from isomax.calibration import expected_calibration_error
 from isomax_adapters.pytorch_ood import detectors_for
-from isomax_evaluation.data import Images
 from isomax_evaluation.data.digests import digest
+from isomax_evaluation.data.images import Images
 from isomax_evaluation.data.loading import loader_of
 from isomax_evaluation.detection.fitting import doubt_of_fit, fit, remove_scratch
 from isomax_evaluation.detection.large import sample_size

@@ -18,16 +18,11 @@ from rich.table import Table
 from isomax.calibration import Calibration
 from isomax_adapters.onnx import export
 from isomax_adapters.onnx.exporting import export_network
-from isomax_adapters.onnx.images import (
-    GreyRange,
-    as_array,
-    find_images,
-    from_array,
-    open_image,
-)
-from isomax_adapters.onnx.resizing import to_size_of_graph
-from isomax_adapters.onnx.runtime import Scorer
+from isomax_adapters.runtime import Scorer
+from isomax_adapters.runtime.decoding import GreyRange, as_array, from_array, open_image
+from isomax_adapters.runtime.resizing import to_size_of_graph
 from isomax_adapters.timm import load_model, save_model
+from isomax_evaluation.data.listing.files import find_images
 from isomax_evaluation.output.errors import InputError
 from isomax_evaluation.speed.timing import alternate
 

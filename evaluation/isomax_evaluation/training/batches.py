@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader, Sampler, WeightedRandomSampler
 from torchvision import transforms
 
 from isomax.functional import mosaic
-from isomax_evaluation.data import Images, Transformed
 from isomax_evaluation.data.decoded import AugmentedBatches, Decoded
+from isomax_evaluation.data.images import Images, Transformed
 from isomax_evaluation.data.loading import workers_for
 from isomax_evaluation.output.errors import InputError
 from isomax_evaluation.training.jobs import Job

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor, nn
 
-from isomax_evaluation.data import Images
+from isomax_evaluation.data.images import Images
 from isomax_evaluation.output.errors import InputError, one_line
 from isomax_evaluation.training.batches import EpochBatches, mixing, train_transform
 from isomax_evaluation.training.jobs import (

@@ -22,8 +22,9 @@ from isomax import IsoMaxHead
 from isomax.fitting import classified_right, fit_head
 from isomax.starting import start_at_means, start_head
 from isomax_adapters.pytorch_ood import Digests, Parts, digests_of_weights
-from isomax_evaluation.data import Divided, Images, Transformed
 from isomax_evaluation.data.digests import digest
+from isomax_evaluation.data.holding_out import Divided
+from isomax_evaluation.data.images import Images, Transformed
 from isomax_evaluation.data.loading import workers_for
 from isomax_evaluation.extraction.one_pass import one_pass
 from isomax_evaluation.extraction.sharing import adopt

@@ -25,12 +25,12 @@ from timm.scheduler import create_scheduler_v2
 from torch import Tensor, nn
 
 from isomax.calibration import RejectionThreshold
-from isomax_adapters.onnx.images import CHANNELS, check_grey_range
+from isomax_adapters.runtime.decoding import CHANNELS, check_grey_range
 from isomax_adapters.timm import attach, create_model
 from isomax_adapters.timm.attaching import classifier_names
 from isomax_adapters.timm.checkpoints import load_weights, read_checkpoint
 from isomax_adapters.timm.sources import no_weights
-from isomax_evaluation.data import Decoding
+from isomax_evaluation.data.images import Decoding
 from isomax_evaluation.data.preprocessing import preprocessing_of
 from isomax_evaluation.output.errors import InputError, input_errors
 from isomax_evaluation.training.losses import LOSSES

@@ -15,8 +15,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from isomax_adapters.onnx.images import open_image
-from isomax_evaluation.data import Divided, Images, Transformed
+from isomax_adapters.runtime.decoding import open_image
+from isomax_evaluation.data.holding_out import Divided
+from isomax_evaluation.data.images import Images, Transformed
 from isomax_evaluation.data.loading import workers_for
 from isomax_evaluation.training.batches import EpochBatches, mixing, train_loader
 from isomax_evaluation.training.dry_run import Tried, dry_run

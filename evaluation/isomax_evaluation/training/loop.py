@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from isomax.functional import NaNFeaturesError
 from isomax_adapters.timm.attaching import classifier_names
 from isomax_adapters.timm.statistics import layers_with_statistics
-from isomax_evaluation.data import Images
+from isomax_evaluation.data.images import Images
 from isomax_evaluation.output.errors import InputError
 from isomax_evaluation.output.files import write_lines, write_whole
 from isomax_evaluation.output.progress import say

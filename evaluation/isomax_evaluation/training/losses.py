@@ -9,7 +9,7 @@ from sklearn.utils.class_weight import compute_class_weight
 from torch import Tensor, nn
 
 from isomax import FractionalProbabilityLoss, IsoMaxLoss
-from isomax_evaluation.data import Images
+from isomax_evaluation.data.images import Images
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,9 @@ from isomax_adapters.timm import save_model
 from isomax_adapters.timm.attaching import head_modules
 from isomax_adapters.timm.publishing import CARD
 from isomax_evaluation import data
-from isomax_evaluation.data import Divided, Images
 from isomax_evaluation.data.digests import describe, digest
+from isomax_evaluation.data.holding_out import Divided
+from isomax_evaluation.data.images import Images
 from isomax_evaluation.data.loading import decoding_errors
 from isomax_evaluation.extraction.classes import far_above, rates_of_classes, summed_up
 from isomax_evaluation.extraction.doubts import doubt_of_samples, doubts_of

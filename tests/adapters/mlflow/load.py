@@ -21,7 +21,7 @@ from pathlib import Path
 import psutil
 
 from isomax_adapters import mlflow as isomax_mlflow
-from isomax_adapters.onnx.runtime import Scorer
+from isomax_adapters.runtime.scorer import Scorer
 
 from .images import good_images
 from .servers import Server, scoring_server

@@ -18,9 +18,8 @@ from mlflow.exceptions import MlflowException
 from mlflow.pyfunc.scoring_server import infer_and_parse_data
 
 from isomax_adapters import mlflow as isomax_mlflow
-from isomax_adapters.onnx.runtime import ModelError, Scorer
+from isomax_adapters.runtime.scorer import ModelError, Scorer
 
-from ..onnx.conftest import model_path  # noqa: F401
 from ..onnx.make_model import build
 from .images import bad_images, good_images
 from .load import load
@@ -30,7 +29,7 @@ COLUMNS = ["label", "class_name", "confidence", "score", "p_value", "is_ood", "e
 
 
 @pytest.fixture(scope="module")
-def saved(model_path, tmp_path_factory):  # noqa: F811
+def saved(model_path, tmp_path_factory):
     path = tmp_path_factory.mktemp("saved") / "model"
     isomax_mlflow.save_model(model_path, path)
     return str(path)
@@ -52,7 +51,7 @@ def rows_of(scorer, images):
     ]
 
 
-def test_loaded_it_is_a_scorer(saved, model_path, images):  # noqa: F811
+def test_loaded_it_is_a_scorer(saved, model_path, images):
     assert rows_of(isomax_mlflow.load_model(saved), images) == rows_of(Scorer(model_path), images)
 
 
@@ -69,7 +68,7 @@ def test_arrays_have_the_channels_of_the_model(channels, tmp_path):
         isomax_mlflow._load_pyfunc(str(tmp_path / "m.onnx")).predict(images[..., [0, 0]])
 
 
-def test_pyfunc_says_the_same(saved, model_path, images):  # noqa: F811
+def test_pyfunc_says_the_same(saved, model_path, images):
     model = mlflow.pyfunc.load_model(saved)
     answers = model.predict(pd.DataFrame({"image": images}))
     assert list(answers.columns) == COLUMNS
@@ -174,7 +173,7 @@ def test_threads_and_providers_come_from_the_environment_or_the_caller(saved, mo
             mlflow.pyfunc.load_model(saved)
 
 
-def test_tensors(model_path, tmp_path):  # noqa: F811
+def test_tensors(model_path, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (5, 9, 7, 3), dtype=np.uint8)
     isomax_mlflow.save_model(model_path, tmp_path / "model", input_example=pixels[:1])
     model = mlflow.pyfunc.load_model(str(tmp_path / "model"))
@@ -236,7 +235,7 @@ def test_it_loads_from_its_own_code_without_torch_and_isomax(saved, tmp_path):
     assert run.stdout.strip() == "[]"
 
 
-def test_served_from_the_registry(model_path, images, tmp_path):  # noqa: F811
+def test_served_from_the_registry(model_path, images, tmp_path):
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     client = mlflow.MlflowClient(tracking_uri=uri)
     before = mlflow.get_tracking_uri()

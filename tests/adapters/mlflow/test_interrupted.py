@@ -15,8 +15,6 @@ from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore as Tracking
 
 from isomax_adapters.mlflow import TrackingError, ask_to_register, track
 
-from ..onnx.conftest import model_path  # noqa: F401
-
 STORES = {"tracking": Tracking, "registry": Registry, "artifacts": LocalArtifactRepository}
 READS = ("get_", "search_", "list_", "download_")
 
@@ -70,7 +68,7 @@ def calls(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, model_path):  # noqa: F811
+def finished(tmp_path_factory, model_path):
     """A comparison of one training, with tables, datasets and a model to register."""
     folder = tmp_path_factory.mktemp("finished") / "out"
     child = folder / "runs" / "isomax-seed0"

@@ -10,9 +10,8 @@ import pytest
 pyspark = pytest.importorskip("pyspark", reason="runs in tox -e spark")
 
 from isomax_adapters import mlflow as isomax_mlflow  # noqa: E402
-from isomax_adapters.onnx.runtime import Scorer  # noqa: E402
+from isomax_adapters.runtime.scorer import Scorer  # noqa: E402
 
-from ..onnx.conftest import model_path  # noqa: E402, F401
 from .images import bad_images, good_images  # noqa: E402
 
 
@@ -32,7 +31,7 @@ def spark():
 
 
 @pytest.mark.parametrize("alpha", [None, 0.01])
-def test_spark_says_what_the_scorer_says(spark, model_path, tmp_path, alpha):  # noqa: F811
+def test_spark_says_what_the_scorer_says(spark, model_path, tmp_path, alpha):
     isomax_mlflow.save_model(model_path, tmp_path / "model")
     folder = tmp_path / "images"
     folder.mkdir()
@@ -70,7 +69,7 @@ def test_spark_says_what_the_scorer_says(spark, model_path, tmp_path, alpha):  #
         ]
 
 
-def test_a_broken_row_is_one_row(spark, model_path, tmp_path):  # noqa: F811
+def test_a_broken_row_is_one_row(spark, model_path, tmp_path):
     isomax_mlflow.save_model(model_path, tmp_path / "model")
     texts = [base64.b64encode(image).decode() for image in good_images(8)]
     wrong = {3: "%%%a", 5: None}

@@ -30,13 +30,13 @@ from rich.table import Table
 
 from isomax.calibration import Calibration
 from isomax_adapters.onnx.graph import assemble
-from isomax_adapters.onnx.images import find_images
-from isomax_adapters.onnx.metadata import METADATA_FORMAT
 from isomax_adapters.onnx.network import export_network, with_detector, with_maps
 from isomax_adapters.onnx.scorers import kind_of, obstacle_to_export
 from isomax_adapters.pytorch_ood import NAMES, Parts, detectors_for
+from isomax_adapters.runtime.metadata import METADATA_FORMAT
 from isomax_adapters.timm.attaching import classifier_names
 from isomax_adapters.timm.checkpoints import load_weights, read_checkpoint
+from isomax_evaluation.data.listing.files import find_images
 from isomax_evaluation.detection.fitting import fit
 from isomax_evaluation.detection.scoring import score
 from tests.adapters.pytorch_ood.sweep import see_every_class

@@ -48,7 +48,7 @@ KINDS: dict[str, tuple[str, str, dict[str, object]]] = {
 OPEN_EACH = """
 import sys, warnings
 import numpy as np
-from isomax_adapters.onnx.runtime import ModelError, Scorer
+from isomax_adapters.runtime.scorer import ModelError, Scorer
 warnings.simplefilter("ignore")
 image = np.zeros((20, 30, 3), dtype=np.uint8)
 for path in sys.stdin.read().split():

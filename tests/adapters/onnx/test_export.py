@@ -22,10 +22,10 @@ from isomax.calibration import Calibration, p_values
 from isomax_adapters.onnx import export, exporting
 from isomax_adapters.onnx.exporting import ExportError
 from isomax_adapters.onnx.graph import preprocessing, verdict
-from isomax_adapters.onnx.images import as_pixels, from_array, open_image
-from isomax_adapters.onnx.metadata import FIELDS
-from isomax_adapters.onnx.p_values import Steps
-from isomax_adapters.onnx.runtime import Scorer
+from isomax_adapters.runtime.decoding import as_pixels, from_array, open_image
+from isomax_adapters.runtime.metadata import FIELDS
+from isomax_adapters.runtime.p_values import Steps
+from isomax_adapters.runtime.scorer import Scorer
 from isomax_adapters.timm import load_calibration, load_model, save_model
 
 from .make_model import build

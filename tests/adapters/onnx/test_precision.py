@@ -17,7 +17,7 @@ from isomax_adapters.onnx.exporting import ExportError, Labelled
 from isomax_adapters.onnx.judging import why_another_model
 from isomax_adapters.onnx.network import export_network
 from isomax_adapters.onnx.precision import SCOPES, join, split, to_int8
-from isomax_adapters.onnx.runtime import Scorer
+from isomax_adapters.runtime.scorer import Scorer
 from isomax_adapters.timm import load_calibration, load_model
 
 from .test_export import CLASSES, make_folder, photographs
@@ -331,14 +331,12 @@ def test_a_channel_that_is_off_keeps_its_bias():
     assert error_of(network, pixels)[1] < 0.03
 
 
-def test_calibration_images_are_spread_over_a_folder(folder, images, tmp_path, monkeypatch):
+def test_calibration_images_are_spread_over_all(monkeypatch):
     """A folder lists one class after the other: the first images are not enough."""
     monkeypatch.setattr(exporting_module, "CALIBRATION_IMAGES", 3)
     monkeypatch.setattr(exporting_module, "FEWEST_CALIBRATION_IMAGES", 3)
-    for number in range(9):
-        Image.fromarray(images[0]).save(tmp_path / f"{number}.png")
-    chosen = exporting_module._calibration_sources("int8", tmp_path)
-    assert [source[-5] for source in chosen] == ["0", "4", "8"]
+    chosen = exporting_module._calibration_sources("int8", [f"{n}.png" for n in range(9)])
+    assert chosen == ["0.png", "4.png", "8.png"]
 
 
 @pytest.mark.parametrize(("count", "step"), [(32, 1), (130, 2)])

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from typer.testing import CliRunner
 
-from isomax_adapters.onnx.runtime import Scorer
+from isomax_adapters.runtime.scorer import Scorer
 from isomax_evaluation.cli import app
 from isomax_evaluation.cli.options import recipe_of
 from isomax_evaluation.cli.terminal import print_blocks, print_table

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from isomax_adapters.onnx.runtime import Scorer
+from isomax_adapters.runtime.scorer import Scorer
 
 from ...command import Command
 from ...image_folders import make_folder

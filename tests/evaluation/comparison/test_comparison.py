@@ -17,7 +17,7 @@ from rich.console import Console
 from sklearn.metrics import auc, precision_recall_curve, roc_auc_score
 
 from isomax import EntropicScore, MahalanobisPP
-from isomax_adapters.onnx.runtime import Scorer
+from isomax_adapters.runtime.scorer import Scorer
 from isomax_adapters.timm import load_calibration, load_model
 from isomax_evaluation import compare, data
 from isomax_evaluation.comparison.rows import needs, table_rows, terminal_table, verdicts

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch.utils.data import TensorDataset
 
-from isomax_adapters.onnx.runtime import Scorer
 from isomax_adapters.onnx.verifying import ExportError
 from isomax_adapters.pytorch_ood import load_detector
+from isomax_adapters.runtime.scorer import Scorer
 from isomax_adapters.timm import load_calibration
 from isomax_evaluation import compare, data
 from isomax_evaluation.comparison.columns import FILES

@@ -6,7 +6,7 @@ import pytest
 from rich.progress import Progress
 
 from isomax_evaluation.comparison.sets import open_sets, prepared
-from isomax_evaluation.data import Decoding
+from isomax_evaluation.data.images import Decoding
 from isomax_evaluation.output.errors import InputError
 from isomax_evaluation.output.progress import progress_bar
 

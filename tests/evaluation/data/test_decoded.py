@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from isomax_evaluation import data
-from isomax_evaluation.data import Transformed
 from isomax_evaluation.data.decoded import AugmentedBatches, Decoded, crop_and_flip
+from isomax_evaluation.data.images import Transformed
 
 CONFIG = {
     "input_size": (3, 24, 24),

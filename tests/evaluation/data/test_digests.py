@@ -7,7 +7,7 @@ from importlib.metadata import version
 import pytest
 from PIL import Image
 
-from isomax_evaluation.data import open_images, open_splits
+from isomax_evaluation.data.datasets import open_images, open_splits
 from isomax_evaluation.data.digests import describe, digest
 from isomax_evaluation.output.provenance import git_commit, write_provenance
 

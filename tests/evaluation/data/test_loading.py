@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from isomax_evaluation import data
-from isomax_evaluation.data import Transformed
+from isomax_evaluation.data.images import Transformed
 from isomax_evaluation.data.loading import decoding_errors, loader_of
 from isomax_evaluation.output.errors import InputError
 

@@ -24,10 +24,10 @@ from rich.table import Table
 
 from isomax.calibration import Calibration
 from isomax_adapters.onnx import export
-from isomax_adapters.onnx.runtime import Scorer
 from isomax_adapters.onnx.scorers import obstacle_to_export
 from isomax_adapters.onnx.verifying import ExportError
 from isomax_adapters.pytorch_ood import NAMES, Saved, detectors_for, save_detector
+from isomax_adapters.runtime.scorer import Scorer
 from isomax_adapters.timm import save_model
 from isomax_evaluation import data
 from isomax_evaluation.data.loading import loader_of

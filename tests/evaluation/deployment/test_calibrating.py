@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import save_file
 
 from isomax_adapters.onnx import export
-from isomax_adapters.onnx.images import as_pixels, open_image
-from isomax_adapters.onnx.runtime import Scorer
 from isomax_adapters.onnx.scorers import obstacle_to_export, why_too_large
 from isomax_adapters.onnx.verifying import ExportError
 from isomax_adapters.pytorch_ood import Parts, load_detector, read_detector
+from isomax_adapters.runtime.decoding import as_pixels, open_image
+from isomax_adapters.runtime.scorer import Scorer
 from isomax_adapters.timm import load_calibration, load_model
 from isomax_evaluation import train
 from isomax_evaluation.deployment.calibrating import calibrate

@@ -8,8 +8,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchvision.transforms import Compose, Normalize
 
 from isomax_adapters.onnx import export
-from isomax_adapters.onnx.runtime import Scorer
 from isomax_adapters.pytorch_ood import load_detector, read_detector
+from isomax_adapters.runtime.scorer import Scorer
 from isomax_adapters.timm import load_calibration, save_model
 from isomax_evaluation.deployment import calibrate_model
 from isomax_evaluation.output.errors import InputError

@@ -11,7 +11,7 @@ import torch
 from rich.progress import Progress
 
 from isomax.calibration import Calibration
-from isomax_adapters.onnx.runtime import Scorer
+from isomax_adapters.runtime.scorer import Scorer
 from isomax_adapters.timm import save_model
 from isomax_evaluation import data, train
 from isomax_evaluation.deployment import precision

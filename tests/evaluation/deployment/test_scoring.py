@@ -21,10 +21,10 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
-from isomax_adapters.onnx.images import find_images
-from isomax_adapters.onnx.resizing import to_size_of_graph
-from isomax_adapters.onnx.runtime import Result, Scorer
-from isomax_evaluation.data import open_images
+from isomax_adapters.runtime.resizing import to_size_of_graph
+from isomax_adapters.runtime.scorer import Result, Scorer
+from isomax_evaluation.data.datasets import open_images
+from isomax_evaluation.data.listing.files import find_images
 from isomax_evaluation.deployment.rows import COLUMNS, MEANINGS
 from isomax_evaluation.deployment.scoring import Scored, score_to_file
 from isomax_evaluation.output.errors import InputError

@@ -26,7 +26,7 @@ from torch.utils.data import ConcatDataset, DataLoader
 
 from isomax_adapters.pytorch_ood import Parts, detectors_for
 from isomax_evaluation import data
-from isomax_evaluation.data import Images, Transformed
+from isomax_evaluation.data.images import Images, Transformed
 from isomax_evaluation.detection.fitting import fit
 from isomax_evaluation.detection.metrics import ood_metrics
 from isomax_evaluation.detection.scoring import score

@@ -12,8 +12,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from isomax_adapters.onnx import export
-from isomax_adapters.onnx.images import as_pixels, open_image
-from isomax_adapters.onnx.runtime import Scorer
+from isomax_adapters.runtime.decoding import as_pixels, open_image
+from isomax_adapters.runtime.scorer import Scorer
 from isomax_adapters.timm import load_model
 from isomax_evaluation import compare, train
 from isomax_evaluation.output.errors import InputError

@@ -19,14 +19,16 @@ import onnxruntime
 import pytest
 from PIL import Image
 
-from isomax_adapters.onnx import runtime, sessions
-from isomax_adapters.onnx.images import IMAGE_FORMATS, IMAGE_SUFFIXES, find_images
-from isomax_adapters.onnx.metadata import resized
-from isomax_adapters.onnx.resizing import to_size_of_graph
-from isomax_adapters.onnx.room import Room
-from isomax_adapters.onnx.runtime import ModelError, Result, Scorer
+from isomax_adapters.runtime import scorer as runtime
+from isomax_adapters.runtime import sessions
+from isomax_adapters.runtime.decoding import IMAGE_FORMATS
+from isomax_adapters.runtime.metadata import resized
+from isomax_adapters.runtime.resizing import to_size_of_graph
+from isomax_adapters.runtime.room import Room
+from isomax_adapters.runtime.scorer import ModelError, Result, Scorer
+from isomax_evaluation.data.listing.files import IMAGE_SUFFIXES, find_images
 
-from .images.encoded import tiff
+from .encoded import tiff
 
 MEAN, STD = np.array([0.5, 0.4, 0.3]), np.array([0.2, 0.3, 0.4])
 
@@ -279,7 +281,7 @@ def test_grey_values_are_read_in_the_range_of_the_model(scorer, model_path, tmp_
 def test_models_of_other_channels(channels, tmp_path):
     """Files, and arrays of their pixels, are the same."""
     onnx = pytest.importorskip("onnx")
-    from .make_model import build
+    from ..onnx.make_model import build
 
     onnx.save(build(channels=channels), tmp_path / "m.onnx")
     scorer = Scorer(tmp_path / "m.onnx")
@@ -964,7 +966,7 @@ def test_one_scorer_serves_many_threads(scorer):
 
 def test_only_numpy_onnxruntime_and_pillow_are_imported():
     code = (
-        "import sys, isomax_adapters.onnx.runtime as r;"
+        "import sys, isomax_adapters.runtime.scorer as r;"
         "heavy = {'torch', 'timm', 'onnx', 'pandas', 'mlflow', 'scipy'} & set(sys.modules);"
         "sys.exit(', '.join(sorted(heavy)) or 0)"
     )
@@ -976,7 +978,7 @@ def test_only_numpy_onnxruntime_and_pillow_are_imported():
 def test_nothing_is_reported_unless_that_is_asked_for(chosen):
     """As ONNX Runtime itself would, from a process that had no say before."""
     known = {k: v for k, v in os.environ.items() if k != "ORT_DISABLE_TELEMETRY"}
-    code = "import isomax_adapters.onnx.runtime, os; print(os.environ['ORT_DISABLE_TELEMETRY'])"
+    code = "import isomax_adapters.runtime.scorer, os; print(os.environ['ORT_DISABLE_TELEMETRY'])"
     done = subprocess.run(
         [sys.executable, "-c", code],
         env=known | ({} if chosen is None else {"ORT_DISABLE_TELEMETRY": chosen}),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from isomax_adapters.onnx.images.decoding import (
+from isomax_adapters.runtime.decoding import (
     GreyRange,
     as_array,
     check_grey_range,

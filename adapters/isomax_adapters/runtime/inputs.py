@@ -11,7 +11,7 @@ from typing import IO, Any
 import numpy as np
 from PIL import Image
 
-from isomax_adapters.onnx.images import CHANNELS, GreyRange, as_pixels, from_array, open_image
+from isomax_adapters.runtime.decoding import CHANNELS, GreyRange, as_pixels, from_array, open_image
 
 Encoded = bytes | bytearray | memoryview
 Input = str | os.PathLike | Encoded | IO[bytes] | np.ndarray | Image.Image

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from isomax_adapters.onnx.images import find_images, scan, scan_unlabelled
+from isomax_evaluation.data.listing.files import find_images
+from isomax_evaluation.data.listing.folders import scan, scan_unlabelled
 
 from .trees import labelled, make_tree
 
@@ -120,7 +121,7 @@ def test_the_order_is_total(tmp_path, monkeypatch):
         again = scan(tmp_path)
         assert again.train.names == first.train.names
         assert again.train.labels.tolist() == first.train.labels.tolist()
-    code = "from isomax_adapters.onnx.images import scan\n"
+    code = "from isomax_evaluation.data.listing.folders import scan\n"
     code += f"print(scan({str(tmp_path)!r}).train.names)"
     for seed in ("0", "1"):
         run = subprocess.run(

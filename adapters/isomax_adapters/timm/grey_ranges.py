@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from isomax_adapters.onnx.images import GreyRange, check_grey_range
+from isomax_adapters.runtime.decoding import GreyRange, check_grey_range
 from isomax_adapters.timm.folder import CONFIG
 
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from isomax_adapters.onnx.images.parts import FEWEST_SELECT, hold_out, split_parts
+from isomax_evaluation.data.parts import FEWEST_SELECT, hold_out, split_parts
 
 SETS = st.tuples(
     st.lists(st.integers(0, 60), min_size=1, max_size=8),  # how many images each class has

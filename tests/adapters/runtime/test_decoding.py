@@ -10,14 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image, UnidentifiedImageError
 
-from isomax_adapters.onnx.images import (
-    as_array,
-    as_pixels,
-    as_rgb,
-    decoding,
-    from_array,
-    open_image,
-)
+from isomax_adapters.runtime import decoding
+from isomax_adapters.runtime.decoding import as_array, as_pixels, as_rgb, from_array, open_image
 
 from .encoded import pgm, png, tiff, twelve_bits
 

@@ -1,34 +1,15 @@
-"""What a set of images is: a short text that changes when it does, and what two sets share."""
+"""What two sets of files share."""
 
 import hashlib
-import json
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
-from isomax_adapters.onnx.images.listing import Listing
+from isomax_evaluation.data.listing.listing import Listing
 
 _BEGINNING = 4096  # bytes, which tell most files of the same size apart
 
 _Pair = tuple[Sequence[str], Sequence[str]]
-
-
-def listing_digest(listing: Listing) -> str:
-    """SHA-256 of names, sizes, labels and groups; no file is opened.
-
-    It depends neither on where the folder lies, nor on how its path is written, nor on the order.
-
-    :raises OSError: if a file is not there
-    """
-    return _digest(listing, map(os.path.getsize, listing.paths))
-
-
-def content_digest(listing: Listing) -> str:
-    """The same with the contents of all files in the place of their sizes.
-
-    :raises OSError: if a file cannot be read
-    """
-    return _digest(listing, map(_sha256, listing.paths))
 
 
 def shared_files(first: Listing, second: Listing) -> list[tuple[str, str]]:
@@ -53,13 +34,6 @@ def _parts(pair: _Pair, key: Callable[[str], object]) -> Iterator[_Pair]:
         for path in paths:
             parts[key(path)][side].append(path)
     return (part for part in parts.values() if all(part))
-
-
-def _digest(listing: Listing, contents: Iterable[object]) -> str:
-    labels = [listing.class_names[label] for label in listing.labels]
-    groups = listing.groups or [None] * len(listing)
-    rows = sorted(map(json.dumps, zip(listing.names, contents, labels, groups, strict=True)))
-    return hashlib.sha256("\n".join([json.dumps(listing.class_names), *rows]).encode()).hexdigest()
 
 
 def _sha256(path: str) -> str:

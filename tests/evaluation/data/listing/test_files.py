@@ -3,7 +3,8 @@ import os
 import pytest
 from PIL import Image
 
-from isomax_adapters.onnx.images import IMAGE_FORMATS, IMAGE_SUFFIXES, existing_folder, find_images
+from isomax_adapters.runtime.decoding import IMAGE_FORMATS
+from isomax_evaluation.data.listing.files import IMAGE_SUFFIXES, existing_folder, find_images
 
 from .trees import make_tree
 

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NoReturn
 
-from isomax_adapters.onnx.images.files import expanded
-from isomax_adapters.onnx.images.folders import SPLIT_OF
-from isomax_adapters.onnx.images.listing import Entry, LeavingOut, Scan, listings
+from isomax_evaluation.data.listing.files import expanded
+from isomax_evaluation.data.listing.folders import SPLIT_OF
+from isomax_evaluation.data.listing.listing import Entry, LeavingOut, Scan, listings
 
 _DELIMITERS = (",", ";", "\t", "|", " ")
 _COLUMNS = {  # and what they are called elsewhere

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from isomax_adapters.onnx.images import check_pixels
+from isomax_evaluation.data.checking import check_pixels
 
-from .encoded import png, tiff
+from ...adapters.runtime.encoded import png, tiff
 
 
 @pytest.fixture

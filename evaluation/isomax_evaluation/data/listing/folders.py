@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from isomax_adapters.onnx.images.files import (
+from isomax_evaluation.data.listing.files import (
     IMAGE_SUFFIXES,
     MET_BEFORE,
     expanded,
@@ -16,7 +16,7 @@ from isomax_adapters.onnx.images.files import (
     reason_against_folder,
     walk,
 )
-from isomax_adapters.onnx.images.listing import (
+from isomax_evaluation.data.listing.listing import (
     Entry,
     LeavingOut,
     Listing,

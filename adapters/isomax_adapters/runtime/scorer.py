@@ -13,15 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from isomax_adapters.onnx import inputs as reading
-from isomax_adapters.onnx.images import MAX_PIXELS, check_grey_range
-from isomax_adapters.onnx.inputs import Input
-from isomax_adapters.onnx.metadata import FORMATS, METADATA_KEY, OUTPUTS, check_metadata, resized
-from isomax_adapters.onnx.p_values import Steps
-from isomax_adapters.onnx.resizing import to_size_of_graph
-from isomax_adapters.onnx.room import Room
-from isomax_adapters.onnx.safety import refers_to_other_files
-from isomax_adapters.onnx.sessions import Provider, ProviderError, cores, open_session
+from isomax_adapters.runtime import inputs as reading
+from isomax_adapters.runtime.decoding import MAX_PIXELS, check_grey_range
+from isomax_adapters.runtime.inputs import Input
+from isomax_adapters.runtime.metadata import FORMATS, METADATA_KEY, OUTPUTS, check_metadata, resized
+from isomax_adapters.runtime.p_values import Steps
+from isomax_adapters.runtime.resizing import to_size_of_graph
+from isomax_adapters.runtime.room import Room
+from isomax_adapters.runtime.safety import refers_to_other_files
+from isomax_adapters.runtime.sessions import Provider, ProviderError, cores, open_session
 
 PIXELS_AT_ONCE = 32_000_000  # decoded and waiting, and as many in one batch; 100 MB each
 LONGEST_PATH = 4096

@@ -12,5 +12,7 @@ def model_path(tmp_path_factory):
     if given := os.environ.get("ISOMAX_TEST_MODEL"):
         return Path(given)
     path = tmp_path_factory.mktemp("model") / "colours.onnx"
-    subprocess.run([sys.executable, Path(__file__).with_name("make_model.py"), path], check=True)
+    subprocess.run(
+        [sys.executable, Path(__file__).with_name("onnx") / "make_model.py", path], check=True
+    )
     return path

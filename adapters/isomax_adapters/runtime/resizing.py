@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from isomax_adapters.onnx.metadata import resized, scaled_size
+from isomax_adapters.runtime.metadata import resized, scaled_size
 
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 

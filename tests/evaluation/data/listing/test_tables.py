@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from isomax_adapters.onnx.images import load_class_map, read_labels
+from isomax_evaluation.data.listing.tables import load_class_map, read_labels
 
 from .trees import labelled, make_tree
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from isomax_adapters.onnx.images import CHANNELS, MAX_PIXELS, check_grey_range
+from isomax_adapters.runtime.decoding import CHANNELS, MAX_PIXELS, check_grey_range
 
 METADATA_KEY, METADATA_FORMAT = "isomax", 2
 OUTPUTS = {  # type and number of dimensions

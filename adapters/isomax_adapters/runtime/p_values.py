@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from isomax_adapters.onnx.metadata import WITHOUT_P_VALUES
+from isomax_adapters.runtime.metadata import WITHOUT_P_VALUES
 
 
 def floored(numerators: np.ndarray, denominator: int) -> np.ndarray:
