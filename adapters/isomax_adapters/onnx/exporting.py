@@ -263,6 +263,8 @@ def _calibration_sources(precision: str, given: Iterable[ImageSource] | None) ->
         )
     if given is None:
         return []
+    if isinstance(given, (str, os.PathLike)):
+        raise ValueError(f"calibration images are {given}; give a list of files, or of arrays")
     found = list(given)
     if not found:
         raise ValueError("there are no calibration images")
