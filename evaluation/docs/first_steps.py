@@ -47,7 +47,7 @@ def tensors(images):
 
 
 splits = data.open_splits("digits")
-training, held_out = data.stratified_split(splits.train, 0.2, seed=0)
+training, held_out = data.hold_out(splits.train, 0.2)
 sets = {"known": splits.test, "7, 8, 9": data.open_images("digits-held-out"),
         "noise": data.open_images("uniform-noise")}  # fmt: skip
 sets = {name: tensors(images) for name, images in sets.items()}

@@ -8,8 +8,10 @@ import typer
 from isomax_evaluation.cli.options import (
     Alpha,
     ClassMap,
+    DropDuplicates,
     GroupBy,
     ImageSize,
+    OnContradiction,
     Root,
     SkipBad,
     Workers,
@@ -64,12 +66,15 @@ def calibrate(
     group_by: GroupBy = None,
     class_map: ClassMap = None,
     skip_bad_images: SkipBad = False,
+    drop_duplicates: DropDuplicates = False,
+    on_contradiction: OnContradiction = "refuse",
     workers: Workers = 2,
 ) -> None:
     """Make a trained classifier say "unknown": fit a detector, calibrate its threshold, and write a
     model folder to export."""
     with one_line_errors("train"):
         with status("loading PyTorch"):
+            from isomax_evaluation.data.copies import Copies
             from isomax_evaluation.deployment import calibrating
 
         folder = calibrating.calibrate(
@@ -87,6 +92,7 @@ def calibrate(
             group_by=group_by,
             class_map=class_map,
             skip_bad_images=skip_bad_images,
+            copies=Copies(drop_duplicates, on_contradiction),
             workers=workers,
         )
         show_threshold(folder)

@@ -10,12 +10,14 @@ from isomax_evaluation.cli.options import (
     ClassMap,
     CropMode,
     CropPct,
+    DropDuplicates,
     GreyRange,
     GroupBy,
     ImageSize,
     InChans,
     Interpolation,
     OfflineOk,
+    OnContradiction,
     Output,
     PerClass,
     Pretrained,
@@ -116,6 +118,8 @@ def compare(
     class_map: ClassMap = None,
     alpha: Alpha = 0.05,
     skip_bad_images: SkipBad = False,
+    drop_duplicates: DropDuplicates = False,
+    on_contradiction: OnContradiction = "refuse",
     workers: Workers = 2,
     track: Track = True,
     offline_ok: OfflineOk = False,
@@ -134,6 +138,7 @@ def compare(
         with status("loading PyTorch"):
             from isomax_evaluation.comparison import compare as comparison
             from isomax_evaluation.comparison.rows import terminal_table
+            from isomax_evaluation.data.copies import Copies
             from isomax_evaluation.training import jobs
 
         names = comparison.DETECTORS if named is None else named
@@ -169,6 +174,7 @@ def compare(
             test_images=test_images,
             alpha=alpha,
             skip_bad_images=skip_bad_images,
+            copies=Copies(drop_duplicates, on_contradiction),
             workers=workers,
             benchmark=benchmark,
             tune=tune,

@@ -5,7 +5,13 @@ from typing import Annotated, Any
 
 import typer
 
-from isomax_evaluation.cli.options import Root, SkipBad, Workers
+from isomax_evaluation.cli.options import (
+    DropDuplicates,
+    OnContradiction,
+    Root,
+    SkipBad,
+    Workers,
+)
 from isomax_evaluation.cli.terminal import one_line_errors, print_table, status
 from isomax_evaluation.output.errors import InputError, input_errors
 from isomax_evaluation.output.files import check_target
@@ -41,6 +47,8 @@ def export(
         int | None, typer.Option(help="Measure on at most N images of each dataset.")
     ] = None,
     skip_bad_images: SkipBad = False,
+    drop_duplicates: DropDuplicates = False,
+    on_contradiction: OnContradiction = "refuse",
     workers: Workers = 2,
 ) -> None:
     """Export a model folder to one ONNX file: raw pixels in, verdict out.
@@ -63,6 +71,7 @@ def export(
         with status("loading PyTorch"):
             from isomax_adapters.onnx import export as export_onnx
             from isomax_adapters.timm.sources import model_folder_of
+            from isomax_evaluation.data.copies import Copies
 
         model_folder = model_folder_of(str(model_folder)) or model_folder
         with input_errors():
@@ -79,6 +88,7 @@ def export(
                     root=data_root,
                     test_images=test_images,
                     skip_bad_images=skip_bad_images,
+                    copies=Copies(drop_duplicates, on_contradiction),
                     workers=workers,
                     calibration=calibration,
                 )

@@ -85,6 +85,17 @@ ClassMap = Annotated[str | None, typer.Option(help="timm's file of class names, 
 SkipBad = Annotated[
     bool, typer.Option("--skip-bad-images", help="Leave out images that do not decode.")
 ]
+DropDuplicates = Annotated[
+    bool,
+    typer.Option(
+        "--drop-duplicates",
+        help="Of images that are there more than once, whatever their files are called, keep one.",
+    ),
+]
+OnContradiction = Annotated[
+    str,
+    typer.Option(help="Where an image is there under several labels: refuse, drop it, or keep."),
+]
 RecipeName = Annotated[str | None, typer.Option(help=f"One of {', '.join(RECIPES)}.")]
 Workers = Annotated[int, typer.Option(help="Processes that decode images.")]
 Track = Annotated[

@@ -11,6 +11,7 @@ from isomax_evaluation.cli.options import (
     ClassMap,
     CropMode,
     CropPct,
+    DropDuplicates,
     GreyRange,
     GroupBy,
     ImageSize,
@@ -18,6 +19,7 @@ from isomax_evaluation.cli.options import (
     Interpolation,
     Model,
     OfflineOk,
+    OnContradiction,
     Output,
     PerClass,
     Pretrained,
@@ -64,16 +66,18 @@ def train(
     data_root: Root = None,
     images_per_class: PerClass = None,
     val_share: Annotated[
-        float,
+        float | None,
         typer.Option(
-            help="Share of the training images held out: half choose weights, half set the "
-            "threshold."
+            help="Share of the training images held out, to choose weights and set the threshold; "
+            "by default a tenth, or as many as --alpha takes."
         ),
-    ] = 0.1,
+    ] = None,
     group_by: GroupBy = None,
     class_map: ClassMap = None,
     alpha: Alpha = 0.05,
     skip_bad_images: SkipBad = False,
+    drop_duplicates: DropDuplicates = False,
+    on_contradiction: OnContradiction = "refuse",
     workers: Workers = 2,
     auto_batch: Annotated[
         bool,
@@ -102,6 +106,7 @@ def train(
         track, register = False, None
     with one_line_errors("train"), tracking(track, output, offline_ok, register) as started:
         with status("loading PyTorch"):
+            from isomax_evaluation.data.copies import Copies
             from isomax_evaluation.training import jobs
             from isomax_evaluation.training import train as training
             from isomax_evaluation.training.outcome import outcome
@@ -131,6 +136,7 @@ def train(
             group_by=group_by,
             class_map=class_map,
             skip_bad_images=skip_bad_images,
+            copies=Copies(drop_duplicates, on_contradiction),
             workers=workers,
             auto_batch=auto_batch,
             check=check,

@@ -34,11 +34,12 @@ from isomax_evaluation.comparison.runs import (
 )
 from isomax_evaluation.comparison.sets import open_sets, prepared
 from isomax_evaluation.comparison.tables import together
+from isomax_evaluation.data.copies import AS_THEY_ARE, Copies, table_of_copies
 from isomax_evaluation.data.digests import describe
-from isomax_evaluation.data.holding_out import Divided
 from isomax_evaluation.data.images import limit_per_class
 from isomax_evaluation.data.loading import decoding_errors
 from isomax_evaluation.data.pixels import grey_range_of
+from isomax_evaluation.data.splitting import Split
 from isomax_evaluation.detection.models import Model
 from isomax_evaluation.detection.testing import Bench, Tested, test_model
 from isomax_evaluation.output.errors import InputError
@@ -86,6 +87,7 @@ def compare(
     test_images: int | None = None,
     alpha: float = 0.05,
     skip_bad_images: bool = False,
+    copies: Copies = AS_THEY_ARE,
     workers: int = 2,
     benchmark: Benchmark | str | None = None,
     tune: str | None = None,
@@ -132,6 +134,7 @@ def compare(
         calibration error are those of all of the ID dataset's
     :param alpha: false-alarm rate of the rejection threshold
     :param skip_bad_images: leave out images that do not decode
+    :param copies: what becomes of images that are there more than once
     :param workers: processes that decode images
     :param benchmark: one of pytorch-ood's benchmarks, or its name; brings ID and OOD sets, so that
         ``id`` and ``ood`` are not looked at
@@ -197,11 +200,13 @@ def compare(
                 warn(progress, doubt)
         decodings = [*([plan.job.decoding] if plan.losses else []), *(m.decoding for m in opened)]
         sets = prepared(
-            sets, images_per_class, test_images, skip_bad_images, list(dict.fromkeys(decodings)),
-            workers, progress,
+            sets, images_per_class, test_images, skip_bad_images, copies, table_of_copies(output),
+            list(dict.fromkeys(decodings)), workers, progress,
         )  # fmt: skip
         if plan.losses:
-            divide(runs_of(output, plan, [])[0], sets, plan.job.alpha, False)  # or refuse
+            # or refuse
+            for note in divide(runs_of(output, plan, [])[0], sets, plan.job.alpha, False).notes:
+                tell(progress, note)
         claim(output, plan, sets, opened, tune, fit_images)
         images = [("train", sets.train), ("test", sets.test)]
         images += [("ood", unknown) for unknown in sets.unknown]
@@ -212,7 +217,7 @@ def compare(
         tested = Tested(sets.known, sets.unknown, sets.test, sets.tuning)
         store = output / "outputs"
 
-        def bench_of(run: Run) -> tuple[Bench, Divided]:
+        def bench_of(run: Run) -> tuple[Bench, Split]:
             divided = divide(run, sets, plan.job.alpha, tune is not None)
             ready = ready_model(run, sets, divided, tested, store, accelerator, progress)
             training = limit_per_class(divided.training, fit_images)

@@ -16,10 +16,9 @@ from isomax_adapters.pytorch_ood import why_not
 from isomax_evaluation.comparison.runs import Run
 from isomax_evaluation.comparison.sets import Sets
 from isomax_evaluation.data.digests import digest
-from isomax_evaluation.data.holding_out import Divided
 from isomax_evaluation.data.images import Images
-from isomax_evaluation.deployment.equipping import Loaded, Wanted, equip
-from isomax_evaluation.deployment.held_out import HeldOut, hold_out
+from isomax_evaluation.data.splitting import Split, split_for_calibration
+from isomax_evaluation.deployment.equipping import Loaded, Wanted, equip, splits_of
 from isomax_evaluation.detection.models import Model
 from isomax_evaluation.detection.testing import Bench
 from isomax_evaluation.output.errors import InputError, one_line
@@ -136,7 +135,7 @@ def deploy(
     row: tuple[str, str, str],
     run: Run,
     bench: Bench,
-    divided: Divided,
+    divided: Split,
     sets: Sets,
     alpha: float,
     output: Path,
@@ -157,8 +156,8 @@ def deploy(
         return chosen
     try:
         held = _held_out(run, divided, bench.training, sets, alpha)
-        if held.note:
-            warn(progress, f"{FILE}: {held.note}")
+        for note in held.notes:
+            warn(progress, f"{FILE}: {note}")
         tuned = bench.folder / "hyperparameters.json"
         values = read_json(tuned) if tuned.is_file() else {}
         equip(
@@ -185,16 +184,14 @@ def _done(output: Path, about: dict[str, object]) -> bool:
     return bool(read_json(path) == about)
 
 
-def _held_out(run: Run, divided: Divided, fitted: Images, sets: Sets, alpha: float) -> HeldOut:
+def _held_out(run: Run, divided: Split, fitted: Images, sets: Sets, alpha: float) -> Split:
     """What the table's detectors were fitted on, less what calibrates."""
     if run.job is not None:
-        if divided.established:
-            return HeldOut(fitted, divided.calibration, "established")
-        note = "the calibration images are not exchangeable with fresh ones"
-        return HeldOut(fitted, divided.calibration, "not established", note)
+        notes = () if divided.guarantee == "established" else divided.notes
+        return replace(divided, training=fitted, notes=notes)
     assert run.given is not None
     source = run.given.source if isinstance(run.given.source, str) else None
-    held = hold_out(sets.train, sets.held_out, source, alpha)
+    held = split_for_calibration(sets.train, sets.held_out, splits_of(source), alpha)
     if held.calibration.source is fitted.source:
         calibrating = set(held.calibration.indices.tolist())
         kept = [at for at, index in enumerate(fitted.indices) if index not in calibrating]

@@ -8,7 +8,6 @@ from typing import Any
 from accelerate import Accelerator
 from rich.progress import Progress
 
-from isomax.calibration import RejectionThreshold
 from isomax_adapters.pytorch_ood import Parts
 from isomax_adapters.timm import load_calibration, load_model
 from isomax_adapters.timm.sources import model_folder_of
@@ -16,7 +15,7 @@ from isomax_evaluation import data
 from isomax_evaluation.comparison.plan import Plan
 from isomax_evaluation.comparison.sets import Sets
 from isomax_evaluation.data.digests import describe
-from isomax_evaluation.data.holding_out import Divided
+from isomax_evaluation.data.splitting import Split, hold_out, split_training
 from isomax_evaluation.detection.models import Model
 from isomax_evaluation.detection.opening import Given
 from isomax_evaluation.detection.testing import Tested
@@ -68,19 +67,21 @@ def runs_of(output: Path, plan: Plan, opened: Sequence[Model]) -> list[Run]:
     return trained + sorted(existing, key=lambda run: run.seed)
 
 
-def divide(run: Run, sets: Sets, alpha: float, tuned: bool) -> Divided:
+def divide(run: Run, sets: Sets, alpha: float, tuned: bool) -> Split:
     """The ID training images of a run: those that its detectors are fitted on, and those held out
     for what must not see them. Of given models nothing is held out but for a tuning."""
     if run.job is None and not tuned:
-        return Divided(sets.train, None, sets.train.take([]), False, ())
-    needed = RejectionThreshold(alpha).samples_needed if run.job else 1
-    return data.divide(sets.train, sets.held_out, needed, VALIDATION_SHARE, run.seed)
+        return Split(sets.train, None, sets.train.take([]), "unknown")
+    if run.job is None and sets.held_out is None:
+        rest, held = hold_out(sets.train, VALIDATION_SHARE, run.seed)
+        return Split(rest, held, sets.train.take([]), "unknown")
+    return split_training(sets.train, sets.held_out, alpha, seed=run.seed, usual=VALIDATION_SHARE)
 
 
 def ready_model(
     run: Run,
     sets: Sets,
-    divided: Divided,
+    divided: Split,
     tested: Tested,
     store: Path,
     accelerator: Accelerator,
@@ -114,7 +115,7 @@ def ready_model(
     )
 
 
-def _claim_given(run: Run, name: str, divided: Divided, tested: Tested) -> None:
+def _claim_given(run: Run, name: str, divided: Split, tested: Tested) -> None:
     assert run.given is not None
     assert run.opened is not None
     settings = {
@@ -132,7 +133,7 @@ def _claim_given(run: Run, name: str, divided: Divided, tested: Tested) -> None:
         write_provenance(run.folder, [describe(kind, images) for kind, images in sets])
 
 
-def write_splits(run: Run, divided: Divided, tested: Tested) -> None:
+def write_splits(run: Run, divided: Split, tested: Tested) -> None:
     """``splits.csv``: which images trained, were held out, and tested."""
     sets = [
         ("train", divided.training),

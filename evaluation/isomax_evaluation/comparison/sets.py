@@ -12,6 +12,7 @@ from rich.progress import Progress
 from isomax_evaluation import data
 from isomax_evaluation.comparison.naming import no_doubles, unique_names
 from isomax_evaluation.data.benchmarks import open_benchmark
+from isomax_evaluation.data.copies import Copies
 from isomax_evaluation.data.datasets import Splits
 from isomax_evaluation.data.images import Decoding, Images
 from isomax_evaluation.data.torch_datasets import open_torch
@@ -90,13 +91,17 @@ def prepared(
     images_per_class: int | None,
     test_images: int | None,
     skip: bool,
+    copies: Copies,
+    table: Path,
     decodings: Sequence[Decoding],
     workers: int,
     progress: Progress,
 ) -> Sets:
     """Limited, and read once in each way that some model reads them; decoded in the first.
 
-    :raises InputError: if some do not decode and ``skip`` is false, or a limit leaves none
+    :param table: of images that are there more than once
+    :raises InputError: if some do not decode and ``skip`` is false, a limit leaves none, or sets
+        share images
     """
     for line in sets.found:
         tell(progress, f"{sets.train.name}, {line}")
@@ -113,31 +118,42 @@ def prepared(
     train = data.limit_per_class(sets.train, images_per_class)
     unknown = [data.at_most(images, test_images) for images in sets.unknown]
 
-    def read(images: Images) -> Images:
+    def read(*several: Images) -> list[Images]:
+        found = list(several)
         for decoding in reversed(decodings):
-            images = data.readable(images.decoded(decoding), skip, workers, progress)
-        return images
+            decoded = [images.decoded(decoding) for images in found]
+            found = data.readable(decoded, skip, workers, progress)
+        return found
 
-    train, test, *unknown = map(read, (train, sets.test, *unknown))
+    known = [sets.test, *([] if sets.held_out is None else [sets.held_out]), train]
+    tuning = [] if sets.tuning is None else [data.at_most(sets.tuning, test_images or 1000)]
+    read_all = read(*known, *unknown, *tuning)
+    names = ("test", "validation", "training") if len(known) > 2 else ("test", "training")
+    settled = data.settle(
+        dict(zip(names, read_all, strict=False)),
+        copies,
+        table,
+        read_all[len(known) :],
+        drawn="test" if sets.drawn else "",
+    )
+    for note in settled.notes:
+        tell(progress, note)
+    train, test = settled.parts["training"], settled.parts["test"]
+    unknown, tuning = settled.ood[: len(unknown)], settled.ood[len(unknown) :]
     missing = data.check_counts(train, test)
-    held_out = None if sets.held_out is None else read(sets.held_out)
-    data.check_apart(train=train, test=test, validation=held_out)
     for doubt in (*missing, *data.warnings_of(train)):
         warn(progress, doubt)
     for images in unknown:
         if not len(images):
             raise InputError(f"{images.name} has no image that can be read")
-    tuning = sets.tuning
-    if tuning is not None:
-        tuning = read(data.at_most(tuning, test_images or 1000)).as_ood()
     return replace(
         sets,
         train=train,
         test=test,
         known=data.at_most(test, test_images),
         unknown=[images.as_ood() for images in unknown],
-        tuning=tuning,
-        held_out=held_out,
+        tuning=tuning[0].as_ood() if tuning else None,
+        held_out=settled.parts.get("validation"),
     )
 
 

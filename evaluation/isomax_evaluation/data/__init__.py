@@ -7,8 +7,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from isomax_evaluation.data.copies import Copies, settle, table_of_copies
     from isomax_evaluation.data.datasets import Splits, named_sets, open_images, open_splits
-    from isomax_evaluation.data.holding_out import Divided, divide, recorded_parts, table_of_splits
     from isomax_evaluation.data.images import (
         OOD_LABEL,
         Decoding,
@@ -16,42 +16,55 @@ if TYPE_CHECKING:
         Transformed,
         at_most,
         limit_per_class,
-        stratified_split,
     )
     from isomax_evaluation.data.pixels import grey_range_of, warnings_of
-    from isomax_evaluation.data.reading import check_apart, check_counts, readable
+    from isomax_evaluation.data.reading import check_counts, readable
+    from isomax_evaluation.data.splitting import (
+        Split,
+        draw_test,
+        hold_out,
+        recorded_parts,
+        split_for_calibration,
+        split_training,
+        table_of_splits,
+    )
 
 _PLACES = {
     "datasets": ("Splits", "named_sets", "open_images", "open_splits"),
-    "holding_out": ("Divided", "divide", "recorded_parts", "table_of_splits"),
-    "images": (
-        *("OOD_LABEL", "Decoding", "Images", "Transformed", "at_most", "limit_per_class"),
-        "stratified_split",
-    ),
+    "copies": ("Copies", "settle", "table_of_copies"),
+    "images": ("OOD_LABEL", "Decoding", "Images", "Transformed", "at_most", "limit_per_class"),
     "pixels": ("grey_range_of", "warnings_of"),
-    "reading": ("check_apart", "check_counts", "readable"),
+    "reading": ("check_counts", "readable"),
+    "splitting": (
+        *("Split", "draw_test", "hold_out", "recorded_parts", "split_for_calibration"),
+        *("split_training", "table_of_splits"),
+    ),
 }
 _MODULES = {name: module for module, names in _PLACES.items() for name in names}
 
 __all__ = [
     "OOD_LABEL",
+    "Copies",
     "Decoding",
-    "Divided",
     "Images",
+    "Split",
     "Splits",
     "Transformed",
     "at_most",
-    "check_apart",
     "check_counts",
-    "divide",
+    "draw_test",
     "grey_range_of",
+    "hold_out",
     "limit_per_class",
     "named_sets",
     "open_images",
     "open_splits",
     "readable",
     "recorded_parts",
-    "stratified_split",
+    "settle",
+    "split_for_calibration",
+    "split_training",
+    "table_of_copies",
     "table_of_splits",
     "warnings_of",
 ]

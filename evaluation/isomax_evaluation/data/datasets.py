@@ -12,7 +12,7 @@
 
 import inspect
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -25,12 +25,13 @@ from PIL import Image
 from pytorch_ood.dataset.img import GaussianNoise, UniformNoise
 
 from isomax_adapters.runtime.decoding import open_image
-from isomax_evaluation.data.images import OOD_LABEL, Images, stratified_split
+from isomax_evaluation.data.images import OOD_LABEL, Images
+from isomax_evaluation.data.listing.contents import contents_of
 from isomax_evaluation.data.listing.files import existing_folder
 from isomax_evaluation.data.listing.folders import SPLITS, scan, scan_unlabelled
 from isomax_evaluation.data.listing.listing import Listing, Scan
 from isomax_evaluation.data.listing.tables import load_class_map, read_labels
-from isomax_evaluation.data.parts import hold_out
+from isomax_evaluation.data.splitting import TEST_SHARE, draw_test, hold_out
 from isomax_evaluation.data.torch_datasets import from_dataset, labels_of
 from isomax_evaluation.output.errors import InputError, first_few, one_line
 from isomax_evaluation.output.files import as_text
@@ -38,7 +39,6 @@ from isomax_evaluation.output.files import as_text
 DIGITS_KNOWN, DIGITS_HELD_OUT = tuple("0123456"), tuple("789")
 NOISE = {"gaussian-noise": GaussianNoise, "uniform-noise": UniformNoise}
 TABLES = (".csv", ".tsv", ".txt")
-TEST_SHARE = 0.2  # of a data set that is not split
 #: torchvision's with videos, pairs, flows, boxes or attributes instead
 WITHOUT_A_CLASS = (
     *("FlyingChairs", "FlyingThings3D", "HD1K", "KittiFlow", "Sintel"),
@@ -85,7 +85,7 @@ def open_splits(
             f"{name} is no folder or table of images; groups and a class map are for those"
         )
     elif name == "digits":
-        train, test = stratified_split(_digits(DIGITS_KNOWN), TEST_SHARE, seed=0)
+        train, test = hold_out(_digits(DIGITS_KNOWN), TEST_SHARE)
         splits = Splits(train, test)
     else:
         splits = Splits(open_images(name, "train", root), open_images(name, "test", root))
@@ -193,18 +193,22 @@ def _splits_of(found: Scan, name: str) -> Splits:
             f"{name} has {only}/ and no train/; put the images to train on into train/, or all "
             "classes straight into the folder"
         )
+    parts = [_images_of(part, name) for part in (train, test, held_out) if part is not None]
+    paths = [path for images in parts for path in images.paths or ()]
+    ends = np.cumsum([len(images) for images in parts])[:-1]
+    numbers = np.split(contents_of(paths).astype(np.uint64), ends)
+    parts = [replace(images, contents=one) for images, one in zip(parts, numbers, strict=True)]
     if test is None:
-        chosen = hold_out(train.names, train.labels, TEST_SHARE, train.groups)
-        rest = np.setdiff1d(np.arange(len(train)), chosen)
-        train, test = train.take(rest), train.take(chosen)
-        lines += (
-            f"test: {len(test):,} of these, drawn by class" + " and group" * bool(test.groups),
-        )
+        train_images, test_images = draw_test(parts[0])
+        by = " and group" * (train.groups is not None)
+        lines += (f"test: {len(test_images):,} of these, drawn by class{by}",)
+    else:
+        train_images, test_images = parts[:2]
     return Splits(
-        _images_of(train, name),
-        _images_of(test, name),
-        None if held_out is None else _images_of(held_out, name),
-        drawn=found.test is None,
+        train_images,
+        test_images,
+        None if held_out is None else parts[-1],
+        drawn=test is None,
         found=lines,
     )
 

@@ -41,8 +41,12 @@ class Images:
     class_names: tuple[str, ...]
     indices: np.ndarray  #: which items of the source
     paths: list[str] | None = field(default=None, repr=False)  #: files of the source, if it has any
-    #: of the content of each image that ``indices`` names, once it has been read
+    #: of the file of each image that ``indices`` names (its pixels, where there is none), once it
+    #: has been read
     fingerprints: np.ndarray | None = field(default=None, repr=False)
+    #: the same number for images with the same content: of the files, and once they have been read
+    #: of the pixels
+    contents: np.ndarray | None = field(default=None, repr=False)
     #: of which patient, camera or day each image is that ``indices`` names
     groups: np.ndarray | None = field(default=None, repr=False)
     #: of the source's files, below the data set's folder, wherever that lies
@@ -62,6 +66,7 @@ class Images:
             labels=self.labels[chosen],
             indices=self.indices[chosen],
             fingerprints=None if self.fingerprints is None else self.fingerprints[chosen],
+            contents=None if self.contents is None else self.contents[chosen],
             groups=None if self.groups is None else self.groups[chosen],
         )
 
@@ -117,27 +122,6 @@ class Transformed(torch_data.Dataset):
 
     def __getitem__(self, position: int) -> tuple[torch.Tensor, int]:
         return self.transform(self.images.image(position)), int(self.images.labels[position])
-
-
-def stratified_split(images: Images, share: float, seed: int) -> tuple[Images, Images]:
-    """Two parts with the same classes; the second holds ``share`` of each class, at least one.
-
-    :raises InputError: if a class has only one image
-    """
-    generator = np.random.default_rng(seed)
-    second = []
-    for label in np.unique(images.labels):
-        members = np.flatnonzero(images.labels == label)
-        if len(members) < 2:
-            raise InputError(
-                f"class {images.class_names[label]!r} of {images.name} has one image only; it "
-                "takes two to hold some out: give it more, or leave the class out"
-            )
-        count = min(max(1, round(share * len(members))), len(members) - 1)
-        second.append(generator.permutation(members)[:count])
-    chosen = np.zeros(len(images), dtype=bool)
-    chosen[np.concatenate(second)] = True
-    return images.take(np.flatnonzero(~chosen)), images.take(np.flatnonzero(chosen))
 
 
 def limit_per_class(images: Images, limit: int | None, seed: int = 0) -> Images:

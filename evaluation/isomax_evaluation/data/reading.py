@@ -1,10 +1,9 @@
-"""Every image read once before work begins: those that do not decode are named, the others get a
-fingerprint of their content."""
+"""Every image read once before work begins: those that do not decode are named, the others get
+numbers that tell their files, and their pixels, from others."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -17,48 +16,38 @@ from isomax_evaluation.output.errors import InputError, first_few, one_line
 from isomax_evaluation.output.progress import tell
 
 
-def readable(images: Images, skip: bool, workers: int, progress: Progress) -> Images:
-    """Images that all decode, with their fingerprints.
+def readable(sets: Sequence[Images], skip: bool, workers: int, progress: Progress) -> list[Images]:
+    """Images that all decode, with their fingerprints and contents.
 
+    :param sets: parts of one data set, and others; what does not decode is told of all of a name
     :raises InputError: if some do not and ``skip`` is false
     """
-    task = progress.add_task(f"checking {images.name}", total=len(images))
-    bad, prints = read_once(images, workers, lambda done: progress.advance(task, done))
-    progress.remove_task(task)
-    images = replace(images, fingerprints=prints)
-    if not bad:
-        return images
-    listed = first_few([f"{images.name_of(at)} ({reason})" for at, reason in bad.items()], 5)
-    if not skip:
-        raise InputError(
-            f"{len(bad)} of {len(images)} images of {images.name} do not decode: {listed}; "
-            "remove them, or leave them out with --skip-bad-images"
+    found: list[Images] = []
+    bad: dict[str, list[str]] = {}
+    for images in sets:
+        task = progress.add_task(f"checking {images.name}", total=len(images))
+        reasons, prints, contents = read_once(
+            images,
+            workers,
+            lambda done, task=task: progress.advance(task, done),  # type: ignore[misc]
         )
-    tell(progress, f"left out {len(bad)} images that do not decode: {listed}")
-    return images.take(np.setdiff1d(np.arange(len(images)), list(bad)))
-
-
-def check_apart(**sets: Images | None) -> None:
-    """No file is in two of the sets.
-
-    :param sets: what each is for, and its images, which have been read once
-    :raises InputError: naming files of one content
-    """
-    given = {kind: images for kind, images in sets.items() if images is not None and images.paths}
-    for (kind, images), (other_kind, others) in combinations(given.items(), 2):
-        assert images.fingerprints is not None
-        assert others.fingerprints is not None
-        first = {print_: at for at, print_ in enumerate(images.fingerprints.tolist())}
-        shared = [
-            f"{images.name_of(first[print_])} and {others.name_of(at)}"
-            for at, print_ in enumerate(others.fingerprints.tolist())
-            if print_ in first
-        ]
-        if shared:
+        progress.remove_task(task)
+        bad.setdefault(images.name, [])
+        bad[images.name] += [f"{images.name_of(at)} ({why})" for at, why in reasons.items()]
+        images = replace(images, fingerprints=prints, contents=contents)
+        good = np.setdiff1d(np.arange(len(images)), list(reasons))
+        found.append(images.take(good) if reasons else images)
+    for name, listed in bad.items():
+        if listed and not skip:
+            total = sum(len(images) for images in sets if images.name == name)
             raise InputError(
-                f"{len(shared)} {other_kind} images of {images.name} are also {kind} images, to "
-                f"the byte: {first_few(shared, 3)}; keep one of each"
+                f"{len(listed)} of {total} images of {name} do not decode: "
+                f"{first_few(listed, 5)}; remove them, or leave them out with --skip-bad-images"
             )
+        if listed:
+            shown = first_few(listed, 5)
+            tell(progress, f"left out {len(listed)} images of {name} that do not decode: {shown}")
+    return found
 
 
 def check_counts(train: Images, test: Images) -> list[str]:
@@ -92,16 +81,18 @@ def _without(images: Images) -> list[str]:
 
 def read_once(
     images: Images, workers: int, progress: Callable[[int], None] = lambda done: None
-) -> tuple[dict[int, str], np.ndarray]:
+) -> tuple[dict[int, str], np.ndarray, np.ndarray]:
     """Decode every image once.
 
     :param workers: processes to decode in
     :param progress: called with the number of images done since the last call
     :return: the positions of those that do not decode, with the reason; a fingerprint of each
-        image: of its file, or of its pixels where there is no file
+        image: of its file, or of its pixels where there is no file; a number for the content of
+        each, the same for the same pixels
     """
     bad: dict[int, str] = {}
     prints: list[int] = []
+    contents: list[int] = []
     loader: torch_data.DataLoader = torch_data.DataLoader(
         _Read(images),
         batch_size=256,
@@ -109,14 +100,15 @@ def read_once(
         collate_fn=list,
     )
     for found in loader:
-        bad |= {len(prints) + at: reason for at, (reason, _) in enumerate(found) if reason}
-        prints += [fingerprint for _, fingerprint in found]
+        bad |= {len(prints) + at: reason for at, (reason, *_) in enumerate(found) if reason}
+        prints += [fingerprint for _, fingerprint, _ in found]
+        contents += [content for *_, content in found]
         progress(len(found))
-    return bad, np.array(prints, dtype=np.uint64)
+    return bad, np.array(prints, dtype=np.uint64), np.array(contents, dtype=np.uint64)
 
 
 class _Read(torch_data.Dataset):
-    """Why an image does not decode, empty if it does; and its fingerprint."""
+    """Why an image does not decode, empty if it does; its fingerprint, and that of its pixels."""
 
     def __init__(self, images: Images) -> None:
         self.images = images
@@ -124,19 +116,23 @@ class _Read(torch_data.Dataset):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, position: int) -> tuple[str, int]:
+    def __getitem__(self, position: int) -> tuple[str, int, int]:
         images = self.images
         name = images.name_of(position)
         try:
             image = images.image(position)
-            if images.paths:
-                content = Path(name).read_bytes()
-            elif isinstance(image, torch.Tensor):
-                content = image.contiguous().numpy().tobytes()
+            if isinstance(image, torch.Tensor):
+                pixels = repr(image.shape).encode() + image.contiguous().numpy().tobytes()
             else:
-                content = repr(image.size).encode() + image.tobytes()
+                pixels = repr(image.size).encode() + image.tobytes()
+            content = _number(pixels)
+            fingerprint = _number(Path(name).read_bytes()) if images.paths else content
         except Exception as error:  # of a file that is gone, or a tensor of no type of numpy's
             reason = one_line(error.__cause__ or error)
             reason = reason.replace(f" {name!r}", "").replace(name, "the file")
-            return reason.rstrip(": "), 0
-        return "", int.from_bytes(hashlib.sha256(content).digest()[:8], "little")
+            return reason.rstrip(": "), 0, 0
+        return "", fingerprint, content
+
+
+def _number(content: bytes) -> int:
+    return int.from_bytes(hashlib.sha256(content).digest()[:8], "little")

@@ -15,11 +15,18 @@ from isomax_adapters.pytorch_ood import Parts, check_names, why_not
 from isomax_adapters.timm.folder import check_place
 from isomax_adapters.timm.sources import model_folder_of
 from isomax_evaluation import data
+from isomax_evaluation.data.copies import AS_THEY_ARE, Copies
 from isomax_evaluation.data.digests import digest
 from isomax_evaluation.data.images import Images
 from isomax_evaluation.data.loading import decoding_errors, loader_of
-from isomax_evaluation.deployment.equipping import Loaded, Wanted, equip, tell_if_no_file_holds
-from isomax_evaluation.deployment.held_out import hold_out
+from isomax_evaluation.data.splitting import split_for_calibration
+from isomax_evaluation.deployment.equipping import (
+    Loaded,
+    Wanted,
+    equip,
+    splits_of,
+    tell_if_no_file_holds,
+)
 from isomax_evaluation.detection.models import Model
 from isomax_evaluation.detection.opening import Given, open_given
 from isomax_evaluation.output.errors import InputError, input_errors
@@ -53,12 +60,14 @@ def calibrate(
     group_by: str | None = None,
     class_map: str | None = None,
     skip_bad_images: bool = False,
+    copies: Copies = AS_THEY_ARE,
     workers: int = 2,
 ) -> Path:
     """Give a trained classifier a detector and a threshold; write it as a model folder.
 
     The detector is fitted on ID training images, temperature and threshold on images that neither
-    model nor detector has seen, see :func:`~isomax_evaluation.deployment.held_out.hold_out`.
+    model nor detector has seen, see
+    :func:`~isomax_evaluation.data.splitting.split_for_calibration`.
 
     :param source: a model, as :func:`isomax_adapters.timm.sources.open_model` takes it; one of a
         comparison has the hyperparameters that were chosen there
@@ -73,6 +82,7 @@ def calibrate(
     :param bank: compare with at most so many of them, with detectors that compare with each
     :param hyperparameters: the detector's, other than its own or those chosen by a comparison;
         ``{"epochs": 20}`` trains a head that ``isomax+`` puts at the class means
+    :param copies: what becomes of images that are there more than once
     :return: the model folder
     :raises InputError: if anything given cannot be used, before anything is written
     """
@@ -91,14 +101,19 @@ def calibrate(
         name = _named(model, detector)
         tell_if_no_file_holds(model, name, progress)
         given = None if calibration is None else _of_classes(calibration, splits.train, root)
-        held = hold_out(splits.train, splits.held_out, source, alpha, given)
-        training, chosen = (
-            data.readable(images.decoded(model.decoding), skip_bad_images, workers, progress)
-            for images in (data.limit_per_class(held.training, fit_images), held.calibration)
+        held = split_for_calibration(splits.train, splits.held_out, splits_of(source), alpha, given)
+        parts = (held.calibration, data.limit_per_class(held.training, fit_images))
+        decoded = [images.decoded(model.decoding) for images in parts]
+        read = data.readable(decoded, skip_bad_images, workers, progress)
+        settled = data.settle(
+            dict(zip(("calibration", "training"), read, strict=True)),
+            copies,
+            data.table_of_copies(output),
+            drawn="training" if held.guarantee == "unknown" else "",
         )
-        data.check_apart(train=training, calibration=chosen)
-        if held.note:
-            warn(progress, held.note)
+        chosen, training = settled.parts["calibration"], settled.parts["training"]
+        for note in (*held.notes, *settled.notes):
+            warn(progress, note)
         wanted = Wanted(
             name, alpha, held.guarantee, bank, _chosen(source, name) | dict(hyperparameters or {})
         )

@@ -13,6 +13,7 @@ from isomax.calibration import Calibration
 from isomax_adapters.onnx.scorers import obstacle_to_export
 from isomax_adapters.pytorch_ood import Saved, detectors_for, save_detector, with_bank
 from isomax_adapters.timm import save_model
+from isomax_adapters.timm.sources import model_folder_of
 from isomax_evaluation.detection.fitting import doubt_of_fit, fit
 from isomax_evaluation.detection.models import Model
 from isomax_evaluation.detection.scoring import score
@@ -85,6 +86,12 @@ def equip(
     with shown(progress, "writing the model folder"):
         _write(model, folder, found, detector, about)
     return found
+
+
+def splits_of(source: str | None) -> Path | None:
+    """Where a training has recorded what each image was for, beside the model that it has made."""
+    folder = None if source is None else model_folder_of(source)
+    return None if folder is None else folder.parent / "splits.csv"
 
 
 def score_of_logits(model: Model) -> str:

@@ -21,10 +21,12 @@ from isomax_adapters.runtime.decoding import as_array
 from isomax_adapters.timm import load_calibration, load_model
 from isomax_adapters.timm.grey_ranges import grey_range_of
 from isomax_evaluation import data
+from isomax_evaluation.data.copies import AS_THEY_ARE, Copies
 from isomax_evaluation.data.images import Decoding, Images
 from isomax_evaluation.data.preprocessing import preprocessing_of
 from isomax_evaluation.detection.metrics import ood_metrics
 from isomax_evaluation.output.errors import InputError, first_few
+from isomax_evaluation.output.progress import tell
 
 #: parts of a training's images that it has not seen -> what they are for
 UNSEEN = {"validation": "selection", "calibration": "held_out"}
@@ -40,6 +42,7 @@ def export_and_measure(
     root: str | None = None,
     test_images: int | None = None,
     skip_bad_images: bool = False,
+    copies: Copies = AS_THEY_ARE,
     workers: int = 2,
     calibration: str | None = None,
 ) -> pd.DataFrame:
@@ -80,30 +83,35 @@ def export_and_measure(
     training = training.take([at for at, part in enumerate(parts) if part not in UNSEEN])
     places = np.linspace(0, len(training) - 1, min(len(training), CALIBRATION_IMAGES))
     training = training.take(places.round().astype(int))
-    training, known, *unknown = (
-        data.readable(images.decoded(decoding), skip_bad_images, workers, progress)
-        for images in (training, *(data.at_most(i, test_images) for i in (known, *unknown)))
-    )
+
+    def read(*several: Images) -> list[Images]:
+        decoded = [images.decoded(decoding) for images in several]
+        return data.readable(decoded, skip_bad_images, workers, progress)
+
+    limited = [data.at_most(images, test_images) for images in (known, *unknown)]
+    training, known, *unknown = read(training, *limited)
     unseen: dict[str, Labelled] = {}
     if recorded:
         unseen = {
-            UNSEEN[part]: _labelled(
-                data.readable(images.decoded(decoding), skip_bad_images, workers, progress)
-            )
-            for part, images in recorded.items()
+            UNSEEN[part]: _labelled(images)
+            for part, images in zip(recorded, read(*recorded.values()), strict=True)
         }
     elif held is not None:
-        held = data.readable(held.decoded(decoding), skip_bad_images, workers, progress)
-        data.check_apart(training=training, calibration=held)
-        data.check_apart(calibration=held, test=known)
+        (held,) = read(held)
+        given = {"test": known, "calibration": held, "training": training}
+        settled = data.settle(given, copies, data.table_of_copies(path), unknown)
+        for note in settled.notes:
+            tell(progress, note)
+        known, held, training = (settled.parts[name] for name in given)
+        unknown = settled.ood
         unseen = _unseen(held, model_folder)
     with tempfile.TemporaryDirectory() as scratch:
         task = progress.add_task("exporting", total=None)
         files = {"fp32": Path(scratch) / "fp32.onnx", precision: path}
         for kind, file in files.items():
             ranges = (_source(training, i) for i in range(len(training)))
-            given = {} if kind == "fp32" else unseen
-            export(model_folder, file, kind, ranges if kind == "int8" else None, **given)
+            labelled = {} if kind == "fp32" else unseen
+            export(model_folder, file, kind, ranges if kind == "int8" else None, **labelled)
         progress.remove_task(task)
         count = len(files) * sum(map(len, (known, *unknown)))
         task = progress.add_task("measuring", total=count)
@@ -193,8 +201,7 @@ def _unseen(held: Images, model_folder: Path) -> dict[str, Labelled]:
     folders = load_calibration(model_folder)
     if folders is None:
         return {}  # which export says
-    needed = RejectionThreshold(folders.alpha).samples_needed
-    divided = data.divide(held, held, needed, 1.0, seed=0)
+    divided = data.split_training(held, held, folders.alpha)
     parts = {"selection": divided.selection, "held_out": divided.calibration}
     return {name: _labelled(part) for name, part in parts.items() if part is not None}
 

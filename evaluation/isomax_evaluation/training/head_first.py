@@ -23,9 +23,9 @@ from isomax.fitting import classified_right, fit_head
 from isomax.starting import start_at_means, start_head
 from isomax_adapters.pytorch_ood import Digests, Parts, digests_of_weights
 from isomax_evaluation.data.digests import digest
-from isomax_evaluation.data.holding_out import Divided
 from isomax_evaluation.data.images import Images, Transformed
 from isomax_evaluation.data.loading import workers_for
+from isomax_evaluation.data.splitting import Split
 from isomax_evaluation.extraction.one_pass import one_pass
 from isomax_evaluation.extraction.sharing import adopt
 from isomax_evaluation.extraction.store import (
@@ -78,7 +78,7 @@ def epochs_to_offer(recipe: Recipe, loss: str, selects: bool) -> int:
 def head_first(
     job: Job,
     model: nn.Module,
-    divided: Divided,
+    divided: Split,
     config: Mapping[str, Any],
     store: Path,
     offer: Offer,
@@ -177,7 +177,7 @@ def _put_back(parts: Parts, head: nn.Module) -> None:
 def _features(
     job: Job,
     parts: Parts,
-    divided: Divided,
+    divided: Split,
     config: Mapping[str, Any],
     store: Path,
     accelerator: Accelerator,

@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from isomax_adapters.runtime.decoding import open_image
-from isomax_evaluation.data.holding_out import Divided
 from isomax_evaluation.data.images import Images, Transformed
 from isomax_evaluation.data.loading import workers_for
+from isomax_evaluation.data.splitting import Split
 from isomax_evaluation.training.batches import EpochBatches, mixing, train_loader
 from isomax_evaluation.training.dry_run import Tried, dry_run
 from isomax_evaluation.training.head_first import epochs_of_head, epochs_to_offer
@@ -36,7 +36,7 @@ LOOKED_AT = 2000  # files
 
 
 def lines_of(
-    job: Job, divided: Divided, test: Images, tried: Tried, accelerator: Accelerator
+    job: Job, divided: Split, test: Images, tried: Tried, accelerator: Accelerator
 ) -> list[str]:
     """A line each of the images' parts, their files, the model, the recipe, and what it takes."""
     with torch.device("meta"):
@@ -70,7 +70,7 @@ def lines_of(
     return lines
 
 
-def _steps(job: Job, divided: Divided, tried: Tried) -> str:
+def _steps(job: Job, divided: Split, tried: Tried) -> str:
     """What is trained, one after the other."""
     recipe, steps = job.recipe, []
     alone = before = 0
@@ -93,7 +93,7 @@ def _steps(job: Job, divided: Divided, tried: Tried) -> str:
     return ", then ".join(steps) or "nothing is trained but where the head begins"
 
 
-def times(job: Job, divided: Divided, test: Images, accelerator: Accelerator) -> list[str]:
+def times(job: Job, divided: Split, test: Images, accelerator: Accelerator) -> list[str]:
     """A line of how long each part takes, measured on a few batches of the images themselves."""
     found = []
     if job.starts_trained:
@@ -103,7 +103,7 @@ def times(job: Job, divided: Divided, test: Images, accelerator: Accelerator) ->
     return found
 
 
-def _time_of_features(job: Job, divided: Divided, test: Images, accelerator: Accelerator) -> str:
+def _time_of_features(job: Job, divided: Split, test: Images, accelerator: Accelerator) -> str:
     """Of the pass that the head is trained on, and of what is measured at the end; one process
     makes them."""
     training = divided.training

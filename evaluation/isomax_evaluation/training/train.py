@@ -11,17 +11,18 @@ from rich.progress import Progress
 
 from isomax.calibration import (
     Calibration,
-    RejectionThreshold,
     expected_calibration_error,
 )
 from isomax_adapters.timm import save_model
 from isomax_adapters.timm.attaching import head_modules
 from isomax_adapters.timm.publishing import CARD
 from isomax_evaluation import data
+from isomax_evaluation.data.copies import AS_THEY_ARE, Copies, settle, table_of_copies
 from isomax_evaluation.data.digests import describe, digest
-from isomax_evaluation.data.holding_out import Divided
 from isomax_evaluation.data.images import Images
 from isomax_evaluation.data.loading import decoding_errors
+from isomax_evaluation.data.reading import readable
+from isomax_evaluation.data.splitting import Split, split_training
 from isomax_evaluation.extraction.classes import far_above, rates_of_classes, summed_up
 from isomax_evaluation.extraction.doubts import doubt_of_samples, doubts_of
 from isomax_evaluation.output.errors import InputError
@@ -75,8 +76,9 @@ def train(
     interpolation: str | None = None,
     root: str | None = None,
     images_per_class: int | None = None,
-    val_share: float = 0.1,
+    val_share: float | None = None,
     skip_bad_images: bool = False,
+    copies: Copies = AS_THEY_ARE,
     workers: int = 2,
     group_by: str | None = None,
     class_map: str | None = None,
@@ -110,8 +112,10 @@ def train(
     :param root: folder that named datasets are read from
     :param images_per_class: use at most so many training images of each class
     :param val_share: share of the training images (or groups) held out for validation and
-        calibration, if the data has no validation set beside a test set
+        calibration, if the data has no validation set beside a test set; if not given, a tenth, or
+        so many that the threshold is not the largest of the calibration scores
     :param skip_bad_images: leave images that do not decode out, rather than refuse to start
+    :param copies: what becomes of images that are there more than once
     :param workers: processes that decode images
     :param group_by: which images belong together, see :func:`isomax_evaluation.data.open_splits`
     :param class_map: timm's file of class names
@@ -128,7 +132,7 @@ def train(
         weights, in_chans, None if auto else grey_range, crop_mode, crop_pct, interpolation,  # type: ignore[arg-type]
     )  # fmt: skip
     check_job(job)
-    if not 0 < val_share < 1:
+    if val_share is not None and not 0 < val_share < 1:
         raise InputError(f"the share of validation images is {val_share}; expected 0 to 1")
     output = Path(output).expanduser()
     check_outside(output, dataset)
@@ -143,9 +147,9 @@ def train(
         found = [data.limit_per_class(splits.train, images_per_class), splits.test]
         found += [] if splits.held_out is None else [splits.held_out]
 
-        def divide(train: Images, test: Images, *held: Images) -> Divided:
+        def divide(train: Images, test: Images, *held: Images) -> Split:
             kept = held[0] if held else None
-            return data.divide(train, kept, samples_needed(job), val_share, seed)
+            return split_training(train, kept, job.alpha, val_share, seed)
 
         fetch_weights(job, output)
         if auto_batch:
@@ -156,12 +160,19 @@ def train(
             grey_range = data.grey_range_of(found[0], workers, progress)
             job = replace(job, grey_range=grey_range)
             tell(progress, "grey values lie in {} to {}".format(*grey_range))
-        read = [
-            data.readable(images.decoded(job.decoding), skip_bad_images, workers, progress)
-            for images in found
-        ]
+        decoded = [images.decoded(job.decoding) for images in found]
+        read = readable(decoded, skip_bad_images, workers, progress)
+        names = ("training", "test", "validation")[: len(read)]
+        settled = settle(
+            dict(reversed(list(zip(names, read, strict=True)))),
+            copies,
+            table_of_copies(output),
+            drawn="test" if splits.drawn else "",
+        )
+        for note in settled.notes:
+            tell(progress, note)
+        read = [settled.parts[name] for name in names]
         missing = data.check_counts(*read[:2])
-        data.check_apart(**dict(zip(("train", "test", "validation"), read, strict=False)))
         for doubt in (*missing, *(tried.doubts if tried else ()), *data.warnings_of(read[0])):
             warn(progress, doubt)
         divided = divide(*read)
@@ -217,15 +228,10 @@ def _as_large_as_fits(job: Job, training: Images, output: Path, accelerator: Acc
     return look.with_largest_batch(job, training, accelerator)
 
 
-def samples_needed(job: Job) -> int:
-    """How many held-out images the threshold of a job takes."""
-    return RejectionThreshold(job.alpha).samples_needed
-
-
 def claim_run(
     job: Job,
     dataset: str,
-    divided: Divided,
+    divided: Split,
     drawn: bool,
     folder: Path,
     test_images: Images | None = None,
@@ -299,7 +305,7 @@ def _begun(folder: Path) -> bool:
 
 def train_model(
     job: Job,
-    divided: Divided,
+    divided: Split,
     test_images: Images | None,
     output: Path,
     accelerator: Accelerator,
@@ -362,8 +368,7 @@ def train_model(
     heads = head_modules(model)
     score = heads[0].score if heads else "energy_score"
     calibration = Calibration.fit(logits, labels, score, job.alpha)
-    if not divided.established:
-        calibration = replace(calibration, guarantee="not established")
+    calibration = replace(calibration, guarantee=divided.guarantee)
     losses = [row["train_loss"] for row in read_lines(output / "metrics.jsonl") if "lr" in row]
     for doubt in doubts_of(model, calibration, logits, labels, losses):
         warn(progress, f"{job.loss}, seed {job.seed}: {doubt}")

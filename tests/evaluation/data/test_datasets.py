@@ -234,7 +234,7 @@ def test_folders_that_cannot_be_classified_are_refused(tmp_path):
     with pytest.raises(InputError, match="classes without training images: c"):
         data.open_splits(str(tmp_path / "differ"))
     make_folder(tmp_path / "single", ("a", "b"), 1)
-    with pytest.raises(InputError, match="of one of the images only"):
+    with pytest.raises(InputError, match="each class has one image or one group only"):
         data.open_splits(str(tmp_path / "single"))
 
 
@@ -244,7 +244,7 @@ def test_names_with_brackets_are_said_as_they_are(tmp_path, capfd):
     (root / "b [red]" / "cut [2].jpg").write_bytes(b"no image")
     images = data.open_images(str(root))
     with progress_bar() as progress:
-        data.readable(images, True, 0, progress)
+        data.readable([images], True, 0, progress)
         warn(progress, "classes b [red] and [/] are rare")
     said = capfd.readouterr().err
     assert "cut [2].jpg" in said

@@ -1,7 +1,5 @@
 """Every image is read once before work: what does not decode, what is twice, what is left."""
 
-import shutil
-
 import pytest
 from rich.progress import Progress
 
@@ -14,7 +12,7 @@ QUIET = Progress(disable=True)
 
 
 def read(images, skip=False):
-    return data.readable(images, skip, 0, QUIET)
+    return data.readable([images], skip, 0, QUIET)[0]
 
 
 @pytest.fixture
@@ -22,36 +20,6 @@ def splits(tmp_path):
     for seed, split in enumerate(("train", "val", "test")):
         make_folder(tmp_path / split, ("ash", "b [old]"), 3, seed=seed)
     return tmp_path
-
-
-def opened(root):
-    found = data.open_splits(str(root))
-    sets = {"train": found.train, "test": found.test, "validation": found.held_out}
-    return {kind: read(images) for kind, images in sets.items()}
-
-
-def test_sets_without_a_common_file_are_apart(splits):
-    data.check_apart(**opened(splits))
-    data.check_apart(train=read(data.open_splits("digits").train), test=None)
-
-
-@pytest.mark.parametrize(
-    ("source", "target", "message"),
-    [
-        ("train/ash/001.jpg", "test/ash/other.jpg", "1 test images of .* are also train images"),
-        # under another class too
-        ("train/ash/001.jpg", "test/b [old]/other.jpg", "1 test images of .* also train"),
-        ("train/ash/001.jpg", "val/ash/other.jpg", "1 validation images of .* also train"),
-        ("val/ash/001.jpg", "test/ash/other.jpg", "1 validation images of .* also test"),
-    ],
-)
-def test_a_file_that_is_in_two_sets_is_refused_with_both_names(splits, source, target, message):
-    shutil.copy(splits / source, splits / target)
-    with pytest.raises(InputError, match=message) as error:
-        data.check_apart(**opened(splits))
-    assert str(splits / source) in str(error.value)
-    assert str(splits / target) in str(error.value)
-    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("kind", ["train", "val", "test"])
@@ -72,3 +40,14 @@ def test_of_a_class_or_a_set_without_a_readable_image_nothing_is_left(splits, ki
     else:
         expected = "{} has no image to test on that can be read"
     assert str(error.value).startswith(expected.format(splits.name))
+
+
+def test_what_does_not_decode_is_counted_among_all_of_its_name(splits):
+    for path in (splits / "train/ash/001.jpg", splits / "test/ash/000.jpg"):
+        path.write_bytes(b"no image")
+    found = data.open_splits(str(splits))
+    with pytest.raises(InputError, match=r"2 of 12 images of .* do not decode") as error:
+        data.readable([found.train, found.test], False, 0, QUIET)
+    assert "--skip-bad-images" in str(error.value)
+    train, test = data.readable([found.train, found.test], True, 0, QUIET)
+    assert (len(train), len(test)) == (5, 5)

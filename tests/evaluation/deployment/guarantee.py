@@ -98,7 +98,7 @@ def main() -> int:
     model = open_given(Given("model", 0, given.model), names, size, None, False, "cpu")
     both = data.limit_per_class(splits.train, given.fit_images + given.held_out)
     share = given.held_out / (given.fit_images + given.held_out)
-    training, held = data.stratified_split(both, share, seed=0)
+    training, held = data.hold_out(both, share)
     detectors = detectors_for(model.parts, given.detectors)
     assert model.preprocessing is not None
     with Console(stderr=True).status("fitting and scoring"):
