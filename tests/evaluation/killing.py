@@ -14,6 +14,7 @@ import torch
 
 from isomax_adapters.timm import save_model
 from isomax_evaluation import compare, train
+from isomax_evaluation.data.settings import Preprocessing, Reading
 from isomax_evaluation.training.recipes import RECIPES
 
 KILLS = 10
@@ -22,7 +23,14 @@ KILLS = 10
 def training(folder):
     """With everything that keeps state from step to step or draws random numbers."""
     recipe = replace(RECIPES["digits"], epochs=12, ema_decay=0.9, mixup=0.2, hflip=0.5)
-    train("digits", folder, model="test_resnet", recipe=recipe, image_size=32, images_per_class=60)
+    train(
+        "digits",
+        folder,
+        model="test_resnet",
+        recipe=recipe,
+        images_per_class=60,
+        preprocessing=Preprocessing(image_size=32),
+    )
 
 
 def comparison(folder):
@@ -40,7 +48,7 @@ def comparison(folder):
         recipe=replace(RECIPES["digits"], epochs=2),
         images_per_class=60,
         test_images=60,
-        workers=0,
+        reading=Reading(workers=0),
     )
 
 

@@ -1,26 +1,17 @@
 """``isomax calibrate``: detector and threshold for a model that exists."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from isomax_evaluation.cli.options import (
-    Alpha,
-    ClassMap,
-    DropDuplicates,
-    GroupBy,
-    ImageSize,
-    OnContradiction,
-    Root,
-    SkipBad,
-    Workers,
-    image_size_of,
-)
+from isomax_evaluation.cli.options import Alpha, settings_of, with_settings
 from isomax_evaluation.cli.terminal import one_line_errors, show_threshold, status
+from isomax_evaluation.data.settings import Preprocessing, Reading
 from isomax_evaluation.output.errors import InputError
 
 
+@with_settings((Preprocessing, "image_size"), Reading)
 def calibrate(
     model: Annotated[
         str,
@@ -61,20 +52,12 @@ def calibrate(
             "the head of --detector isomax+.",
         ),
     ] = None,
-    image_size: ImageSize = None,
-    data_root: Root = None,
-    group_by: GroupBy = None,
-    class_map: ClassMap = None,
-    skip_bad_images: SkipBad = False,
-    drop_duplicates: DropDuplicates = False,
-    on_contradiction: OnContradiction = "refuse",
-    workers: Workers = 2,
+    **settings: Any,
 ) -> None:
     """Make a trained classifier say "unknown": fit a detector, calibrate its threshold, and write a
     model folder to export."""
     with one_line_errors("train"):
         with status("loading PyTorch"):
-            from isomax_evaluation.data.copies import Copies
             from isomax_evaluation.deployment import calibrating
 
         folder = calibrating.calibrate(
@@ -87,13 +70,8 @@ def calibrate(
             fit_images=fit_images,
             bank=bank,
             hyperparameters=dict(map(_value, hyperparameters or ())),
-            image_size=image_size_of(image_size),
-            root=data_root,
-            group_by=group_by,
-            class_map=class_map,
-            skip_bad_images=skip_bad_images,
-            copies=Copies(drop_duplicates, on_contradiction),
-            workers=workers,
+            image_size=settings_of(Preprocessing, settings).image_size,
+            reading=settings_of(Reading, settings),
         )
         show_threshold(folder)
 

@@ -7,32 +7,15 @@ import typer
 
 from isomax_evaluation.cli.options import (
     Alpha,
-    ClassMap,
-    CropMode,
-    CropPct,
-    DropDuplicates,
-    GreyRange,
-    GroupBy,
-    ImageSize,
-    InChans,
-    Interpolation,
     OfflineOk,
-    OnContradiction,
     Output,
     PerClass,
-    Pretrained,
     RecipeName,
-    Root,
-    SkipBad,
-    SmallImages,
     Track,
-    Weights,
-    Workers,
-    grey_range_of,
-    image_size_of,
     recipe_of,
+    settings_of,
     split,
-    with_recipe_options,
+    with_settings,
 )
 from isomax_evaluation.cli.terminal import (
     INCOMPLETE,
@@ -41,10 +24,13 @@ from isomax_evaluation.cli.terminal import (
     status,
     tracking,
 )
+from isomax_evaluation.data.settings import Preprocessing, Reading
 from isomax_evaluation.output.errors import input_errors
+from isomax_evaluation.training.recipes import Recipe
+from isomax_evaluation.training.source import Source
 
 
-@with_recipe_options
+@with_settings((Source, "pretrained", "weights", "small_images"), Preprocessing, Reading, Recipe)
 def compare(
     id: Annotated[str, typer.Option(help="In-distribution data: a folder or a name.")] = "digits",
     ood: Annotated[
@@ -83,16 +69,6 @@ def compare(
         int | None, typer.Option(help="Train with so many seeds; 3, on the digits 2.")
     ] = None,
     output: Output = Path("isomax-out"),
-    pretrained: Pretrained = False,
-    weights: Weights = None,
-    small_images: SmallImages = False,
-    image_size: ImageSize = None,
-    in_chans: InChans = None,
-    grey_range: GreyRange = None,
-    crop_mode: CropMode = None,
-    crop_pct: CropPct = None,
-    interpolation: Interpolation = None,
-    data_root: Root = None,
     images_per_class: PerClass = None,
     fit_images: Annotated[
         int | None,
@@ -114,16 +90,10 @@ def compare(
             "the best one that a file can hold."
         ),
     ] = None,
-    group_by: GroupBy = None,
-    class_map: ClassMap = None,
     alpha: Alpha = 0.05,
-    skip_bad_images: SkipBad = False,
-    drop_duplicates: DropDuplicates = False,
-    on_contradiction: OnContradiction = "refuse",
-    workers: Workers = 2,
     track: Track = True,
     offline_ok: OfflineOk = False,
-    **recipe_options: Any,
+    **settings: Any,
 ) -> None:
     """Compare OOD detectors on models: on given ones, or on a backbone trained with each loss.
 
@@ -138,50 +108,31 @@ def compare(
         with status("loading PyTorch"):
             from isomax_evaluation.comparison import compare as comparison
             from isomax_evaluation.comparison.rows import terminal_table
-            from isomax_evaluation.data.copies import Copies
             from isomax_evaluation.training import jobs
 
         names = comparison.DETECTORS if named is None else named
-        architecture = model or ("test_resnet" if digits else "resnet18")
+        source = settings_of(
+            Source, settings | {"model": model or ("test_resnet" if digits else "resnet18")}
+        )
+        suits = "digits" if digits else jobs.recipe_for(source.model, source.starts_trained)
         done = comparison.compare(
             id=id,
             ood=ood or (["digits-held-out", "uniform-noise"] if digits else []),
             losses=None if losses is None else split(losses),
             detectors=names,
-            model=architecture,
-            recipe=recipe_of(
-                recipe
-                or (
-                    "digits"
-                    if digits
-                    else jobs.recipe_for(architecture, pretrained or weights is not None)
-                ),
-                recipe_options,
-            ),
+            model=source,
+            recipe=recipe_of(recipe or suits, settings),
+            preprocessing=settings_of(Preprocessing, settings),
+            reading=settings_of(Reading, settings),
             seeds=(2 if digits else 3) if seeds is None else seeds,
             output=output,
-            pretrained=pretrained,
-            weights=weights,
-            small_images=small_images,
-            image_size=image_size_of(image_size),
-            in_chans=in_chans,
-            grey_range=grey_range_of(grey_range),
-            crop_mode=crop_mode,
-            crop_pct=crop_pct,
-            interpolation=interpolation,
-            root=data_root,
             images_per_class=images_per_class,
             test_images=test_images,
             alpha=alpha,
-            skip_bad_images=skip_bad_images,
-            copies=Copies(drop_duplicates, on_contradiction),
-            workers=workers,
             benchmark=benchmark,
             tune=tune,
             models=models or (),
             fit_images=fit_images,
-            group_by=group_by,
-            class_map=class_map,
             export=export,
             started=started,
         )

@@ -5,18 +5,19 @@ from typing import Annotated, Any
 
 import typer
 
-from isomax_evaluation.cli.options import (
-    DropDuplicates,
-    OnContradiction,
-    Root,
-    SkipBad,
-    Workers,
-)
+from isomax_evaluation.cli.options import settings_of, with_settings
 from isomax_evaluation.cli.terminal import one_line_errors, print_table, status
+from isomax_evaluation.data.settings import Reading
 from isomax_evaluation.output.errors import InputError, input_errors
 from isomax_evaluation.output.files import check_target
 
 
+@with_settings(
+    (
+        Reading,
+        *("data_root", "skip_bad_images", "drop_duplicates", "on_contradiction", "workers"),
+    )
+)
 def export(
     model_folder: Annotated[
         Path,
@@ -42,14 +43,10 @@ def export(
     ood: Annotated[
         list[str] | None, typer.Option(help="OOD data for AUROC: a folder or a name; repeatable.")
     ] = None,
-    data_root: Root = None,
     test_images: Annotated[
         int | None, typer.Option(help="Measure on at most N images of each dataset.")
     ] = None,
-    skip_bad_images: SkipBad = False,
-    drop_duplicates: DropDuplicates = False,
-    on_contradiction: OnContradiction = "refuse",
-    workers: Workers = 2,
+    **settings: Any,
 ) -> None:
     """Export a model folder to one ONNX file: raw pixels in, verdict out.
 
@@ -71,7 +68,6 @@ def export(
         with status("loading PyTorch"):
             from isomax_adapters.onnx import export as export_onnx
             from isomax_adapters.timm.sources import model_folder_of
-            from isomax_evaluation.data.copies import Copies
 
         model_folder = model_folder_of(str(model_folder)) or model_folder
         with input_errors():
@@ -85,11 +81,8 @@ def export(
                     precision=precision,
                     id=id,
                     ood=ood or [],
-                    root=data_root,
                     test_images=test_images,
-                    skip_bad_images=skip_bad_images,
-                    copies=Copies(drop_duplicates, on_contradiction),
-                    workers=workers,
+                    reading=settings_of(Reading, settings),
                     calibration=calibration,
                 )
         from isomax_adapters.runtime import Scorer

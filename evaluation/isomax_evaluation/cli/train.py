@@ -8,37 +8,22 @@ import typer
 
 from isomax_evaluation.cli.options import (
     Alpha,
-    ClassMap,
-    CropMode,
-    CropPct,
-    DropDuplicates,
-    GreyRange,
-    GroupBy,
-    ImageSize,
-    InChans,
-    Interpolation,
-    Model,
     OfflineOk,
-    OnContradiction,
     Output,
     PerClass,
-    Pretrained,
     RecipeName,
-    Root,
-    SkipBad,
-    SmallImages,
     Track,
-    Weights,
-    Workers,
-    grey_range_of,
-    image_size_of,
     recipe_of,
-    with_recipe_options,
+    settings_of,
+    with_settings,
 )
 from isomax_evaluation.cli.terminal import one_line_errors, show_threshold, status, tracking
+from isomax_evaluation.data.settings import Preprocessing, Reading
+from isomax_evaluation.training.recipes import Recipe
+from isomax_evaluation.training.source import Source
 
 
-@with_recipe_options
+@with_settings(Source, Preprocessing, Reading, Recipe)
 def train(
     data: Annotated[
         str,
@@ -48,22 +33,11 @@ def train(
         ),
     ],
     output: Output = Path("isomax-train"),
-    model: Model = "resnet18",
     loss: Annotated[
         str, typer.Option(help="softmax, isomax, isomax+, dismax, dismax+fpr.")
     ] = "isomax",
     recipe: RecipeName = None,
     seed: Annotated[int, typer.Option(help="Seed of all randomness.")] = 0,
-    pretrained: Pretrained = False,
-    weights: Weights = None,
-    small_images: SmallImages = False,
-    image_size: ImageSize = None,
-    in_chans: InChans = None,
-    grey_range: GreyRange = None,
-    crop_mode: CropMode = None,
-    crop_pct: CropPct = None,
-    interpolation: Interpolation = None,
-    data_root: Root = None,
     images_per_class: PerClass = None,
     val_share: Annotated[
         float | None,
@@ -72,13 +46,7 @@ def train(
             "by default a tenth, or as many as --alpha takes."
         ),
     ] = None,
-    group_by: GroupBy = None,
-    class_map: ClassMap = None,
     alpha: Alpha = 0.05,
-    skip_bad_images: SkipBad = False,
-    drop_duplicates: DropDuplicates = False,
-    on_contradiction: OnContradiction = "refuse",
-    workers: Workers = 2,
     auto_batch: Annotated[
         bool,
         typer.Option("--auto-batch", help="As many images per update as fit into memory."),
@@ -96,7 +64,7 @@ def train(
         str | None,
         typer.Option(help="Register the model under this name, with the alias 'candidate'."),
     ] = None,
-    **recipe_options: Any,
+    **settings: Any,
 ) -> None:
     """Train or fine-tune a timm model; calibrate its threshold; write a model folder.
 
@@ -106,38 +74,25 @@ def train(
         track, register = False, None
     with one_line_errors("train"), tracking(track, output, offline_ok, register) as started:
         with status("loading PyTorch"):
-            from isomax_evaluation.data.copies import Copies
             from isomax_evaluation.training import jobs
             from isomax_evaluation.training import train as training
             from isomax_evaluation.training.outcome import outcome
 
+        source = settings_of(Source, settings)
         folder = training.train(
             data,
             output,
-            model=model,
+            model=source,
             loss=loss,
             recipe=recipe_of(
-                recipe or jobs.recipe_for(model, pretrained or weights is not None), recipe_options
+                recipe or jobs.recipe_for(source.model, source.starts_trained), settings
             ),
+            preprocessing=settings_of(Preprocessing, settings),
+            reading=settings_of(Reading, settings),
             seed=seed,
-            pretrained=pretrained,
-            weights=weights,
-            small_images=small_images,
-            image_size=image_size_of(image_size),
-            in_chans=in_chans,
-            grey_range=grey_range_of(grey_range),
-            crop_mode=crop_mode,
-            crop_pct=crop_pct,
-            interpolation=interpolation,
             alpha=alpha,
-            root=data_root,
             images_per_class=images_per_class,
             val_share=val_share,
-            group_by=group_by,
-            class_map=class_map,
-            skip_bad_images=skip_bad_images,
-            copies=Copies(drop_duplicates, on_contradiction),
-            workers=workers,
             auto_batch=auto_batch,
             check=check,
             started=started,

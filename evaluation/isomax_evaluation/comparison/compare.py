@@ -34,11 +34,11 @@ from isomax_evaluation.comparison.runs import (
 )
 from isomax_evaluation.comparison.sets import open_sets, prepared
 from isomax_evaluation.comparison.tables import together
-from isomax_evaluation.data.copies import AS_THEY_ARE, Copies, table_of_copies
+from isomax_evaluation.data.copies import table_of_copies
 from isomax_evaluation.data.digests import describe
 from isomax_evaluation.data.images import limit_per_class
 from isomax_evaluation.data.loading import decoding_errors
-from isomax_evaluation.data.pixels import grey_range_of
+from isomax_evaluation.data.settings import Preprocessing, Reading
 from isomax_evaluation.data.splitting import Split
 from isomax_evaluation.detection.models import Model
 from isomax_evaluation.detection.testing import Bench, Tested, test_model
@@ -46,10 +46,12 @@ from isomax_evaluation.output.errors import InputError
 from isomax_evaluation.output.folders import check_outside
 from isomax_evaluation.output.progress import progress_bar, tell, warn
 from isomax_evaluation.output.provenance import write_provenance
+from isomax_evaluation.output.settings import check_settings
 from isomax_evaluation.training.card import write_card
 from isomax_evaluation.training.jobs import Job, accelerator_for, fetch_weights
 from isomax_evaluation.training.recipes import RECIPES, Recipe
-from isomax_evaluation.training.train import one_side
+from isomax_evaluation.training.source import Source, source_of
+from isomax_evaluation.training.train import with_grey_range
 
 DETECTORS = (
     "MaxSoftmax",
@@ -69,32 +71,19 @@ def compare(
     ood: Sequence[str] | Mapping[str, Any] = ("digits-held-out", "uniform-noise"),
     losses: Sequence[str] | None = None,
     detectors: Sequence[str] = DETECTORS,
-    model: str = "test_resnet",
+    model: str | Source = "test_resnet",
     recipe: Recipe | str = "digits",
+    preprocessing: Preprocessing = Preprocessing(),
+    reading: Reading = Reading(),
     seeds: int = 3,
     output: str | Path = "isomax-out",
-    pretrained: bool = False,
-    weights: str | None = None,
-    small_images: bool = False,
-    image_size: int | tuple[int, int] | None = None,
-    in_chans: int | None = None,
-    grey_range: tuple[int, int] | str | None = None,
-    crop_mode: str | None = None,
-    crop_pct: float | None = None,
-    interpolation: str | None = None,
-    root: str | None = None,
     images_per_class: int | None = None,
     test_images: int | None = None,
     alpha: float = 0.05,
-    skip_bad_images: bool = False,
-    copies: Copies = AS_THEY_ARE,
-    workers: int = 2,
     benchmark: Benchmark | str | None = None,
     tune: str | None = None,
     models: Mapping[str, Any] | Sequence[str] = (),
     fit_images: int | None = None,
-    group_by: str | None = None,
-    class_map: str | None = None,
     export: str | None = None,
     started: Callable[[], object] | None = None,
 ) -> Comparison:
@@ -114,28 +103,17 @@ def compare(
         ``softmax`` and ``isomax``, on the digits ``isomax+`` and ``dismax+fpr`` too, and none if
         models are given
     :param detectors: names that ``isomax_adapters.pytorch_ood.detectors_for`` knows
-    :param model: a timm architecture to train
+    :param model: a timm architecture to train, or one and where its weights come from
     :param recipe: a recipe or the name of one
+    :param preprocessing: what pixels become; given models have their own channels and, if they were
+        trained with one, their own grey range
+    :param reading: how images are found and read
     :param seeds: number of seeds to train with, 0 to ``seeds - 1``
     :param output: folder for tables, report, model folders and the ONNX file
-    :param pretrained: start training from timm's pretrained weights
-    :param weights: start training from a checkpoint file, whatever classes it is for
-    :param small_images: a 3x3 stride-1 stem without pooling, and 32x32 inputs
-    :param image_size: input height and width, one number for both, if not the model's own
-    :param in_chans: channels that images are read as for models that are trained here, see
-        :func:`isomax_evaluation.train`, as of the next four; given models have their own
-    :param grey_range: of models that were not trained with one of their own
-    :param crop_mode: if not the model's own, as the next two
-    :param crop_pct: share of the image that the centre crop keeps
-    :param interpolation: ``bicubic`` or ``bilinear``
-    :param root: folder that named datasets are read from
     :param images_per_class: use at most so many training images of each class
     :param test_images: score at most so many test images of each dataset; accuracy and
         calibration error are those of all of the ID dataset's
     :param alpha: false-alarm rate of the rejection threshold
-    :param skip_bad_images: leave out images that do not decode
-    :param copies: what becomes of images that are there more than once
-    :param workers: processes that decode images
     :param benchmark: one of pytorch-ood's benchmarks, or its name; brings ID and OOD sets, so that
         ``id`` and ``ood`` are not looked at
     :param tune: OOD dataset by which pytorch-ood's grid search chooses the detectors'
@@ -146,8 +124,6 @@ def compare(
         :class:`~isomax_adapters.pytorch_ood.Parts` of any network), or a list of these, which are
         its seeds. Nothing is trained for them
     :param fit_images: fit detectors on at most so many training images of each class
-    :param group_by: which images belong together, see :func:`isomax_evaluation.data.open_splits`
-    :param class_map: timm's file of class names
     :param export: the row that becomes ``chosen.onnx``, ``MODEL/DETECTOR`` or ``LOSS/DETECTOR``; by
         default the best one that can be a file: by AUROC on the tuning set if there is one, else on
         the test sets
@@ -160,18 +136,15 @@ def compare(
     if losses is None:
         losses = () if given else DIGITS_LOSSES if digits else LOSSES
     losses = list(losses)
-    if image_size is None and digits:
-        image_size = 32
-    image_size, auto = one_side(image_size), grey_range == "auto"
-    job = Job(
-        model, losses[0] if losses else "", recipe, 0, pretrained, small_images, image_size, alpha,
-        workers, weights, in_chans, None if auto else grey_range, crop_mode, crop_pct,  # type: ignore[arg-type]
-        interpolation,
-    )  # fmt: skip
+    if preprocessing.image_size is None and digits:
+        preprocessing = replace(preprocessing, image_size=32)
+    loss = losses[0] if losses else ""
+    job = Job(source_of(model), loss, recipe, preprocessing, 0, alpha, reading.workers)
     named_ood: list[tuple[str | None, Any]] = (
         list(ood.items()) if isinstance(ood, Mapping) else [split_name(one) for one in ood]
     )
-    plan = Plan(job, losses, seeds, given, list(detectors), named_ood, image_size)
+    plan = Plan(job, losses, seeds, given, list(detectors), named_ood)
+    check_settings(reading)
     plan.check(ood_is_given=benchmark is None)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError("compare runs in one process; start it without torchrun or accelerate")
@@ -186,10 +159,8 @@ def compare(
     ):
         if plan.losses and plan.seeds > seeds:
             tell(progress, f"{output} has {plan.seeds} seeds, and keeps them")
-        sets = open_sets(id, plan.ood, benchmark, tune, root, group_by, class_map)
-        if auto:
-            found = grey_range_of(sets.train, workers, progress)
-            plan = replace(plan, job=replace(plan.job, grey_range=found))
+        sets = open_sets(id, plan.ood, benchmark, tune, reading)
+        plan = replace(plan, job=with_grey_range(plan.job, sets.train, progress))
         opened = open_models(plan, sets, accelerator.device)
         if wanted is not None:
             refuse_what_no_file_holds(wanted, plan, opened, len(sets.train.class_names))
@@ -200,8 +171,8 @@ def compare(
                 warn(progress, doubt)
         decodings = [*([plan.job.decoding] if plan.losses else []), *(m.decoding for m in opened)]
         sets = prepared(
-            sets, images_per_class, test_images, skip_bad_images, copies, table_of_copies(output),
-            list(dict.fromkeys(decodings)), workers, progress,
+            sets, images_per_class, test_images, reading, table_of_copies(output),
+            list(dict.fromkeys(decodings)), progress,
         )  # fmt: skip
         if plan.losses:
             # or refuse
@@ -228,7 +199,7 @@ def compare(
                 training,
                 divided.selection,
                 tested,
-                workers,
+                reading.workers,
                 progress,
                 measure_costs=run.seed == 0,
             )
@@ -246,7 +217,7 @@ def compare(
             progress.advance(overall)
         task = progress.add_task("exporting to ONNX, writing the report", total=None)
         done = tables_of(output, plan, runs, tested, progress)
-        options = options_of_calibrate(plan.image_size, fit_images)
+        options = options_of_calibrate(plan.job.preprocessing.image_size, fit_images)
         table = deployable(by_name, plan.detectors, output, sets.given, options)
         done = replace(done, deployable=table)
         row = wanted or choose(

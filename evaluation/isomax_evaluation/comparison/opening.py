@@ -49,7 +49,12 @@ def open_models(plan: Plan, sets: Sets, device: Any) -> list[Model]:
         )
     opened = [
         open_given(
-            given, class_names, plan.preprocessing, plan.job.grey_range, sets.tensors, device
+            given,
+            class_names,
+            plan.preprocessing,
+            plan.job.decoding.grey_range,
+            sets.tensors,
+            device,
         )
         for given in plan.given
     ]

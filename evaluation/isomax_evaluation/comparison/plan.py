@@ -39,13 +39,12 @@ class Plan:
     given: list[Given]
     detectors: list[str]
     ood: list[tuple[str | None, Any]]  #: name, if it was given one, and folder, name or data set
-    image_size: int | tuple[int, int] | None
 
     @property
     def preprocessing(self) -> dict[str, Any]:
         """What given models' preprocessing is to be other than their own, by timm's names."""
-        names = ("crop_mode", "crop_pct", "interpolation")
-        return {"img_size": self.image_size} | {name: getattr(self.job, name) for name in names}
+        mine = self.job.preprocessing.of_a_model
+        return {name: value for name, value in mine.items() if name != "in_chans"}
 
     def check(self, ood_is_given: bool) -> None:
         """Refuse what cannot work, before any work.
@@ -83,20 +82,19 @@ def grown(plan: Plan, output: Path) -> Plan:
     mine = {(given.name, given.seed): given for given in plan.given}
     there = [_given_of(model, mine) for model in found.get("models", [])]
     given = _union(there, plan.given)
-    kept = {
-        key: found[key]
-        for key in _OPTIONAL
-        if getattr(plan.job, key) is None and found.get(key) is not None
-    }
     return replace(
         plan,
-        job=replace(job, loss=losses[0] if losses else "", **_tuples(kept)),
+        job=replace(
+            job,
+            loss=losses[0] if losses else "",
+            source=_kept(job.source, found),
+            preprocessing=_kept(job.preprocessing, found),
+        ),
         losses=losses,
         seeds=seeds,
         given=given,
         detectors=_union(found["detectors"], plan.detectors),
         ood=_grown_ood(found, plan.ood),
-        image_size=_tuples(found).get("image_size") if plan.image_size is None else plan.image_size,
     )
 
 
@@ -113,7 +111,7 @@ def claim(
     :raises InputError: if it holds another comparison, or one of other images or weights
     """
     every = [("train", sets.train), ("test", sets.test), *((s.name, s) for s in sets.unknown)]
-    training = asdict(plan.job)
+    training = plan.job.settings
     settings = {
         "id": sets.given,
         "ood": [source for _, source in sets.given_ood],
@@ -122,7 +120,7 @@ def claim(
         "images": {images.name: len(images) for images in (sets.train, *sets.unknown)}
         | {"id test": len(sets.test), "id scored": len(sets.known)},
         "class_names": list(sets.train.class_names),
-        "image_size": plan.image_size,
+        "image_size": plan.job.preprocessing.image_size,
         **{key: training[key] for key in _OPTIONAL if training[key] is not None},
         **({"tune": resolved(tune)} if tune else {}),
         **({"fit_images": fit_images} if fit_images else {}),
@@ -248,8 +246,19 @@ def _job_of(found: Mapping[str, Any], like: Job) -> Job:
     """How the models that are there were trained."""
     lists = ("decay_milestones", "scale", "mean", "std")
     recipe: Any = {k: tuple(v) if k in lists else v for k, v in found["recipe"].items()}
-    kept = {key: found[key] for key in (*_TRAINING, "image_size") if key != "recipe"}
-    return replace(like, recipe=Recipe(**recipe), **_tuples(kept))
+    kept = {key: found[key] for key in ("model", "pretrained", "small_images")}
+    source = replace(like.source, **kept)
+    return replace(like, recipe=Recipe(**recipe), source=source, alpha=found["alpha"])
+
+
+def _kept(settings: Any, found: Mapping[str, Any]) -> Any:
+    """With what the folder has of that which is not given again."""
+    there = _tuples(found)
+    mine = asdict(settings)
+    return replace(
+        settings,
+        **{key: there[key] for key, value in mine.items() if value is None and there.get(key)},
+    )
 
 
 def _tuples(settings: Mapping[str, Any]) -> dict[str, Any]:

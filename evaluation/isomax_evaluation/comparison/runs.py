@@ -92,7 +92,7 @@ def ready_model(
         assert run.opened is not None
         _claim_given(run, sets.given, divided, tested)
         return run.opened
-    claim_run(run.job, sets.given, divided, sets.drawn, run.folder)
+    claim_run(run.job, sets.given, divided, run.folder)
     decoding = run.job.decoding
     folder = train_model(
         run.job,
@@ -111,7 +111,7 @@ def ready_model(
         sets.train.class_names,
         data_config(run.job, network),
         load_calibration(folder),
-        run.job.grey_range,
+        run.job.decoding.grey_range,
     )
 
 

@@ -12,9 +12,9 @@ from rich.progress import Progress
 from isomax_evaluation import data
 from isomax_evaluation.comparison.naming import no_doubles, unique_names
 from isomax_evaluation.data.benchmarks import open_benchmark
-from isomax_evaluation.data.copies import Copies
 from isomax_evaluation.data.datasets import Splits
 from isomax_evaluation.data.images import Decoding, Images
+from isomax_evaluation.data.settings import Reading
 from isomax_evaluation.data.torch_datasets import open_torch
 from isomax_evaluation.output.errors import InputError
 from isomax_evaluation.output.folders import identity, resolved
@@ -48,21 +48,20 @@ def open_sets(
     ood: Sequence[tuple[str | None, Any]],
     benchmark: Benchmark | str | None,
     tune: str | None,
-    root: str | None,
-    group_by: str | None = None,
-    class_map: str | None = None,
+    reading: Reading,
 ) -> Sets:
     """The images as they were given.
 
     :param ood: name, if it was given one, and folder, name or data set
     :raises InputError: if some cannot be opened, or are given twice
     """
+    root = reading.data_root
     if benchmark is not None:
         train, test, unknown = open_benchmark(benchmark, root)
         splits = Splits(train, test)
         given, given_ood = train.name, [(images.name, images.name) for images in unknown]
     else:
-        splits = _open_id(id, root, group_by, class_map)
+        splits = _open_id(id, reading)
         train, test = splits.train, splits.test
         given = resolved(str(id)) if isinstance(id, (str, Path)) else train.name
         names = [name for name, _ in ood]
@@ -90,17 +89,15 @@ def prepared(
     sets: Sets,
     images_per_class: int | None,
     test_images: int | None,
-    skip: bool,
-    copies: Copies,
+    reading: Reading,
     table: Path,
     decodings: Sequence[Decoding],
-    workers: int,
     progress: Progress,
 ) -> Sets:
     """Limited, and read once in each way that some model reads them; decoded in the first.
 
     :param table: of images that are there more than once
-    :raises InputError: if some do not decode and ``skip`` is false, a limit leaves none, or sets
+    :raises InputError: if some do not decode and are not skipped, a limit leaves none, or sets
         share images
     """
     for line in sets.found:
@@ -122,7 +119,7 @@ def prepared(
         found = list(several)
         for decoding in reversed(decodings):
             decoded = [images.decoded(decoding) for images in found]
-            found = data.readable(decoded, skip, workers, progress)
+            found = data.readable(decoded, reading.skip_bad_images, reading.workers, progress)
         return found
 
     known = [sets.test, *([] if sets.held_out is None else [sets.held_out]), train]
@@ -131,7 +128,7 @@ def prepared(
     names = ("test", "validation", "training") if len(known) > 2 else ("test", "training")
     settled = data.settle(
         dict(zip(names, read_all, strict=False)),
-        copies,
+        reading,
         table,
         read_all[len(known) :],
         drawn="test" if sets.drawn else "",
@@ -157,9 +154,9 @@ def prepared(
     )
 
 
-def _open_id(id: Any, root: str | None, group_by: str | None, class_map: str | None) -> Splits:
+def _open_id(id: Any, reading: Reading) -> Splits:
     if isinstance(id, (str, Path)):
-        return data.open_splits(str(id), root, group_by, class_map)
+        return data.open_splits(str(id), reading)
     if isinstance(id, Mapping):
         if len(id) != 1:
             raise InputError(f"id has {len(id)} names; expected one, with a training and test set")

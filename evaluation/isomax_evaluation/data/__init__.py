@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from isomax_evaluation.data.copies import Copies, settle, table_of_copies
+    from isomax_evaluation.data.copies import settle, table_of_copies
     from isomax_evaluation.data.datasets import Splits, named_sets, open_images, open_splits
     from isomax_evaluation.data.images import (
         OOD_LABEL,
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     )
     from isomax_evaluation.data.pixels import grey_range_of, warnings_of
     from isomax_evaluation.data.reading import check_counts, readable
+    from isomax_evaluation.data.settings import Preprocessing, Reading
     from isomax_evaluation.data.splitting import (
         Split,
         draw_test,
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
 
 _PLACES = {
     "datasets": ("Splits", "named_sets", "open_images", "open_splits"),
-    "copies": ("Copies", "settle", "table_of_copies"),
+    "copies": ("settle", "table_of_copies"),
+    "settings": ("Preprocessing", "Reading"),
     "images": ("OOD_LABEL", "Decoding", "Images", "Transformed", "at_most", "limit_per_class"),
     "pixels": ("grey_range_of", "warnings_of"),
     "reading": ("check_counts", "readable"),
@@ -44,9 +46,10 @@ _MODULES = {name: module for module, names in _PLACES.items() for name in names}
 
 __all__ = [
     "OOD_LABEL",
-    "Copies",
     "Decoding",
     "Images",
+    "Preprocessing",
+    "Reading",
     "Split",
     "Splits",
     "Transformed",

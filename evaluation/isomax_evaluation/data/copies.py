@@ -8,29 +8,11 @@ import numpy as np
 import pandas as pd
 
 from isomax_evaluation.data.images import Images
+from isomax_evaluation.data.settings import Reading
 from isomax_evaluation.output.errors import InputError, first_few
 from isomax_evaluation.output.tables import as_they_are, write_table
 
 SHOWN = 3  # pairs in a message
-CONTRADICTIONS = ("refuse", "drop", "keep")
-
-
-@dataclass(frozen=True)
-class Copies:
-    """What becomes of images that are there more than once."""
-
-    drop: bool = False  #: keep one of each
-    on_contradiction: str = "refuse"  #: one image under two labels: one of ``CONTRADICTIONS``
-
-    def __post_init__(self) -> None:
-        if self.on_contradiction not in CONTRADICTIONS:
-            raise InputError(
-                f"on_contradiction is {self.on_contradiction!r}; expected one of "
-                f"{', '.join(CONTRADICTIONS)}"
-            )
-
-
-AS_THEY_ARE = Copies()
 
 
 @dataclass(frozen=True)
@@ -49,7 +31,7 @@ def table_of_copies(output: Path) -> Path:
 
 def settle(
     parts: Mapping[str, Images | None],
-    copies: Copies,
+    reading: Reading,
     table: Path,
     ood: Sequence[Images] = (),
     drawn: str = "",
@@ -58,7 +40,7 @@ def settle(
     contents.
 
     :param parts: the parts of the ID data and their names, each going before those after it: with
-        ``copies.drop`` what two share stays in the first
+        ``reading.drop_duplicates`` what two share stays in the first
     :param table: gets all pairs, where there are any
     :param ood: sets that share no image with ID
     :param drawn: the part whose images were drawn here, of those that all others have; it leaves
@@ -67,13 +49,13 @@ def settle(
     """
     given = {name: images for name, images in parts.items() if images is not None}
     notes: list[str] = []
-    given = _without_contradictions(given, copies, table, notes)
+    given = _without_contradictions(given, reading, table, notes)
     seen = np.array([], dtype=np.uint64)
     order = sorted(given, key=lambda name: name == drawn)  # the last one
     for place, name in enumerate(order):
         images = given[name]
         shared = np.isin(_contents(images), seen)
-        if shared.any() and name != drawn and not copies.drop:
+        if shared.any() and name != drawn and not reading.drop_duplicates:
             first = {
                 one: given[one]
                 for one in order[:place]
@@ -88,9 +70,9 @@ def settle(
         if shared.any():
             notes.append(f"{shared.sum():,} {name} images left out, copies of others")
             images = images.take(np.flatnonzero(~shared))
-        given[name] = _within(name, images, copies, table, notes)
+        given[name] = _within(name, images, reading, table, notes)
         seen = np.union1d(seen, _contents(given[name]))
-    kept = [_without_id(images, seen, given, copies, table, notes) for images in ood]
+    kept = [_without_id(images, seen, given, reading, table, notes) for images in ood]
     return Settled({name: given[name] for name in parts if name in given}, kept, notes)
 
 
@@ -99,16 +81,16 @@ def _contents(images: Images) -> np.ndarray:
 
 
 def _without_contradictions(
-    given: dict[str, Images], copies: Copies, table: Path, notes: list[str]
+    given: dict[str, Images], reading: Reading, table: Path, notes: list[str]
 ) -> dict[str, Images]:
     contents = np.concatenate([_contents(images) for images in given.values()])
     labels = np.concatenate([images.labels[: len(_contents(images))] for images in given.values()])
     pairs = np.unique(np.stack([contents, labels.astype(np.uint64)]), axis=1)
     found, counts = np.unique(pairs[0], return_counts=True)
     twice = found[counts > 1]
-    if not len(twice) or copies.on_contradiction == "keep":
+    if not len(twice) or reading.on_contradiction == "keep":
         return given
-    if copies.on_contradiction == "refuse":
+    if reading.on_contradiction == "refuse":
         alike = {
             name: images.take(np.flatnonzero(np.isin(_contents(images), twice)))
             for name, images in given.items()
@@ -126,12 +108,12 @@ def _without_contradictions(
     return left
 
 
-def _within(name: str, images: Images, copies: Copies, table: Path, notes: list[str]) -> Images:
+def _within(name: str, images: Images, reading: Reading, table: Path, notes: list[str]) -> Images:
     _, first = np.unique(_contents(images), return_index=True)
     more = len(_contents(images)) - len(first)
     if not more:
         return images
-    if copies.drop:
+    if reading.drop_duplicates:
         notes.append(f"{more:,} {name} images left out, copies of others")
         return images.take(np.sort(first))
     pairs = _pairs({name: images}, {name: images}, table)
@@ -146,14 +128,14 @@ def _without_id(
     images: Images,
     known: np.ndarray,
     parts: Mapping[str, Images],
-    copies: Copies,
+    reading: Reading,
     table: Path,
     notes: list[str],
 ) -> Images:
     shared = np.isin(_contents(images), known)
     if not shared.any():
         return images
-    if not copies.drop:
+    if not reading.drop_duplicates:
         pairs = _pairs(parts, {images.name: images}, table)
         raise InputError(
             f"{shared.sum():,} of {len(images):,} images of the OOD set {images.name} are also ID "

@@ -31,6 +31,7 @@ from isomax_evaluation.data.listing.files import existing_folder
 from isomax_evaluation.data.listing.folders import SPLITS, scan, scan_unlabelled
 from isomax_evaluation.data.listing.listing import Listing, Scan
 from isomax_evaluation.data.listing.tables import load_class_map, read_labels
+from isomax_evaluation.data.settings import Reading
 from isomax_evaluation.data.splitting import TEST_SHARE, draw_test, hold_out
 from isomax_evaluation.data.torch_datasets import from_dataset, labels_of
 from isomax_evaluation.output.errors import InputError, first_few, one_line
@@ -62,21 +63,16 @@ class Splits:
     found: tuple[str, ...] = ()
 
 
-def open_splits(
-    name: str, root: str | None = None, group_by: str | None = None, class_map: str | None = None
-) -> Splits:
+def open_splits(name: str, reading: Reading = Reading()) -> Splits:
     """Training and test images of an in-distribution dataset.
 
     Of ``val`` and ``test``, one alone is the test set; with both, ``val`` is held out. A set
     without either is split four to one by class, and by group, always the same way.
 
     :param name: as this module's docstring says; ``digits`` means its known classes
-    :param root: folder that named datasets are read from
-    :param group_by: which images belong together (of one patient, camera, day), so that no split
-        parts them: a column of the table, or how many characters of the file names are the same
-    :param class_map: timm's file of class names, in their order
     :raises InputError: if there is no such dataset, or it has fewer than two classes
     """
+    group_by, class_map, root = reading.group_by, reading.class_map, reading.data_root
     is_table = name.lower().endswith(TABLES) and Path(name).expanduser().is_file()
     if is_table or existing_folder(name):
         splits = _open_files(name, is_table, group_by, class_map)

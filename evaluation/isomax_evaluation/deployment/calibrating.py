@@ -15,10 +15,10 @@ from isomax_adapters.pytorch_ood import Parts, check_names, why_not
 from isomax_adapters.timm.folder import check_place
 from isomax_adapters.timm.sources import model_folder_of
 from isomax_evaluation import data
-from isomax_evaluation.data.copies import AS_THEY_ARE, Copies
 from isomax_evaluation.data.digests import digest
 from isomax_evaluation.data.images import Images
 from isomax_evaluation.data.loading import decoding_errors, loader_of
+from isomax_evaluation.data.settings import Reading
 from isomax_evaluation.data.splitting import split_for_calibration
 from isomax_evaluation.deployment.equipping import (
     Loaded,
@@ -56,12 +56,7 @@ def calibrate(
     bank: int | None = None,
     hyperparameters: Mapping[str, Any] | None = None,
     image_size: int | tuple[int, int] | None = None,
-    root: str | None = None,
-    group_by: str | None = None,
-    class_map: str | None = None,
-    skip_bad_images: bool = False,
-    copies: Copies = AS_THEY_ARE,
-    workers: int = 2,
+    reading: Reading = Reading(),
 ) -> Path:
     """Give a trained classifier a detector and a threshold; write it as a model folder.
 
@@ -82,13 +77,13 @@ def calibrate(
     :param bank: compare with at most so many of them, with detectors that compare with each
     :param hyperparameters: the detector's, other than its own or those chosen by a comparison;
         ``{"epochs": 20}`` trains a head that ``isomax+`` puts at the class means
-    :param copies: what becomes of images that are there more than once
+    :param reading: how images are found and read
     :return: the model folder
     :raises InputError: if anything given cannot be used, before anything is written
     """
     output = Path(output).expanduser()
     _check(alpha, output)
-    splits = data.open_splits(id, root, group_by, class_map)
+    splits = data.open_splits(id, reading)
     check_outside(output, id)
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
     with decoding_errors(), progress_bar() as progress:
@@ -100,14 +95,18 @@ def calibrate(
         )  # fmt: skip
         name = _named(model, detector)
         tell_if_no_file_holds(model, name, progress)
-        given = None if calibration is None else _of_classes(calibration, splits.train, root)
+        given = (
+            None
+            if calibration is None
+            else _of_classes(calibration, splits.train, reading.data_root)
+        )
         held = split_for_calibration(splits.train, splits.held_out, splits_of(source), alpha, given)
         parts = (held.calibration, data.limit_per_class(held.training, fit_images))
         decoded = [images.decoded(model.decoding) for images in parts]
-        read = data.readable(decoded, skip_bad_images, workers, progress)
+        read = data.readable(decoded, reading.skip_bad_images, reading.workers, progress)
         settled = data.settle(
             dict(zip(("calibration", "training"), read, strict=True)),
-            copies,
+            reading,
             data.table_of_copies(output),
             drawn="training" if held.guarantee == "unknown" else "",
         )
@@ -118,7 +117,7 @@ def calibrate(
             name, alpha, held.guarantee, bank, _chosen(source, name) | dict(hyperparameters or {})
         )
         to_fit, unseen = (
-            Loaded(loader_of(model.transform, workers, images), digest=digest(images))
+            Loaded(loader_of(model.transform, reading.workers, images), digest=digest(images))
             for images in (training, chosen)
         )
         equip(model, wanted, to_fit, unseen, output, progress)

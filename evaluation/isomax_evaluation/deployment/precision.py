@@ -21,9 +21,9 @@ from isomax_adapters.runtime.decoding import as_array
 from isomax_adapters.timm import load_calibration, load_model
 from isomax_adapters.timm.grey_ranges import grey_range_of
 from isomax_evaluation import data
-from isomax_evaluation.data.copies import AS_THEY_ARE, Copies
 from isomax_evaluation.data.images import Decoding, Images
 from isomax_evaluation.data.preprocessing import preprocessing_of
+from isomax_evaluation.data.settings import Reading
 from isomax_evaluation.detection.metrics import ood_metrics
 from isomax_evaluation.output.errors import InputError, first_few
 from isomax_evaluation.output.progress import tell
@@ -39,11 +39,8 @@ def export_and_measure(
     id: str,
     ood: Sequence[str],
     progress: Progress,
-    root: str | None = None,
+    reading: Reading = Reading(),
     test_images: int | None = None,
-    skip_bad_images: bool = False,
-    copies: Copies = AS_THEY_ARE,
-    workers: int = 2,
     calibration: str | None = None,
 ) -> pd.DataFrame:
     """Export a model folder; say what its precision costs against float32.
@@ -63,7 +60,7 @@ def export_and_measure(
     :return: as :func:`measure`
     :raises InputError: if data cannot be used, before anything is exported
     """
-    splits = data.open_splits(id, root)
+    splits, root = data.open_splits(id, reading), reading.data_root
     training, known = splits.train, splits.test
     model: Any = load_model(model_folder)  # a timm model: more attributes than nn.Module has
     channels = preprocessing_of(model)["input_size"][0]
@@ -86,7 +83,7 @@ def export_and_measure(
 
     def read(*several: Images) -> list[Images]:
         decoded = [images.decoded(decoding) for images in several]
-        return data.readable(decoded, skip_bad_images, workers, progress)
+        return data.readable(decoded, reading.skip_bad_images, reading.workers, progress)
 
     limited = [data.at_most(images, test_images) for images in (known, *unknown)]
     training, known, *unknown = read(training, *limited)
@@ -99,7 +96,7 @@ def export_and_measure(
     elif held is not None:
         (held,) = read(held)
         given = {"test": known, "calibration": held, "training": training}
-        settled = data.settle(given, copies, data.table_of_copies(path), unknown)
+        settled = data.settle(given, reading, data.table_of_copies(path), unknown)
         for note in settled.notes:
             tell(progress, note)
         known, held, training = (settled.parts[name] for name in given)

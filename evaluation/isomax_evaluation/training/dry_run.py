@@ -94,7 +94,7 @@ def dry_run(job: Job, training: Images, accelerator: Accelerator) -> Tried:
     states = [t for state in optimizer.state.values() for t in state.values()]
     fixed = [*model.state_dict().values(), *(p.grad for p in model.parameters()), *states]
     return Tried(
-        doubts_of_recipe(recipe, recipe.epochs * batches.updates, job.starts_trained),
+        doubts_of_recipe(recipe, recipe.epochs * batches.updates, job.source.starts_trained),
         count,
         batches.updates,
         seconds,

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,16 +25,19 @@ from timm.scheduler import create_scheduler_v2
 from torch import Tensor, nn
 
 from isomax.calibration import RejectionThreshold
-from isomax_adapters.runtime.decoding import CHANNELS, check_grey_range
+from isomax_adapters.runtime.decoding import check_grey_range
 from isomax_adapters.timm import attach, create_model
 from isomax_adapters.timm.attaching import classifier_names
 from isomax_adapters.timm.checkpoints import load_weights, read_checkpoint
 from isomax_adapters.timm.sources import no_weights
 from isomax_evaluation.data.images import Decoding
 from isomax_evaluation.data.preprocessing import preprocessing_of
+from isomax_evaluation.data.settings import Preprocessing
 from isomax_evaluation.output.errors import InputError, input_errors
+from isomax_evaluation.output.settings import check_settings
 from isomax_evaluation.training.losses import LOSSES
 from isomax_evaluation.training.recipes import Recipe, check_recipe, learning_rate
+from isomax_evaluation.training.source import Source
 
 WARMUP_LR = 1e-5
 
@@ -43,44 +46,40 @@ WARMUP_LR = 1e-5
 class Job:
     """One model to train: what, on what, how."""
 
-    model: str
+    source: Source
     loss: str
     recipe: Recipe
+    preprocessing: Preprocessing = Preprocessing()
     seed: int = 0
-    pretrained: bool = False
-    small_images: bool = False
-    image_size: int | tuple[int, int] | None = None  #: height and width, if not one for both
     alpha: float = 0.05
     workers: int = 2
-    weights: str | None = None  #: a checkpoint file to start from
-    in_chans: int | None = None
-    grey_range: tuple[int, int] | None = None
-    crop_mode: str | None = None
-    crop_pct: float | None = None
-    interpolation: str | None = None
 
     @property
-    def starts_trained(self) -> bool:
-        """Whether the backbone has been trained before."""
-        return self.pretrained or self.weights is not None or ":" in self.model
+    def model(self) -> str:
+        """The architecture."""
+        return self.source.model
 
     @property
     def decoding(self) -> Decoding:
         """How images are read for the model."""
-        return Decoding(self.in_chans or 3, self.grey_range)
+        grey_range: Any = self.preprocessing.grey_range
+        return Decoding(self.preprocessing.in_chans or 3, grey_range)
 
     @property
-    def preprocessing(self) -> dict[str, Any]:
+    def timm_preprocessing(self) -> dict[str, Any]:
         """What is other than the model's own, by timm's names."""
-        return {
-            "img_size": self.image_size or (32 if self.small_images else None),
-            "in_chans": self.in_chans,
-            "crop_mode": self.crop_mode,
-            "crop_pct": self.crop_pct,
-            "interpolation": self.interpolation,
-            "mean": self.recipe.mean or None,
-            "std": self.recipe.std or None,
-        }
+        mine = self.preprocessing.of_a_model
+        if self.source.small_images:
+            mine["img_size"] = mine["img_size"] or 32
+        return mine | {"mean": self.recipe.mean or None, "std": self.recipe.std or None}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All that tells it from another, as JSON has it; how many processes read changes
+        nothing."""
+        found = asdict(self)
+        found.pop("workers")
+        return found.pop("source") | found.pop("preprocessing") | found
 
 
 def check_job(job: Job) -> None:
@@ -96,7 +95,7 @@ def check_job(job: Job) -> None:
         raise InputError(
             f"the seed is {job.seed} and there are {job.workers} workers; expected at least 0"
         )
-    if job.recipe.epochs == 0 and not job.starts_trained:
+    if job.recipe.epochs == 0 and not job.source.starts_trained:
         raise InputError(
             "epochs is 0; expected at least 1 (0 epochs, the head alone, take --pretrained or "
             "--weights)"
@@ -107,7 +106,7 @@ def check_job(job: Job) -> None:
             f"the normalisation has means {means} and deviations {deviations}; expected one or "
             f"{wanted} of each"
         )
-    if job.pretrained and job.weights:
+    if job.source.pretrained and job.source.weights:
         raise InputError("--pretrained and --weights are two places to start from; give one")
     mixes = job.recipe.mixup or job.recipe.cutmix or job.recipe.smoothing
     if LOSSES[job.loss].mosaic and mixes:
@@ -134,25 +133,11 @@ def check_preprocessing(job: Job) -> None:
 
     :raises InputError: naming the value and what it may be
     """
-    size = job.image_size
-    sides = () if size is None else (size,) if isinstance(size, int) else size
-    if len(sides) > 2 or any(side < 1 for side in sides):
-        raise InputError(
-            f"the image size is {size}; expected at least 1, or height and width of at least 1"
-        )
-    with input_errors():
-        check_grey_range(job.grey_range)
-    for name, value, allowed in (
-        ("in_chans", job.in_chans, CHANNELS),
-        ("crop_mode", job.crop_mode, ("center", "squash", "border")),
-        ("interpolation", job.interpolation, ("bicubic", "bilinear")),
-    ):
-        if value is not None and value not in allowed:
-            listed = ", ".join(map(str, allowed))
-            raise InputError(f"{name} is {value!r}; expected one of {listed}, which export takes")
-    if job.crop_pct is not None and not 0 < job.crop_pct <= 1:
-        raise InputError(f"crop_pct is {job.crop_pct}; expected a share in (0, 1]")
-    if job.in_chans == 4 and job.recipe.auto_augment:
+    check_settings(job.preprocessing)
+    if job.preprocessing.grey_range != "auto":
+        with input_errors():
+            check_grey_range(job.preprocessing.grey_range)
+    if job.preprocessing.in_chans == 4 and job.recipe.auto_augment:
         raise InputError("auto_augment works on grey and RGB; leave it out with in_chans 4")
 
 
@@ -174,16 +159,16 @@ def build_model(job: Job, num_classes: int, pretrained: bool | None = None) -> n
     loss."""
     torch.manual_seed(job.seed)
     head = LOSSES[job.loss].head
-    kwargs: dict[str, Any] = {"small_images": True} if job.small_images else {}
+    kwargs: dict[str, Any] = {"small_images": True} if job.source.small_images else {}
     cfg = timm.models.get_pretrained_cfg(job.model) if timm.is_model(job.model) else None
-    if job.image_size and cfg is not None and cfg.fixed_input_size:
-        kwargs["img_size"] = job.image_size
+    if job.preprocessing.image_size and cfg is not None and cfg.fixed_input_size:
+        kwargs["img_size"] = job.preprocessing.image_size
     if job.decoding.channels != 3:
         kwargs["in_chans"] = job.decoding.channels
-    from_hub = job.pretrained or ":" in job.model
+    from_hub = job.source.pretrained or ":" in job.model
     wanted = pretrained is not False
     pretrained = from_hub and wanted
-    name = f"softmax_{job.model}" if job.small_images else job.model
+    name = f"softmax_{job.model}" if job.source.small_images else job.model
     try:
         model = create_model(name, pretrained=pretrained, num_classes=num_classes, **kwargs)
     except (OSError, RuntimeError) as error:
@@ -192,7 +177,7 @@ def build_model(job: Job, num_classes: int, pretrained: bool | None = None) -> n
         raise InputError(
             f"{no_weights(job.model, error)}; offline, give a file that has them with --weights"
         ) from error
-    if job.weights is not None and wanted:
+    if job.source.weights is not None and wanted:
         _load(model, job)
     return attach(model, head) if head else model
 
@@ -202,8 +187,8 @@ def _load(model: nn.Module, job: Job) -> None:
 
     :raises InputError: if it cannot be read, or is of another architecture
     """
-    assert job.weights is not None
-    path = Path(job.weights).expanduser()
+    assert job.source.weights is not None
+    path = Path(job.source.weights).expanduser()
     with input_errors():
         checkpoint = read_checkpoint(path)
         if job.decoding.channels != 3:
@@ -228,7 +213,7 @@ def fetch_weights(job: Job, output: Path) -> None:
 
     :raises InputError: if they cannot be had
     """
-    if job.starts_trained and not output.exists():
+    if job.source.starts_trained and not output.exists():
         build_model(job, num_classes=2)
 
 
@@ -237,7 +222,7 @@ def data_config(job: Job, model: nn.Module) -> dict[str, Any]:
 
     :raises ValueError: if the model is built for another size or number of channels
     """
-    return preprocessing_of(model, job.preprocessing)
+    return preprocessing_of(model, job.timm_preprocessing)
 
 
 @contextmanager
@@ -269,7 +254,7 @@ def head_factor(job: Job) -> float:
     """By what the learning rate of the head differs from the backbone's."""
     if job.recipe.head_lr is not None:
         return job.recipe.head_lr
-    return LOSSES[job.loss].head_lr if job.starts_trained else 1.0
+    return LOSSES[job.loss].head_lr if job.source.starts_trained else 1.0
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe, factor: float = 1.0) -> torch.optim.Optimizer:

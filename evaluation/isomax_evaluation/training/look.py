@@ -74,7 +74,7 @@ def _steps(job: Job, divided: Split, tried: Tried) -> str:
     """What is trained, one after the other."""
     recipe, steps = job.recipe, []
     alone = before = 0
-    if job.starts_trained:
+    if job.source.starts_trained:
         before = epochs_of_head(recipe.head_first, recipe.epochs, job.loss)
         alone = epochs_to_offer(recipe, job.loss, divided.selection is not None)
     if alone:
@@ -96,7 +96,7 @@ def _steps(job: Job, divided: Split, tried: Tried) -> str:
 def times(job: Job, divided: Split, test: Images, accelerator: Accelerator) -> list[str]:
     """A line of how long each part takes, measured on a few batches of the images themselves."""
     found = []
-    if job.starts_trained:
+    if job.source.starts_trained:
         found.append(_time_of_features(job, divided, test, accelerator))
     if job.recipe.epochs:
         found.append(_time_of_an_epoch(job, divided.training, accelerator))

@@ -2,17 +2,21 @@
 
 import json
 import math
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from isomax_evaluation.output.errors import InputError
+from isomax_evaluation.output.settings import check_settings, numbers, setting
+
+ALL = -1  #: epochs of a backbone that is frozen for all of them
 
 
-def _is(default: Any, help: str, *allowed: str) -> Any:
-    """
-    :param allowed: an interval such as ``(0, 1]``, or the texts that there are; none for anything
-    """
-    return field(default=default, metadata={"help": help, "allowed": allowed})
+def _epochs(text: str) -> int:
+    if text == "all":
+        return ALL
+    if not text.isdecimal():
+        raise ValueError(f"is {text!r}; expected a number of epochs, or all")
+    return int(text)
 
 
 @dataclass(frozen=True)
@@ -22,102 +26,109 @@ class Recipe:
     Each field is an option of ``isomax train`` and ``isomax compare``.
     """
 
-    epochs: int = _is(30, "Passes over the training images.", "[0, inf)")
-    batch_size: int = _is(
+    epochs: int = setting(30, "Passes over the training images.", "[0, inf)")
+    batch_size: int = setting(
         64, "Images per update, over all processes and accumulated steps.", "[2, inf)"
     )
-    opt: str = _is("sgd", "Optimiser, any of timm's; sgd has Nesterov momentum.")
-    lr: float | None = _is(0.05, "Learning rate; if not given, it follows --lr-base.", "(0, inf)")
-    lr_base: float = _is(
+    opt: str = setting("sgd", "Optimiser, any of timm's; sgd has Nesterov momentum.")
+    lr: float | None = setting(
+        0.05, "Learning rate; if not given, it follows --lr-base.", "(0, inf)"
+    )
+    lr_base: float = setting(
         0.06,
         "Learning rate for 256 images per update, which --batch-size scales as timm does.",
         "(0, inf)",
     )
-    head_lr: float | None = _is(
+    head_lr: float | None = setting(
         None,
         "Factor of the learning rate of the head; on a pretrained network what its loss does best "
         "with if not given, else 1.",
         "(0, inf)",
     )
-    momentum: float = _is(0.9, "Momentum.", "[0, 1)")
-    weight_decay: float = _is(1e-4, "Weight decay.", "[0, inf)")
-    decay_all: bool = _is(
+    momentum: float = setting(0.9, "Momentum.", "[0, 1)")
+    weight_decay: float = setting(1e-4, "Weight decay.", "[0, inf)")
+    decay_all: bool = setting(
         False, "Decay batch norm, biases and single numbers too, which timm leaves out."
     )
-    layer_decay: float | None = _is(
+    layer_decay: float | None = setting(
         None, "Factor of the learning rate from layer to layer.", "(0, 1]"
     )
-    sched: str = _is(
+    sched: str = setting(
         "cosine",
         "Schedule of the learning rate, any of timm's that an interrupted run can go on with.",
         *("cosine", "tanh", "step", "multistep", "poly", "constant", "wsd", "rsqrt"),
     )
-    warmup_epochs: int = _is(0, "Epochs in which the learning rate rises.", "[0, inf)")
-    decay_milestones: tuple[int, ...] = _is(
-        (), "Epochs at which --sched multistep decays.", "[1, inf)"
+    warmup_epochs: int = setting(0, "Epochs in which the learning rate rises.", "[0, inf)")
+    decay_milestones: tuple[int, ...] = setting(
+        (), "Epochs at which --sched multistep decays.", "[1, inf)", parse=numbers(int)
     )
-    decay_rate: float = _is(0.1, "Factor of each decay; the power of --sched poly.", "(0, inf)")
-    clip_grad: float | None = _is(None, "Largest norm of the gradient.", "(0, inf)")
-    augment: str = _is(
+    decay_rate: float = setting(0.1, "Factor of each decay; the power of --sched poly.", "(0, inf)")
+    clip_grad: float | None = setting(None, "Largest norm of the gradient.", "(0, inf)")
+    augment: str = setting(
         "timm", "timm's training transform, pad-crop (CIFAR's) or none.", "timm", "pad-crop", "none"
     )
-    mean: tuple[float, ...] = _is(
-        (), "Channel means of the normalisation, if not the model's.", "(-inf, inf)"
+    mean: tuple[float, ...] = setting(
+        (),
+        "Channel means of the normalisation, if not the model's.",
+        "(-inf, inf)",
+        parse=numbers(float),
     )
-    std: tuple[float, ...] = _is((), "Channel deviations of the normalisation.", "(0, inf)")
-    hflip: float = _is(0.5, "Probability of a horizontal flip.", "[0, 1]")
-    scale: tuple[float, ...] = _is(
-        (0.35, 1.0), "Area of the random resized crop, from and to.", "(0, 1]"
+    std: tuple[float, ...] = setting(
+        (), "Channel deviations of the normalisation.", "(0, inf)", parse=numbers(float)
     )
-    color_jitter: float = _is(0.0, "Strength of colour jitter.", "[0, inf)")
-    auto_augment: str | None = _is(None, "timm's AutoAugment policy, such as rand-m9-mstd0.5.")
-    reprob: float = _is(0.0, "Probability of random erasing.", "[0, 1]")
-    smoothing: float = _is(0.0, "Label smoothing.", "[0, 1)")
-    mixup: float = _is(0.0, "Alpha of mixup.", "[0, inf)")
-    cutmix: float = _is(0.0, "Alpha of cutmix.", "[0, inf)")
-    class_weights: bool = _is(
+    hflip: float = setting(0.5, "Probability of a horizontal flip.", "[0, 1]")
+    scale: tuple[float, ...] = setting(
+        (0.35, 1.0), "Area of the random resized crop, from and to.", "(0, 1]", parse=numbers(float)
+    )
+    color_jitter: float = setting(0.0, "Strength of colour jitter.", "[0, inf)")
+    auto_augment: str | None = setting(None, "timm's AutoAugment policy, such as rand-m9-mstd0.5.")
+    reprob: float = setting(0.0, "Probability of random erasing.", "[0, 1]")
+    smoothing: float = setting(0.0, "Label smoothing.", "[0, 1)")
+    mixup: float = setting(0.0, "Alpha of mixup.", "[0, inf)")
+    cutmix: float = setting(0.0, "Alpha of cutmix.", "[0, inf)")
+    class_weights: bool = setting(
         False, "Weigh the loss of each image by how rare its class is, so that classes count alike."
     )
-    balanced_sampling: bool = _is(False, "Draw images of each class alike often.")
-    ema_decay: float = _is(
+    balanced_sampling: bool = setting(False, "Draw images of each class alike often.")
+    ema_decay: float = setting(
         0.0,
         "Decay of the moving average of the weights, 0 for none; it starts small, by timm's "
         "warm-up.",
         "[0, 1)",
     )
-    freeze_backbone: int = _is(
-        0, "Train only the head in the first N epochs, or 'all'.", "[0, inf)"
+    freeze_backbone: int = setting(
+        0, "Train only the head in the first N epochs, or 'all'.", "[0, inf)", parse=_epochs
     )
-    freeze_bn: bool = _is(
+    freeze_bn: bool = setting(
         False,
         "Keep a pretrained network's batch norm statistics, as when it is evaluated; scales and "
         "shifts are trained.",
     )
-    head_first: int | None = _is(
+    head_first: int | None = setting(
         None,
         "Train the head of a pretrained network alone for N epochs, on features that are computed "
         "once; what its loss does best with if not given.",
         "[0, inf)",
     )
-    head_start: str = _is(
+    head_start: str = setting(
         "auto",
         "Where the head of a pretrained network begins: means (of each class's features), paper, "
         "or auto: what the loss does best with.",
         *("auto", "means", "paper"),
     )
-    augment_copies: int = _is(
+    augment_copies: int = setting(
         0, "Augmented copies of the images that the head is trained on.", "[0, inf)"
     )
-    keep: str = _is(
+    keep: str = setting(
         "last",
         "Which weights are kept: last, or best (on held-out images).",
         *("last", "best"),
     )
-    accumulate: int = _is(1, "Steps whose gradients are added up for one update.", "[1, inf)")
-    mixed_precision: str = _is("no", "no, bf16 or fp16.", "no", "bf16", "fp16")
-    compile: bool = _is(False, "Compile the model.")
-    channels_last: bool = _is(False, "Keep images channels-last in memory.")
-    in_memory: bool = _is(
+    accumulate: int = setting(1, "Steps whose gradients are added up for one update.", "[1, inf)")
+    mixed_precision: str = setting("no", "no, bf16 or fp16.", "no", "bf16", "fp16")
+    compile: bool = setting(False, "Compile the model.")
+    channels_last: bool = setting(False, "Keep images channels-last in memory.")
+    in_memory: bool = setting(
         False, "Keep decoded images on the device and crop and flip them there; for small images."
     )
 
@@ -239,17 +250,7 @@ def check_recipe(recipe: Recipe) -> None:
 
     :raises InputError: naming the value and what it may be
     """
-    for part in fields(Recipe):
-        given, allowed = getattr(recipe, part.name), part.metadata["allowed"]
-        for value in given if isinstance(given, tuple) else (given,):
-            if value is None or not allowed:
-                continue
-            if allowed[0][0] not in "([":
-                if value not in allowed:
-                    listed = f"{', '.join(allowed[:-1])} or {allowed[-1]}"
-                    raise InputError(f"{part.name} is {value!r}; expected {listed}")
-            elif not _lies_in(value, allowed[0]):
-                raise InputError(f"{part.name} is {value!r}; expected a number in {allowed[0]}")
+    check_settings(recipe)
     if len(recipe.scale) != 2 or recipe.scale[0] > recipe.scale[1]:
         raise InputError(f"scale is {recipe.scale}; expected two numbers, from and to")
     if list(recipe.decay_milestones) != sorted(set(recipe.decay_milestones)):
@@ -341,9 +342,3 @@ def _doubts_of_rate(recipe: Recipe, starts_trained: bool) -> list[str]:
                 "--weights"
             ]
     return []
-
-
-def _lies_in(value: float, interval: str) -> bool:
-    low, high = (float(end) for end in interval[1:-1].split(","))
-    above = value > low if interval[0] == "(" else value >= low
-    return above and (value < high if interval[-1] == ")" else value <= high)

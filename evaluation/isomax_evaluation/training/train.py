@@ -1,8 +1,8 @@
 """Train or fine-tune a timm model with any of the losses: resumable, on one process or several."""
 
 import json
-from collections.abc import Callable
-from dataclasses import asdict, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,12 @@ from isomax_adapters.timm import save_model
 from isomax_adapters.timm.attaching import head_modules
 from isomax_adapters.timm.publishing import CARD
 from isomax_evaluation import data
-from isomax_evaluation.data.copies import AS_THEY_ARE, Copies, settle, table_of_copies
+from isomax_evaluation.data.copies import settle, table_of_copies
 from isomax_evaluation.data.digests import describe, digest
 from isomax_evaluation.data.images import Images
 from isomax_evaluation.data.loading import decoding_errors
 from isomax_evaluation.data.reading import readable
+from isomax_evaluation.data.settings import Preprocessing, Reading
 from isomax_evaluation.data.splitting import Split, split_training
 from isomax_evaluation.extraction.classes import far_above, rates_of_classes, summed_up
 from isomax_evaluation.extraction.doubts import doubt_of_samples, doubts_of
@@ -37,6 +38,7 @@ from isomax_evaluation.output.folders import (
 from isomax_evaluation.output.guide import write_guide
 from isomax_evaluation.output.progress import progress_bar, shown, tell, warn
 from isomax_evaluation.output.provenance import write_provenance
+from isomax_evaluation.output.settings import check_settings
 from isomax_evaluation.output.tables import write_table
 from isomax_evaluation.training import look
 from isomax_evaluation.training.batches import eval_loader
@@ -55,33 +57,21 @@ from isomax_evaluation.training.jobs import (
 )
 from isomax_evaluation.training.loop import accuracy, evaluate, fit
 from isomax_evaluation.training.recipes import RECIPES, Recipe, same_recipe
+from isomax_evaluation.training.source import Source, source_of
 
 
 def train(
     dataset: str,
     output: str | Path,
-    model: str = "resnet18",
+    model: str | Source = "resnet18",
     loss: str = "isomax",
     recipe: Recipe | str = "finetune",
+    preprocessing: Preprocessing = Preprocessing(),
+    reading: Reading = Reading(),
     seed: int = 0,
-    pretrained: bool = False,
-    small_images: bool = False,
-    image_size: int | tuple[int, int] | None = None,
     alpha: float = 0.05,
-    weights: str | None = None,
-    in_chans: int | None = None,
-    grey_range: tuple[int, int] | str | None = None,
-    crop_mode: str | None = None,
-    crop_pct: float | None = None,
-    interpolation: str | None = None,
-    root: str | None = None,
     images_per_class: int | None = None,
     val_share: float | None = None,
-    skip_bad_images: bool = False,
-    copies: Copies = AS_THEY_ARE,
-    workers: int = 2,
-    group_by: str | None = None,
-    class_map: str | None = None,
     auto_batch: bool = False,
     check: bool = False,
     started: Callable[[], object] | None = None,
@@ -93,32 +83,16 @@ def train(
 
     :param dataset: name or folder, see :mod:`isomax_evaluation.data`
     :param output: folder that gets ``model/`` (a model folder), ``metrics.jsonl`` and checkpoints
-    :param model: a timm architecture
+    :param model: a timm architecture, or one and where its weights come from
     :param loss: one of ``softmax``, ``isomax``, ``isomax+``, ``dismax``, ``dismax+fpr``
     :param recipe: a recipe or the name of one
-    :param pretrained: start from timm's pretrained weights
-    :param weights: start from a checkpoint file, whatever classes it is for
-    :param small_images: a 3x3 stride-1 stem without pooling, and 32x32 inputs
-    :param image_size: input height and width, one number for both, if not the model's own
+    :param preprocessing: what pixels become
+    :param reading: how images are found and read
     :param alpha: false-alarm rate that the rejection threshold is calibrated for
-    :param in_chans: channels that images are read as: 1, grey; 3, RGB, by default; 4, RGB and a
-        fourth band as it is stored
-    :param grey_range: smallest and largest stored value of grey images of more than 8 bits, if not
-        those that their depth allows; ``"auto"`` for the training images' own
-    :param crop_mode: how an image becomes the input size, by timm's names: ``center``, ``squash``,
-        ``border``; the model's own by default, as the next two
-    :param crop_pct: share of the image that the centre crop keeps
-    :param interpolation: ``bicubic`` or ``bilinear``
-    :param root: folder that named datasets are read from
     :param images_per_class: use at most so many training images of each class
     :param val_share: share of the training images (or groups) held out for validation and
         calibration, if the data has no validation set beside a test set; if not given, a tenth, or
         so many that the threshold is not the largest of the calibration scores
-    :param skip_bad_images: leave images that do not decode out, rather than refuse to start
-    :param copies: what becomes of images that are there more than once
-    :param workers: processes that decode images
-    :param group_by: which images belong together, see :func:`isomax_evaluation.data.open_splits`
-    :param class_map: timm's file of class names
     :param auto_batch: as many images per update as fit into memory, in the place of the recipe's
     :param check: say what would be trained, how fast and in how much memory, and write nothing
     :param started: called when all that was given has turned out to be of use, before training
@@ -126,17 +100,14 @@ def train(
     :raises InputError: if anything given cannot be used, before training starts
     """
     recipe = RECIPES[recipe] if isinstance(recipe, str) else recipe
-    auto = grey_range == "auto"
-    job = Job(
-        model, loss, recipe, seed, pretrained, small_images, one_side(image_size), alpha, workers,
-        weights, in_chans, None if auto else grey_range, crop_mode, crop_pct, interpolation,  # type: ignore[arg-type]
-    )  # fmt: skip
+    job = Job(source_of(model), loss, recipe, preprocessing, seed, alpha, reading.workers)
+    check_settings(reading)
     check_job(job)
     if val_share is not None and not 0 < val_share < 1:
         raise InputError(f"the share of validation images is {val_share}; expected 0 to 1")
     output = Path(output).expanduser()
     check_outside(output, dataset)
-    splits = data.open_splits(dataset, root, group_by, class_map)
+    splits = data.open_splits(dataset, reading)
     with (
         decoding_errors(),
         accelerator_for(recipe) as accelerator,
@@ -148,30 +119,15 @@ def train(
         found += [] if splits.held_out is None else [splits.held_out]
 
         def divide(train: Images, test: Images, *held: Images) -> Split:
-            kept = held[0] if held else None
-            return split_training(train, kept, job.alpha, val_share, seed)
+            return split_training(train, held[0] if held else None, alpha, val_share, seed)
 
         fetch_weights(job, output)
         if auto_batch:
             job = _as_large_as_fits(job, divide(*found).training, output, accelerator)
             tell(progress, f"{job.recipe.batch_size} images per update")
         tried = ready_to_train(job, divide(*found).training, output, accelerator, progress)
-        if auto:
-            grey_range = data.grey_range_of(found[0], workers, progress)
-            job = replace(job, grey_range=grey_range)
-            tell(progress, "grey values lie in {} to {}".format(*grey_range))
-        decoded = [images.decoded(job.decoding) for images in found]
-        read = readable(decoded, skip_bad_images, workers, progress)
-        names = ("training", "test", "validation")[: len(read)]
-        settled = settle(
-            dict(reversed(list(zip(names, read, strict=True)))),
-            copies,
-            table_of_copies(output),
-            drawn="test" if splits.drawn else "",
-        )
-        for note in settled.notes:
-            tell(progress, note)
-        read = [settled.parts[name] for name in names]
+        job = with_grey_range(job, found[0], progress)
+        read = _read(job, found, reading, splits.drawn, table_of_copies(output), progress)
         missing = data.check_counts(*read[:2])
         for doubt in (*missing, *(tried.doubts if tried else ()), *data.warnings_of(read[0])):
             warn(progress, doubt)
@@ -190,7 +146,7 @@ def train(
                 tell(progress, line)
             return output / "model"
         if accelerator.is_main_process:
-            claim_run(job, dataset, divided, splits.drawn, output, read[1])
+            claim_run(job, dataset, divided, output, read[1])
             if started is not None:
                 started()
         accelerator.wait_for_everyone()
@@ -200,11 +156,32 @@ def train(
         return folder
 
 
-def one_side(size: int | tuple[int, int] | None) -> int | tuple[int, int] | None:
-    """Height and width as one number, if they are."""
-    if isinstance(size, int) or size is None:
-        return size
-    return size[0] if len(set(size)) == 1 else size
+def with_grey_range(job: Job, images: Images, progress: Progress) -> Job:
+    """The job, with the images' own range of grey values where it is to have that."""
+    if job.preprocessing.grey_range != "auto":
+        return job
+    found = data.grey_range_of(images, job.workers, progress)
+    tell(progress, "grey values lie in {} to {}".format(*found))
+    return replace(job, preprocessing=replace(job.preprocessing, grey_range=found))
+
+
+def _read(
+    job: Job,
+    sets: Sequence[Images],
+    reading: Reading,
+    drawn: bool,
+    table: Path,
+    progress: Progress,
+) -> list[Images]:
+    """Training, test and validation images, if there are such, that decode and share nothing."""
+    decoded = [images.decoded(job.decoding) for images in sets]
+    read = readable(decoded, reading.skip_bad_images, job.workers, progress)
+    names = ("training", "test", "validation")[: len(read)]
+    parts = dict(reversed(list(zip(names, read, strict=True))))
+    settled = settle(parts, reading, table, drawn="test" if drawn else "")
+    for note in settled.notes:
+        tell(progress, note)
+    return [settled.parts[name] for name in names]
 
 
 def ready_to_train(
@@ -232,13 +209,11 @@ def claim_run(
     job: Job,
     dataset: str,
     divided: Split,
-    drawn: bool,
     folder: Path,
     test_images: Images | None = None,
 ) -> None:
     """Make the folder that of this job, or find that it is.
 
-    :param drawn: whether the test images were drawn from the training images
     :param test_images: where nothing else remembers them
     :raises InputError: if it holds another run, or one on other images
     """
@@ -249,19 +224,13 @@ def claim_run(
         "data": resolved(dataset),
         "images": {"train": len(divided.training), "validation": divided.held_out},
         "class_names": list(divided.training.class_names),
-        **asdict(job),
+        **job.settings,
         "digests": {name: digest(images) for name, images in parts.items()},
     }
-    settings.pop("workers")  # how many there are changes nothing
     found = read_settings(folder)
     if found is not None and "recipe" in found:
         settings["recipe"] = same_recipe(found["recipe"], settings["recipe"])
     if found is not None and "data" in found and _begun(folder):
-        if "digests" not in found and drawn:
-            raise InputError(
-                f"{folder} was made by version 0.1, which drew the test images of {dataset} in "
-                "another way; choose another output folder"
-            )
         before, now = found.get("digests", {}), settings["digests"]
         if changed := [name for name in now if before.get(name, now[name]) != now[name]]:
             raise InputError(
@@ -285,7 +254,7 @@ def _refuse_more_epochs(
         return
     before, now = found["recipe"], json.loads(json.dumps(given["recipe"]))
     if before["epochs"] < now["epochs"] and before | {"epochs": now["epochs"]} == now:
-        instead = "instead of --pretrained " if job.pretrained else ""
+        instead = "instead of --pretrained " if job.source.pretrained else ""
         done = "the head alone"
         if before["epochs"]:
             done = f"{before['epochs']} epochs, along whose length its learning rate falls"
@@ -342,7 +311,7 @@ def train_model(
     wanted = job.recipe.keep == "best" and selection is not None
     best = Best(output, wanted, accelerator.is_main_process)
     before: list[dict[str, float]] = []
-    if job.starts_trained and not (output / "checkpoint.pt").is_file():
+    if job.source.starts_trained and not (output / "checkpoint.pt").is_file():
         before = head_first(
             job,
             model,
@@ -389,7 +358,12 @@ def train_model(
     if accelerator.is_main_process:
         write_json(output / "summary.json", summary)
         save_model(
-            model, folder, train_images.class_names, config, calibration, grey_range=job.grey_range
+            model,
+            folder,
+            train_images.class_names,
+            config,
+            calibration,
+            grey_range=job.decoding.grey_range,
         )
         write_card(output)
     accelerator.wait_for_everyone()

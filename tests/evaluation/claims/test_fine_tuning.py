@@ -16,6 +16,7 @@ from isomax_evaluation.claims.fine_tuning import ALL, HEAD, NOTHING, sections
 from isomax_evaluation.claims.gathering import gather
 from isomax_evaluation.claims.results_page import spread, write_page
 from isomax_evaluation.training.recipes import RECIPES
+from isomax_evaluation.training.source import Source
 
 HERE = Path(__file__).parents[3] / "evaluation"
 DETECTORS = ("MaxSoftmax", "EnergyBased", "EntropicScore", "MinimumDistanceScore")
@@ -34,11 +35,17 @@ def stages(tmp_path_factory):
         )
         made.append(
             compare(
-                losses=["softmax", "isomax+"], seeds=1, detectors=DETECTORS, images_per_class=40,
-                recipe=recipe, weights=str(folder / "weights.safetensors"), alpha=0.1,
-                test_images=50, output=folder / f"{epochs}-{first}",
+                model=Source(weights=str(folder / "weights.safetensors")),
+                losses=["softmax", "isomax+"],
+                seeds=1,
+                detectors=DETECTORS,
+                images_per_class=40,
+                recipe=recipe,
+                alpha=0.1,
+                test_images=50,
+                output=folder / f"{epochs}-{first}",
             )
-        )  # fmt: skip
+        )
     return made
 
 
@@ -86,12 +93,13 @@ def test_what_is_said_follows_from_the_numbers():
     ]
     table = pd.DataFrame(
         [
-            row | {"loss": loss, "detector": detector, "accuracy": accuracy, "AUROC": auroc}
+            row
+            | {"loss": loss, "detector": detector, "accuracy": accuracy, "AUROC": auroc}
             | {"ood": ood, "near": ood == "near"}
             for loss, detector, accuracy, auroc in values
             for ood in ("near", "far")
         ]
-    )  # fmt: skip
+    )
     (part,) = sections(table)
     (accuracy,) = part["accuracy"]
     assert accuracy["gap"] == accuracy["shipped"] == pytest.approx(-3)
@@ -114,6 +122,13 @@ def test_other_learning_rates_stand_apart():
     first = table.iloc[[0]].assign(head_epochs=20, accuracy=0.6)
     (part,) = sections(pd.concat([first, table]))
     assert part["rates"] == [
-        {"rate": 10, "loss": "softmax", "epochs": "0 + 4", "seeds": 1, "kept": "0 of 1",
-         "accuracy": [0.7], "usual": [0.8]}
-    ]  # fmt: skip
+        {
+            "rate": 10,
+            "loss": "softmax",
+            "epochs": "0 + 4",
+            "seeds": 1,
+            "kept": "0 of 1",
+            "accuracy": [0.7],
+            "usual": [0.8],
+        }
+    ]

@@ -21,13 +21,16 @@ from isomax_adapters.runtime.scorer import Scorer
 from isomax_adapters.timm import load_calibration, load_model
 from isomax_evaluation import compare, data
 from isomax_evaluation.comparison.rows import needs, table_rows, terminal_table, verdicts
+from isomax_evaluation.data.settings import Preprocessing
 from isomax_evaluation.detection.intervals import draw, resampled_metrics
 from isomax_evaluation.detection.metrics import METRICS, ood_metrics
 from isomax_evaluation.detection.scores import read_scores
 from isomax_evaluation.output.errors import InputError
 from isomax_evaluation.training.recipes import RECIPES
+from isomax_evaluation.training.source import Source
 
 from ...image_folders import make_folder
+from ...settings import grouped
 from ..killing import comparison, in_own_process
 
 SHORT = replace(RECIPES["digits"], epochs=2)
@@ -73,9 +76,11 @@ def test_losses_of_a_seed_share_backbone_and_batches(compared, tmp_path):
     from isomax_evaluation.training.batches import EpochBatches
     from isomax_evaluation.training.jobs import Job, build_model
 
-    job = Job("test_resnet", "softmax", RECIPES["digits"], seed=3)
+    job = Job(Source("test_resnet"), "softmax", RECIPES["digits"], seed=3)
     softmax = build_model(job, 5).state_dict()
-    isomax = build_model(Job("test_resnet", "isomax", RECIPES["digits"], seed=3), 5).state_dict()
+    isomax = build_model(
+        Job(Source("test_resnet"), "isomax", RECIPES["digits"], seed=3), 5
+    ).state_dict()
     shared = set(softmax) & set(isomax)
     assert set(softmax) ^ set(isomax) == {"fc.weight", "fc.bias", "fc.prototypes"}
     assert all(torch.equal(softmax[name], isomax[name]) for name in shared)
@@ -288,7 +293,7 @@ def test_bad_input_is_refused_before_any_work(photos, tmp_path):
         ),
     ]:
         with pytest.raises(InputError, match=message):
-            compare(output=output, **arguments)
+            compare(output=output, **grouped(arguments))
         assert not output.exists() or not list(output.glob("runs/*/metrics.jsonl"))
 
 
@@ -319,10 +324,10 @@ def test_own_folders(photos, tmp_path, capfd):
         detectors=["MinimumDistanceScore", "MaxLogit"],
         model="test_resnet",
         recipe=replace(RECIPES["digits"], epochs=2, batch_size=16),
-        image_size=32,
         seeds=1,
         alpha=0.2,
         output=tmp_path / "out",
+        preprocessing=Preprocessing(image_size=32),
     )
     assert set(done.results["ood"]) == {"odd", "007", long}
     assert "1 classes of the OOD set odd also occur" in capfd.readouterr().err
@@ -335,7 +340,7 @@ def short(output, **arguments):
     """One model, trained for an epoch."""
 
     given = {"losses": ["softmax"], "seeds": 1, "recipe": replace(RECIPES["digits"], epochs=1)}
-    return compare(output=output, **(given | arguments))
+    return compare(output=output, **grouped(given | arguments))
 
 
 def test_a_detector_that_fails_is_named_in_its_cells_and_the_rest_stands(tmp_path, monkeypatch):

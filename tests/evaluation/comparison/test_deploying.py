@@ -16,6 +16,7 @@ from isomax_adapters.timm import load_calibration
 from isomax_evaluation import compare, data
 from isomax_evaluation.comparison.columns import FILES
 from isomax_evaluation.comparison.deploying import choose
+from isomax_evaluation.data.settings import Preprocessing
 from isomax_evaluation.detection.scores import read_scores
 from isomax_evaluation.output.errors import InputError
 from isomax_evaluation.training.recipes import RECIPES
@@ -109,10 +110,10 @@ def test_the_command_of_a_row_has_what_the_comparison_was_asked_for(compared, tm
     done = compare(
         models={"given": compared.output / "runs/softmax-seed0"},
         detectors=["MaxLogit"],
-        image_size=(40, 48),
         fit_images=20,
         test_images=40,
         output=tmp_path / "out",
+        preprocessing=Preprocessing(image_size=(40, 48)),
     )
     assert " --image-size 40,48 --fit-images 20 " in done.deployable.command.item()
 

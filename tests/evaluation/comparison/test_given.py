@@ -20,11 +20,13 @@ from isomax_adapters.timm import load_model, save_model
 from isomax_evaluation import compare
 from isomax_evaluation.comparison.columns import FILES
 from isomax_evaluation.comparison.given import given_models
+from isomax_evaluation.data.settings import Preprocessing, Reading
 from isomax_evaluation.detection.scores import read_scores
 from isomax_evaluation.output.errors import InputError
 from isomax_evaluation.training.recipes import RECIPES
 
 from ...image_folders import make_folder
+from ...settings import grouped
 
 SHORT = replace(RECIPES["digits"], epochs=1)
 
@@ -125,7 +127,7 @@ def test_more_of_anything_goes_on_and_computes_what_is_missing(
             patched.setattr(nothing, lambda *given: None)
             for place in ("finishing._export", "deploying.export"):
                 patched.setattr(f"isomax_evaluation.comparison.{place}", lambda *given: None)
-            done = compare(models={"m": model}, output=output, **arguments)
+            done = compare(models={"m": model}, output=output, **grouped(arguments))
         return done, sum(stem_passes)
 
     _, passes = call(detectors=["MaxLogit", "KNN"], ood=["uniform-noise"])
@@ -171,13 +173,13 @@ def test_weights_that_changed_since_are_refused(compared, tmp_path):
     folder = tmp_path / "model"
     shutil.copytree(compared.output / "runs/isomax-seed0/model", folder)
     arguments = {"models": {"m": folder}, "detectors": ["MaxLogit"], "output": tmp_path / "out"}
-    compare(**arguments)
+    compare(**grouped(arguments))
     model = load_model(folder)
     with torch.no_grad():
         model.get_classifier().prototypes[0] += 1
     save_model(model, folder, list("0123456"))
     with pytest.raises(InputError, match=r"the weights of m have changed .*another output folder"):
-        compare(**arguments)
+        compare(**grouped(arguments))
 
 
 def test_images_that_changed_since_are_refused(compared, tmp_path):
@@ -188,12 +190,12 @@ def test_images_that_changed_since_are_refused(compared, tmp_path):
         "output": tmp_path / "out",
         "ood": [f"strange={tmp_path / 'odd'}"],
     }
-    done = compare(**arguments)
+    done = compare(**grouped(arguments))
     assert set(done.results["ood"]) == {"strange"}
     shutil.rmtree(tmp_path / "odd")
     make_folder(tmp_path / "odd", ("x",), 5, seed=3)
     with pytest.raises(InputError, match="the images of strange have changed"):
-        compare(**arguments)
+        compare(**grouped(arguments))
 
 
 # -- Classes -------------------------------------------------------------------------------------
@@ -223,9 +225,9 @@ def test_classes_are_matched_by_synset_or_word_and_the_others_dropped(
         id=folders_of(tmp_path / "id", names),
         ood=["uniform-noise"],
         models={"m": imagenet_model},
-        image_size=32,
         detectors=["MaxLogit", "ViM", "DICE", "fDBD"],
         output=tmp_path / "out",
+        preprocessing=Preprocessing(image_size=32),
     )
     folder = tmp_path / "out/runs/m-seed0"
     assert not done.results["AUROC"].isna().any()
@@ -281,11 +283,15 @@ def test_classes_without_names_are_matched_by_number(tmp_path):
         "detectors": ["MaxLogit"],
     }
     done = compare(
-        id=folders_of(tmp_path / "three", ("a", "b", "c")), output=tmp_path / "out", **arguments
+        id=folders_of(tmp_path / "three", ("a", "b", "c")),
+        output=tmp_path / "out",
+        **grouped(arguments),
     )
     assert len(done.results) == 1
     with pytest.raises(InputError, match=r"m has 3 classes without names, the ID data 2 \(a, b\)"):
-        compare(id=folders_of(tmp_path / "two", ("a", "b")), output=tmp_path / "o", **arguments)
+        compare(
+            id=folders_of(tmp_path / "two", ("a", "b")), output=tmp_path / "o", **grouped(arguments)
+        )
 
 
 def test_a_class_without_images_on_one_side_is_named(imagenet_model, tmp_path, capfd):
@@ -294,9 +300,14 @@ def test_a_class_without_images_on_one_side_is_named(imagenet_model, tmp_path, c
         for path in (root / empty / "goldfish").iterdir():
             path.unlink()
         return compare(
-            id=str(root), ood=["uniform-noise"], models={"m": imagenet_model},
-            detectors=["MaxLogit"], output=tmp_path / "out", test_images=20, workers=0,
-        )  # fmt: skip
+            id=str(root),
+            ood=["uniform-noise"],
+            models={"m": imagenet_model},
+            detectors=["MaxLogit"],
+            output=tmp_path / "out",
+            test_images=20,
+            reading=Reading(workers=0),
+        )
 
     compared("test")
     said = "1 of 3 classes of set have no image to test on, so that nothing will be known of them"
@@ -344,8 +355,12 @@ def test_a_network_and_loaders_of_ones_own(tmp_path):
     )
     pd.testing.assert_frame_equal(again.results, done.results)
     with pytest.raises(InputError, match="which was given in memory"):
-        compare(id={"mine": (tensors(80, 4), tensors(40, 4))}, ood={"far": tensors(30, 0)},
-                losses=["softmax"], output=tmp_path / "out")  # fmt: skip
+        compare(
+            id={"mine": (tensors(80, 4), tensors(40, 4))},
+            ood={"far": tensors(30, 0)},
+            losses=["softmax"],
+            output=tmp_path / "out",
+        )
 
 
 @pytest.mark.parametrize("few", [True, False])
@@ -371,11 +386,17 @@ def test_a_network_without_a_known_classifier_says_how_to_name_it(tmp_path):
             output=tmp_path / "out",
         )
     with pytest.raises(InputError, match="how its images are prepared is not known"):
-        compare(models={"wrn": Parts(WideResNet(7, depth=10, widen_factor=1), "fc")},
-                output=tmp_path / "out")  # fmt: skip
+        compare(
+            models={"wrn": Parts(WideResNet(7, depth=10, widen_factor=1), "fc")},
+            output=tmp_path / "out",
+        )
     with pytest.raises(InputError, match="the ID data gives tensors"):
-        compare(losses=["softmax"], id={"mine": (tensors(8, 4), tensors(8, 4))},
-                ood={"far": tensors(3, 0)}, output=tmp_path / "out")  # fmt: skip
+        compare(
+            losses=["softmax"],
+            id={"mine": (tensors(8, 4), tensors(8, 4))},
+            ood={"far": tensors(3, 0)},
+            output=tmp_path / "out",
+        )
 
 
 # -- Sources ---------------------------------------------------------------------------------------

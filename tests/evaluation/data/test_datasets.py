@@ -5,6 +5,7 @@ from pytorch_ood.dataset.img import GaussianNoise
 
 from isomax_evaluation import data
 from isomax_evaluation.data.reading import read_once
+from isomax_evaluation.data.settings import Reading
 from isomax_evaluation.data.torch_datasets import from_dataset
 from isomax_evaluation.output.errors import InputError
 from isomax_evaluation.output.progress import progress_bar, warn
@@ -105,7 +106,8 @@ def test_labels_from_a_table_with_splits_groups_and_a_class_map(tmp_path):
     (tmp_path / "labels.csv").write_text("\n".join(rows))
     (tmp_path / "classes.txt").write_text("dog\ncat\n")
     splits = data.open_splits(
-        str(tmp_path / "labels.csv"), group_by="camera", class_map=str(tmp_path / "classes.txt")
+        str(tmp_path / "labels.csv"),
+        reading=Reading(group_by="camera", class_map=str(tmp_path / "classes.txt")),
     )
     assert splits.train.class_names == ("dog", "cat")
     assert (len(splits.train), len(splits.test)) == (16, 4)
@@ -130,7 +132,7 @@ def test_given_splits_respect_groups_too(tmp_path):
                 Image.new("L", (8, 8)).save(path)
     assert len(data.open_splits(str(tmp_path)).train) == 4
     with pytest.raises(InputError, match="1 groups are in both train and val: p2; keep the"):
-        data.open_splits(str(tmp_path), group_by="2")
+        data.open_splits(str(tmp_path), reading=Reading(group_by="2"))
 
 
 def test_sizes_and_modes_may_differ(tmp_path):
@@ -171,7 +173,7 @@ def test_torchvision_datasets_by_name(tmp_path):
         data.open_images("torch/nonesuch", root=str(tmp_path))
     # as torchvision spells them, idx files and all
     write_mnist(tmp_path / "MNIST" / "raw")
-    splits = data.open_splits("MNIST", root=str(tmp_path))
+    splits = data.open_splits("MNIST", reading=Reading(data_root=str(tmp_path)))
     train, test = splits.train, splits.test
     assert (len(train), len(test), len(train.class_names)) == (30, 20, 10)
     assert train.labels.tolist() == [index % 10 for index in range(30)]

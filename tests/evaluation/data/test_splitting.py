@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from isomax.calibration import RejectionThreshold
 from isomax_evaluation import data
 from isomax_evaluation.data.images import Images
+from isomax_evaluation.data.settings import Reading
 from isomax_evaluation.data.splitting import (
     FEWEST_SELECT,
     assign,
@@ -310,7 +311,7 @@ def patients(root, count, images=6):
             place = root / "set" / path.parent.name
             place.mkdir(parents=True, exist_ok=True)
             path.rename(place / f"p{number:03}_{path.name}")
-    return data.open_splits(str(root / "set"), group_by="4")
+    return data.open_splits(str(root / "set"), reading=Reading(group_by="4"))
 
 
 def test_no_split_parts_a_group_and_one_image_of_each_calibrates(tmp_path):

@@ -17,6 +17,7 @@ from isomax_adapters.runtime.decoding import as_pixels, open_image
 from isomax_adapters.runtime.scorer import Scorer
 from isomax_adapters.timm import load_calibration, load_model
 from isomax_evaluation import train
+from isomax_evaluation.data.settings import Preprocessing, Reading
 from isomax_evaluation.deployment.calibrating import calibrate
 from isomax_evaluation.output.errors import InputError
 from isomax_evaluation.training.recipes import RECIPES
@@ -36,9 +37,15 @@ def root(tmp_path_factory):
 def trained(root, tmp_path_factory):
     output = tmp_path_factory.mktemp("trained") / "out"
     train(
-        str(root), output, model="test_resnet", loss="softmax", recipe=SHORT, image_size=32,
-        alpha=0.2, workers=0,
-    )  # fmt: skip
+        str(root),
+        output,
+        model="test_resnet",
+        loss="softmax",
+        recipe=SHORT,
+        alpha=0.2,
+        preprocessing=Preprocessing(image_size=32),
+        reading=Reading(workers=0),
+    )
     return output
 
 
@@ -52,7 +59,7 @@ def foreign(tmp_path_factory):
 
 
 def calibrated(source, root, output, detector=None, **change):
-    given = {"alpha": 0.2, "image_size": 32, "workers": 0} | change
+    given = {"alpha": 0.2, "image_size": 32, "reading": Reading(workers=0)} | change
     return calibrate(str(source), str(root), output, detector, **given)
 
 

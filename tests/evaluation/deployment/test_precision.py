@@ -14,6 +14,7 @@ from isomax.calibration import Calibration
 from isomax_adapters.runtime.scorer import Scorer
 from isomax_adapters.timm import save_model
 from isomax_evaluation import data, train
+from isomax_evaluation.data.settings import Preprocessing, Reading
 from isomax_evaluation.deployment import precision
 from isomax_evaluation.deployment.precision import measure
 from isomax_evaluation.training.recipes import RECIPES
@@ -77,9 +78,15 @@ def test_each_image_that_training_held_out_has_one_purpose(tmp_path, monkeypatch
     recipe = replace(RECIPES["digits"], epochs=1)
     monkeypatch.chdir(tmp_path)
     folder = train(
-        "set", tmp_path / "out", model="test_resnet", recipe=recipe, image_size=32, alpha=0.2,
-        val_share=0.5, workers=0,
-    )  # fmt: skip
+        "set",
+        tmp_path / "out",
+        model="test_resnet",
+        recipe=recipe,
+        alpha=0.2,
+        val_share=0.5,
+        preprocessing=Preprocessing(image_size=32),
+        reading=Reading(workers=0),
+    )
     read = {}
 
     def exported(folder, path, precision, calibration, **unseen):
@@ -94,7 +101,13 @@ def test_each_image_that_training_held_out_has_one_purpose(tmp_path, monkeypatch
         monkeypatch.chdir(place)
         read.clear()
         precision.export_and_measure(
-            folder, tmp_path / "m.onnx", "int8", given, [], Progress(disable=True), workers=0
+            folder,
+            tmp_path / "m.onnx",
+            "int8",
+            given,
+            [],
+            Progress(disable=True),
+            reading=Reading(workers=0),
         )
         splits = pd.read_csv(tmp_path / "out/splits.csv")
         for part, count in (("train", 48), ("validation", 24), ("calibration", 24)):

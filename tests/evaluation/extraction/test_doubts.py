@@ -5,6 +5,7 @@ import torch
 from isomax.calibration import Calibration
 from isomax_adapters.timm import create_model, save_model
 from isomax_evaluation import compare
+from isomax_evaluation.data.settings import Preprocessing, Reading
 from isomax_evaluation.deployment.calibrating import calibrate
 
 from ...image_folders import make_folder
@@ -24,10 +25,16 @@ def useless(folder):
 def test_a_given_model_that_has_learnt_nothing_is_doubted(tmp_path, capfd):
     root = make_folder(tmp_path / "set", ("ash", "birch"), 20)
     compare(
-        id=str(root), ood={"noise": "uniform-noise"}, models={"mine": useless(tmp_path / "model")},
-        detectors=["EntropicScore"], image_size=32, test_images=20, workers=0, alpha=0.2,
+        id=str(root),
+        ood={"noise": "uniform-noise"},
+        models={"mine": useless(tmp_path / "model")},
+        detectors=["EntropicScore"],
+        test_images=20,
+        alpha=0.2,
         output=tmp_path / "out",
-    )  # fmt: skip
+        preprocessing=Preprocessing(image_size=32),
+        reading=Reading(workers=0),
+    )
     said = capfd.readouterr().err
     assert "mine: " in said
     for part in ("no better than by naming the largest class", "the distance scale is 1e-09"):
@@ -37,7 +44,9 @@ def test_a_given_model_that_has_learnt_nothing_is_doubted(tmp_path, capfd):
 def test_calibrating_a_model_that_has_learnt_nothing_warns(tmp_path, capfd):
     root = make_folder(tmp_path / "set", ("ash", "birch"), 40)
     source = str(useless(tmp_path / "model"))
-    calibrate(source, str(root), tmp_path / "out", alpha=0.2, image_size=32, workers=0)
+    calibrate(
+        source, str(root), tmp_path / "out", alpha=0.2, image_size=32, reading=Reading(workers=0)
+    )
     said = capfd.readouterr().err
     assert "warning: the distance scale is 1e-09" in said
     assert "no better than by naming the largest class" in said

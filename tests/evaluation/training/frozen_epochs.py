@@ -14,8 +14,10 @@ from pathlib import Path
 import torch
 
 from isomax_evaluation import train
+from isomax_evaluation.data.settings import Preprocessing, Reading
 from isomax_evaluation.output.files import read_lines
 from isomax_evaluation.training.recipes import RECIPES
+from isomax_evaluation.training.source import Source
 
 
 def main() -> None:
@@ -37,10 +39,15 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as folder:
                 output = Path(folder) / "out"
                 train(
-                    options.data, output, model=options.model, loss="isomax", recipe=recipe,
-                    weights=options.weights, image_size=options.size, workers=0,
+                    options.data,
+                    output,
+                    model=Source(options.model, weights=options.weights),
+                    loss="isomax",
+                    recipe=recipe,
                     images_per_class=options.per_class,
-                )  # fmt: skip
+                    preprocessing=Preprocessing(image_size=options.size),
+                    reading=Reading(workers=0),
+                )
                 row = read_lines(output / "metrics.jsonl")[-1]
                 if name == "kept":
                     times[name].append(row["head_seconds"])

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from isomax_evaluation import data, train
+from isomax_evaluation.data.settings import Preprocessing, Reading
 from isomax_evaluation.output.errors import InputError
 from isomax_evaluation.training.batches import (
     Augmented,
@@ -25,6 +26,7 @@ from isomax_evaluation.training.batches import (
 )
 from isomax_evaluation.training.jobs import Job
 from isomax_evaluation.training.recipes import RECIPES, Recipe
+from isomax_evaluation.training.source import Source
 
 CONFIG = timm.data.resolve_data_config({"input_size": (3, 32, 32)})
 
@@ -73,7 +75,7 @@ def test_classes_are_drawn_alike_often():
 def loader_of(images, workers, augment="timm"):
     recipe = Recipe(augment=augment, auto_augment="rand-m5", reprob=0.5)
     batches = EpochBatches(len(images), 40, 0, rank=0, processes=1, accumulate=1)
-    job = Job("test_resnet", "softmax", recipe, workers=workers)
+    job = Job(Source("test_resnet"), "softmax", recipe, workers=workers)
     return train_loader(job, images, CONFIG, batches, Accelerator(cpu=True)), batches
 
 
@@ -112,7 +114,7 @@ def test_under_spawn_processes_start_once(photos, monkeypatch):
 
 def test_evaluation_may_be_iterated_again(photos):
     images = data.open_images(str(photos))
-    job = Job("test_resnet", "softmax", Recipe(), workers=1)
+    job = Job(Source("test_resnet"), "softmax", Recipe(), workers=1)
     loader = eval_loader(images, CONFIG, job, Accelerator(cpu=True))
     once, again = ([labels for _, labels in loader] for _ in range(2))
     assert torch.equal(torch.cat(once), torch.cat(again))
@@ -126,9 +128,15 @@ def test_interrupted_with_processes_it_ends_with_the_same_weights(photos, tmp_pa
     def run(output):
         recipe = replace(RECIPES["digits"], epochs=3, augment="timm", batch_size=16)
         return train(
-            str(photos), output, model="test_resnet", loss="dismax+fpr", recipe=recipe,
-            image_size=32, alpha=0.2, workers=1,
-        )  # fmt: skip
+            str(photos),
+            output,
+            model="test_resnet",
+            loss="dismax+fpr",
+            recipe=recipe,
+            alpha=0.2,
+            preprocessing=Preprocessing(image_size=32),
+            reading=Reading(workers=1),
+        )
 
     whole = run(tmp_path / "whole")
     original, saved = loop._save_checkpoint, []

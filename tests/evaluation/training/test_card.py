@@ -10,8 +10,10 @@ from huggingface_hub import ModelCard
 from safetensors.torch import save_file
 
 from isomax_evaluation import compare, train
+from isomax_evaluation.data.settings import Preprocessing, Reading
 from isomax_evaluation.training.card import write_card
 from isomax_evaluation.training.recipes import RECIPES
+from isomax_evaluation.training.source import Source
 
 from ...image_folders import make_folder
 
@@ -20,7 +22,13 @@ SHORT = replace(RECIPES["digits"], epochs=1, batch_size=16)
 
 def trained(root, output):
     return train(
-        str(root), output, model="test_resnet", recipe=SHORT, image_size=32, alpha=0.2, workers=0
+        str(root),
+        output,
+        model="test_resnet",
+        recipe=SHORT,
+        alpha=0.2,
+        preprocessing=Preprocessing(image_size=32),
+        reading=Reading(workers=0),
     )
 
 
@@ -54,9 +62,14 @@ def test_a_card_of_a_head_alone_names_no_augmentation(tmp_path):
     weights = tmp_path / "weights.safetensors"
     save_file(timm.create_model("test_resnet").state_dict(), weights)
     folder = train(
-        str(root), tmp_path / "out", model="test_resnet", image_size=32, alpha=0.2, workers=0,
-        recipe=replace(RECIPES["finetune"], epochs=0), weights=str(weights),
-    )  # fmt: skip
+        str(root),
+        tmp_path / "out",
+        model=Source("test_resnet", weights=str(weights)),
+        alpha=0.2,
+        recipe=replace(RECIPES["finetune"], epochs=0),
+        preprocessing=Preprocessing(image_size=32),
+        reading=Reading(workers=0),
+    )
     text = (folder / "README.md").read_text()
     assert "Recipe: epochs 0, augment none" in text
     assert "hflip" not in text

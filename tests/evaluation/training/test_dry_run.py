@@ -8,8 +8,11 @@ import torch
 
 from isomax_evaluation import compare, train
 from isomax_evaluation.data import reading
+from isomax_evaluation.data.settings import Preprocessing
 from isomax_evaluation.output.errors import InputError
 from isomax_evaluation.training.recipes import RECIPES
+
+from ...settings import grouped
 
 ONE = replace(RECIPES["digits"], epochs=1)
 
@@ -26,9 +29,15 @@ def nothing_is_read(monkeypatch):
 
 def digits(output, model="test_resnet", image_size=32, loss="isomax", per_class=40, **change):
     return train(
-        "digits", output, model=model, loss=loss, recipe=replace(ONE, **change),
-        image_size=image_size, images_per_class=per_class, alpha=0.1,
-    )  # fmt: skip
+        "digits",
+        output,
+        model=model,
+        loss=loss,
+        recipe=replace(ONE, **change),
+        images_per_class=per_class,
+        alpha=0.1,
+        preprocessing=Preprocessing(image_size=image_size),
+    )
 
 
 @pytest.mark.parametrize(
@@ -93,8 +102,8 @@ def test_advice_that_is_given_can_be_followed(tmp_path, monkeypatch):
     monkeypatch.undo()
     arguments = {"model": "test_resnet", "recipe": ONE, "image_size": 32, "images_per_class": 20}
     with pytest.raises(InputError, match="choose a larger alpha"):
-        train("digits", tmp_path / "out", alpha=0.01, **arguments)
-    train("digits", tmp_path / "out", alpha=0.2, **arguments)
+        train("digits", tmp_path / "out", alpha=0.01, **grouped(arguments))
+    train("digits", tmp_path / "out", alpha=0.2, **grouped(arguments))
 
 
 def test_a_run_without_a_finished_epoch_makes_way(tmp_path, monkeypatch):

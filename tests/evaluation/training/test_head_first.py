@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from isomax_adapters.timm import load_model
 from isomax_evaluation import data, train
+from isomax_evaluation.data.settings import Preprocessing
 from isomax_evaluation.output.errors import InputError
 from isomax_evaluation.training import head_first
 from isomax_evaluation.training import train as training
@@ -19,6 +20,9 @@ from isomax_evaluation.training.columns import FILES, OTHERS
 from isomax_evaluation.training.jobs import Job, build_model, make_optimizer, recipe_for
 from isomax_evaluation.training.losses import LOSSES
 from isomax_evaluation.training.recipes import RECIPES, Recipe, learning_rate
+from isomax_evaluation.training.source import Source
+
+from ...settings import grouped
 
 FINETUNE = replace(RECIPES["digits"], keep="best", epochs=1)
 
@@ -28,9 +32,14 @@ def weights(tmp_path_factory):
     """Of a network that has seen digits, with a classifier of other classes."""
     folder = tmp_path_factory.mktemp("weights")
     made = train(
-        "digits", folder / "out", model="test_resnet", loss="softmax",
-        recipe=replace(RECIPES["digits"], epochs=2), image_size=32, images_per_class=80,
-    )  # fmt: skip
+        "digits",
+        folder / "out",
+        model="test_resnet",
+        loss="softmax",
+        recipe=replace(RECIPES["digits"], epochs=2),
+        images_per_class=80,
+        preprocessing=Preprocessing(image_size=32),
+    )
     tensors = load_file(made / "model.safetensors")
     tensors["fc.weight"], tensors["fc.bias"] = torch.zeros(11, 96), torch.zeros(11)
     save_file(tensors, folder / "weights.safetensors")
@@ -39,9 +48,15 @@ def weights(tmp_path_factory):
 
 def finetune(output, weights, loss="isomax+", **change):
     return train(
-        "digits", output, model="test_resnet", loss=loss, recipe=replace(FINETUNE, **change),
-        image_size=32, images_per_class=80, alpha=0.1, weights=weights,
-    )  # fmt: skip
+        "digits",
+        output,
+        model=Source("test_resnet", weights=weights),
+        loss=loss,
+        recipe=replace(FINETUNE, **change),
+        images_per_class=80,
+        alpha=0.1,
+        preprocessing=Preprocessing(image_size=32),
+    )
 
 
 def rows_of(output):
@@ -220,10 +235,15 @@ def test_a_classifier_that_is_a_convolution(tmp_path):
     hrnet = timm.create_model("test_byobnet", num_classes=5)
     save_file(hrnet.state_dict(), folder)
     train(
-        "digits", tmp_path / "out", model="test_byobnet", loss="softmax", weights=str(folder),
-        recipe=replace(FINETUNE, epochs=0, head_first=2), image_size=32, images_per_class=40,
+        "digits",
+        tmp_path / "out",
+        model=Source("test_byobnet", weights=str(folder)),
+        loss="softmax",
+        recipe=replace(FINETUNE, epochs=0, head_first=2),
+        images_per_class=40,
         alpha=0.1,
-    )  # fmt: skip
+        preprocessing=Preprocessing(image_size=32),
+    )
     assert load_model(tmp_path / "out/model").num_classes == 7
 
 
@@ -235,10 +255,15 @@ def test_transformers_and_networks_of_convolutions_have_recipes_of_their_own(tmp
     torch.manual_seed(0)
     save_file(timm.create_model("test_vit", num_classes=5, img_size=32).state_dict(), path)
     train(
-        "digits", tmp_path / "out", model="test_vit", loss="isomax+", weights=str(path),
-        recipe=replace(RECIPES["finetune-transformer"], epochs=2, augment="none"), image_size=32,
-        images_per_class=40, alpha=0.1,
-    )  # fmt: skip
+        "digits",
+        tmp_path / "out",
+        model=Source("test_vit", weights=str(path)),
+        loss="isomax+",
+        recipe=replace(RECIPES["finetune-transformer"], epochs=2, augment="none"),
+        images_per_class=40,
+        alpha=0.1,
+        preprocessing=Preprocessing(image_size=32),
+    )
     rows = rows_of(tmp_path / "out")
     assert rows[-1]["train_loss"] < rows[0]["train_loss"]
 
@@ -253,7 +278,7 @@ def test_the_learning_rate_follows_the_batch_size():
 @pytest.mark.parametrize("layer_decay", [None, 0.8])
 def test_the_head_has_a_rate_of_its_own(layer_decay):
     recipe = replace(FINETUNE, layer_decay=layer_decay)
-    job = Job("test_resnet", "isomax+", recipe)
+    job = Job(Source("test_resnet"), "isomax+", recipe)
     model = build_model(job, 7)
     groups = make_optimizer(model, recipe, factor=10.0).param_groups
     scale = {id(p): group.get("lr_scale", 1.0) for group in groups for p in group["params"]}
@@ -271,7 +296,7 @@ def test_weights_that_do_not_fit_are_refused_before_a_folder_is_made(weights, tm
     ]:
         arguments = {"model": "test_resnet", "weights": weights, "recipe": FINETUNE} | change
         with pytest.raises(InputError, match=message):
-            train("digits", tmp_path / "out", image_size=32, **arguments)
+            train("digits", tmp_path / "out", **grouped(arguments | {"image_size": 32}))
         assert not (tmp_path / "out").exists()
     with pytest.raises(InputError, match="the head alone, take --pretrained or --weights"):
         train("digits", tmp_path / "out", model="test_resnet", recipe=replace(FINETUNE, epochs=0))

@@ -13,14 +13,17 @@ from isomax_evaluation.output.errors import InputError
 from isomax_evaluation.training.recipes import RECIPES
 
 from ...image_folders import make_folder
+from ...settings import grouped
 
-ARGUMENTS = {
-    "model": "test_resnet",
-    "recipe": replace(RECIPES["digits"], epochs=1, batch_size=16),
-    "image_size": 32,
-    "alpha": 0.2,
-    "workers": 0,
-}
+ARGUMENTS = grouped(
+    {
+        "model": "test_resnet",
+        "recipe": replace(RECIPES["digits"], epochs=1, batch_size=16),
+        "image_size": 32,
+        "alpha": 0.2,
+        "workers": 0,
+    }
+)
 
 
 @pytest.fixture(scope="module")

@@ -13,19 +13,22 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from isomax_evaluation import data, train
+from isomax_evaluation.data.settings import Preprocessing
 from isomax_evaluation.training import look
 from isomax_evaluation.training.dry_run import Kept, Tried, dry_run
 from isomax_evaluation.training.jobs import Job
 from isomax_evaluation.training.recipes import RECIPES
+from isomax_evaluation.training.source import Source
 
 from ...image_folders import make_folder
+from ...settings import grouped
 
 SHORT = replace(RECIPES["digits"], epochs=1, batch_size=16)
 
 
 def looked(root, output, **change):
     given_ = {"model": "test_resnet", "recipe": SHORT, "image_size": 32, "alpha": 0.2, "workers": 0}
-    return train(str(root), output, **(given_ | change))
+    return train(str(root), output, **grouped(given_ | change))
 
 
 def test_a_check_says_what_would_be_done_and_writes_nothing(tmp_path, capfd):
@@ -137,7 +140,7 @@ def test_the_largest_batch_fits_and_the_next_one_does_not(free, fixed, per_image
     place = SimpleNamespace(device=torch.device("cpu"), num_processes=1)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(look, "free_memory", lambda device: free)
-        found = look.largest_batch(Job("a", "softmax", recipe), tried, size, place)
+        found = look.largest_batch(Job(Source("a"), "softmax", recipe), tried, size, place)
     smallest = max(2, accumulate)
     assert found % accumulate == 0
     assert found >= smallest
@@ -153,7 +156,11 @@ def test_the_largest_batch_fits_and_the_next_one_does_not(free, fixed, per_image
 def test_a_training_takes_the_largest_batch_and_goes_on_with_it(tmp_path, monkeypatch, capfd):
     root = make_folder(tmp_path / "set", ("ash", "birch"), 240)
     images = data.open_images(str(root))
-    tried = dry_run(Job("test_resnet", "isomax", SHORT, image_size=32), images, Accelerator())
+    tried = dry_run(
+        Job(Source("test_resnet"), "isomax", SHORT, preprocessing=Preprocessing(image_size=32)),
+        images,
+        Accelerator(),
+    )
     assert tried.fixed > 3 * 4 * 300_000  # weights, gradients, momentum
     for free, batch in ((20, 8), (1000, 8)):  # it goes on as it was begun
         monkeypatch.setattr(

@@ -12,6 +12,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from isomax_evaluation import train
+from isomax_evaluation.data.settings import Preprocessing, Reading
 from isomax_evaluation.training.losses import LOSSES, ClassWeighted
 from isomax_evaluation.training.recipes import RECIPES
 
@@ -56,9 +57,15 @@ def test_a_rare_class_is_recognised_more_often(loss, long_tail, tmp_path):
             RECIPES["digits"], epochs=4, batch_size=25, augment="none", lr=0.05, **change
         )
         train(
-            str(long_tail), tmp_path / name, model="test_resnet", loss=loss, recipe=recipe,
-            image_size=16, alpha=0.2, workers=0,
-        )  # fmt: skip
+            str(long_tail),
+            tmp_path / name,
+            model="test_resnet",
+            loss=loss,
+            recipe=recipe,
+            alpha=0.2,
+            preprocessing=Preprocessing(image_size=16),
+            reading=Reading(workers=0),
+        )
         summary = json.loads((tmp_path / name / "summary.json").read_text())
         recall[name] = summary["classes"]["rare"]["recall"]
     assert recall["class_weights"] > recall["plain"]
@@ -74,9 +81,14 @@ def test_accumulated_steps_weigh_as_whole_batches(tmp_path, long_tail):
         )  # fmt: skip
         output = tmp_path / str(accumulate)
         train(
-            str(long_tail), output, model="test_vit", recipe=recipe, image_size=32, alpha=0.2,
-            workers=0,
-        )  # fmt: skip
+            str(long_tail),
+            output,
+            model="test_vit",
+            recipe=recipe,
+            alpha=0.2,
+            preprocessing=Preprocessing(image_size=32),
+            reading=Reading(workers=0),
+        )
         rows = (output / "metrics.jsonl").read_text().splitlines()
         curves.append([json.loads(row)["train_loss"] for row in rows])
     torch.testing.assert_close(*curves, rtol=0, atol=1e-4)

@@ -16,8 +16,11 @@ from isomax_adapters.runtime.decoding import as_pixels, open_image
 from isomax_adapters.runtime.scorer import Scorer
 from isomax_adapters.timm import load_model
 from isomax_evaluation import compare, train
+from isomax_evaluation.data.settings import Preprocessing, Reading
 from isomax_evaluation.output.errors import InputError
 from isomax_evaluation.training.recipes import RECIPES
+
+from ...settings import grouped
 
 SHORT = replace(RECIPES["digits"], epochs=2, batch_size=16)
 
@@ -67,7 +70,7 @@ def banded(tmp_path_factory):
 
 def trained(data, output, recipe=SHORT, **arguments):
     given = {"model": "test_resnet", "image_size": 32, "alpha": 0.2, "workers": 0}
-    return train(str(data), output, recipe=recipe, **(given | arguments))
+    return train(str(data), output, recipe=recipe, **grouped(given | arguments))
 
 
 def scores_of(folder, images, path):
@@ -208,10 +211,19 @@ def test_a_comparison_reads_images_as_each_of_its_models_does(deep, shallow, tmp
     """A given model with a range and a channel of its own, beside one that is trained in colour."""
     given = trained(deep, tmp_path / "grey", in_chans=1, grey_range=(0, 4095))
     done = compare(
-        id=str(deep), ood={"same": str(deep)}, models={"grey": given}, losses=["softmax"], seeds=1,
-        detectors=["MaxSoftmax", "Mahalanobis", "ODIN"], model="test_resnet", recipe=SHORT,
-        image_size=32, alpha=0.2, workers=0, output=tmp_path / "out", crop_mode="squash",
-    )  # fmt: skip
+        id=str(deep),
+        ood={"same": str(deep)},
+        models={"grey": given},
+        losses=["softmax"],
+        seeds=1,
+        detectors=["MaxSoftmax", "Mahalanobis", "ODIN"],
+        model="test_resnet",
+        recipe=SHORT,
+        alpha=0.2,
+        output=tmp_path / "out",
+        preprocessing=Preprocessing(image_size=32, crop_mode="squash"),
+        reading=Reading(workers=0),
+    )
     assert not len(done.errors)
     summary = json.loads((tmp_path / "grey/summary.json").read_text())
     mine = done.classes[done.classes["loss"] == "grey"].set_index("class")
@@ -225,8 +237,17 @@ def test_a_comparison_reads_images_as_each_of_its_models_does(deep, shallow, tmp
     assert settings["crop_mode"] == "squash"
     # again, without saying it
     again = compare(
-        id=str(deep), ood={"same": str(deep)}, models={"grey": given}, losses=["softmax"], seeds=1,
-        detectors=["MaxSoftmax"], model="test_resnet", recipe=SHORT, image_size=32, alpha=0.2,
-        workers=0, output=tmp_path / "out",
-    )  # fmt: skip
+        id=str(deep),
+        ood={"same": str(deep)},
+        models={"grey": given},
+        losses=["softmax"],
+        seeds=1,
+        detectors=["MaxSoftmax"],
+        model="test_resnet",
+        recipe=SHORT,
+        alpha=0.2,
+        output=tmp_path / "out",
+        preprocessing=Preprocessing(image_size=32),
+        reading=Reading(workers=0),
+    )
     assert again.results.equals(done.results)

@@ -14,6 +14,7 @@ from isomax_evaluation.output.errors import InputError
 from isomax_evaluation.training.recipes import RECIPES
 
 from ...image_folders import make_folder
+from ...settings import grouped
 
 ARGUMENTS = {
     "model": "test_resnet",
@@ -25,7 +26,7 @@ ARGUMENTS = {
 
 
 def trained(root, output, **arguments):
-    train(str(root), output, **(ARGUMENTS | arguments))
+    train(str(root), output, **grouped(ARGUMENTS | arguments))
     summary = json.loads((output / "summary.json").read_text())
     calibration = json.loads((output / "model/calibration.json").read_text())
     return summary, calibration
@@ -108,6 +109,10 @@ def test_what_skipping_leaves_is_looked_at_before_work(broken, message, tmp_path
     for path in (tmp_path / "set" / broken).rglob("*.jpg"):
         path.write_bytes(b"no image")
     with pytest.raises(InputError, match=message):
-        train(str(tmp_path / "set"), tmp_path / "out", skip_bad_images=True, **ARGUMENTS)
+        train(
+            str(tmp_path / "set"),
+            tmp_path / "out",
+            **grouped(ARGUMENTS | {"skip_bad_images": True}),
+        )
     assert not (tmp_path / "out").exists()
     assert "left out" in capfd.readouterr().err

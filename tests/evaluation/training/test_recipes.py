@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from isomax_evaluation.output.errors import InputError
 from isomax_evaluation.training.jobs import Job, build_model, data_config, make_optimizer
 from isomax_evaluation.training.recipes import RECIPES, Recipe, check_recipe, doubts_of_recipe
+from isomax_evaluation.training.source import Source
 
 WITH_INTERVAL = [
     part
@@ -146,7 +147,7 @@ def test_a_rate_near_the_recipes_is_not_doubted(rate):
 def test_the_recipe_named_after_the_paper_does_what_its_code_does():
     """Weight decay of every tensor, also of batch norm and distance scale; CIFAR's mean and std."""
     recipe = RECIPES["macedo2022"]
-    job = Job("test_resnet", "isomax+", recipe, small_images=True)
+    job = Job(Source("test_resnet", small_images=True), "isomax+", recipe)
     model = build_model(job, num_classes=10)
     groups = make_optimizer(model, recipe).param_groups
     decayed = {id(p) for group in groups if group["weight_decay"] == 1e-4 for p in group["params"]}

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from isomax_evaluation import train
+from isomax_evaluation.data.settings import Preprocessing
 from isomax_evaluation.training.jobs import make_optimizer, make_scheduler
 from isomax_evaluation.training.recipes import RECIPES, Recipe
 
@@ -33,9 +34,14 @@ def test_a_warm_up_never_falls(lr, warmup, sched):
 def test_a_long_moving_average_of_a_short_training_is_warned_of_and_good(tmp_path, capfd):
     recipe = replace(RECIPES["digits"], epochs=6, ema_decay=0.9998)
     train(
-        "digits", tmp_path, model="test_resnet", recipe=recipe, image_size=32,
-        images_per_class=60, alpha=0.1,
-    )  # fmt: skip
+        "digits",
+        tmp_path,
+        model="test_resnet",
+        recipe=recipe,
+        images_per_class=60,
+        alpha=0.1,
+        preprocessing=Preprocessing(image_size=32),
+    )
     said = capfd.readouterr().err
     assert "warning: ema_decay 0.9998 alone would keep 99% of the initial weights" in said
     summary = json.loads((tmp_path / "summary.json").read_text())
@@ -45,7 +51,12 @@ def test_a_long_moving_average_of_a_short_training_is_warned_of_and_good(tmp_pat
 @pytest.mark.parametrize("ema_decay", [0.0, 0.5])
 def test_others_are_not_warned_of(ema_decay, tmp_path, capfd):
     train(
-        "digits", tmp_path, model="test_resnet", image_size=32, images_per_class=40, alpha=0.1,
+        "digits",
+        tmp_path,
+        model="test_resnet",
+        images_per_class=40,
+        alpha=0.1,
         recipe=replace(RECIPES["digits"], epochs=1, ema_decay=ema_decay),
-    )  # fmt: skip
+        preprocessing=Preprocessing(image_size=32),
+    )
     assert "ema_decay" not in capfd.readouterr().err

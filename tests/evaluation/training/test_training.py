@@ -17,16 +17,19 @@ from safetensors.torch import load_file, save_file
 from isomax.calibration import Calibration
 from isomax_adapters.timm import load_calibration, load_model
 from isomax_evaluation import data, train
+from isomax_evaluation.data.settings import Preprocessing
 from isomax_evaluation.extraction.doubts import doubts_of
 from isomax_evaluation.output.errors import InputError
 from isomax_evaluation.training.batches import EpochBatches, train_loader
 from isomax_evaluation.training.jobs import Job
 from isomax_evaluation.training.losses import LOSSES
 from isomax_evaluation.training.recipes import RECIPES
+from isomax_evaluation.training.source import Source
 
 from ...command import Command
 from ...image_folders import make_folder
 from ...leftover_threads import NONE_LEFT
+from ...settings import grouped
 from ..killing import in_own_process, training
 
 SHORT = replace(RECIPES["digits"], epochs=2)
@@ -39,9 +42,14 @@ def epochs_of(output):
 @pytest.mark.parametrize("loss", LOSSES)
 def test_every_loss_trains_and_ends_with_a_calibrated_model_folder(loss, tmp_path):
     folder = train(
-        "digits", tmp_path, model="test_resnet", loss=loss, recipe=SHORT, image_size=32,
+        "digits",
+        tmp_path,
+        model="test_resnet",
+        loss=loss,
+        recipe=SHORT,
         images_per_class=60,
-    )  # fmt: skip
+        preprocessing=Preprocessing(image_size=32),
+    )
     epochs = epochs_of(tmp_path)
     assert epochs[-1]["train_loss"] < epochs[0]["train_loss"]
     calibration = load_calibration(folder)
@@ -69,9 +77,14 @@ def test_every_loss_trains_and_ends_with_a_calibrated_model_folder(loss, tmp_pat
 )
 def test_the_choices_of_a_recipe_work(change, tmp_path):
     train(
-        "digits", tmp_path, model="test_resnet", recipe=replace(SHORT, **change), image_size=32,
-        images_per_class=40, alpha=0.1,
-    )  # fmt: skip
+        "digits",
+        tmp_path,
+        model="test_resnet",
+        recipe=replace(SHORT, **change),
+        images_per_class=40,
+        alpha=0.1,
+        preprocessing=Preprocessing(image_size=32),
+    )
     assert len(epochs_of(tmp_path)) == 2
 
 
@@ -88,10 +101,15 @@ def test_what_is_frozen_stays_as_it_was(frozen, kinds, tmp_path):
 
     recipe = replace(SHORT, epochs=1, **frozen)
     folder = train(
-        "digits", tmp_path, model="test_resnet", recipe=recipe, image_size=32,
-        images_per_class=40, alpha=0.1,
-    )  # fmt: skip
-    before = build_model(Job("test_resnet", "isomax", recipe), 7).state_dict()
+        "digits",
+        tmp_path,
+        model="test_resnet",
+        recipe=recipe,
+        images_per_class=40,
+        alpha=0.1,
+        preprocessing=Preprocessing(image_size=32),
+    )
+    before = build_model(Job(Source("test_resnet"), "isomax", recipe), 7).state_dict()
     after = load_file(folder / "model.safetensors")
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert {name.rpartition(".")[2] for name in changed} == kinds
@@ -177,7 +195,7 @@ def test_augmented_images_depend_on_seed_epoch_and_image_only(photos):
         torch.rand(already_drawn)
         batches = EpochBatches(len(images), 40, 0, rank=0, processes=1, accumulate=1)
         batches.epoch = epoch
-        job = Job("test_resnet", "softmax", recipe, workers=workers)
+        job = Job(Source("test_resnet"), "softmax", recipe, workers=workers)
         loader = train_loader(job, images, config, batches, Accelerator(cpu=True))
         return next(iter(loader))[0]
 
@@ -191,9 +209,14 @@ def test_accumulated_steps_give_the_loss_curve_of_whole_batches(tmp_path):
     recipe = replace(RECIPES["digits"], epochs=2, augment="none", lr=0.01)
     for accumulate in (1, 4):
         train(
-            "digits", tmp_path / str(accumulate), model="test_vit", image_size=32, alpha=0.1,
-            recipe=replace(recipe, accumulate=accumulate), images_per_class=40,
-        )  # fmt: skip
+            "digits",
+            tmp_path / str(accumulate),
+            model="test_vit",
+            alpha=0.1,
+            recipe=replace(recipe, accumulate=accumulate),
+            images_per_class=40,
+            preprocessing=Preprocessing(image_size=32),
+        )
     curves = [[e["train_loss"] for e in epochs_of(tmp_path / name)] for name in ("1", "4")]
     torch.testing.assert_close(curves[0], curves[1], rtol=0, atol=1e-4)
 
@@ -203,9 +226,14 @@ def test_accumulated_steps_give_the_loss_curve_of_whole_batches(tmp_path):
 
 def digits(output, **change):
     return train(
-        "digits", output, model="test_resnet", recipe=replace(SHORT, **change), image_size=32,
-        images_per_class=40, alpha=0.1,
-    )  # fmt: skip
+        "digits",
+        output,
+        model="test_resnet",
+        recipe=replace(SHORT, **change),
+        images_per_class=40,
+        alpha=0.1,
+        preprocessing=Preprocessing(image_size=32),
+    )
 
 
 def test_a_model_that_calls_nothing_unknown_is_warned_of(tmp_path, capfd):
@@ -234,9 +262,14 @@ def test_a_finished_run_says_how_to_train_it_for_longer(tmp_path):
     weights = re.search("--weights ([^ ]+)", said)[1]
     output = re.search("--output ([^ ]+)", said)[1]
     train(
-        "digits", output, model="test_resnet", recipe=replace(SHORT, epochs=3), image_size=32,
-        images_per_class=40, alpha=0.1, weights=weights,
-    )  # fmt: skip
+        "digits",
+        output,
+        model=Source("test_resnet", weights=weights),
+        recipe=replace(SHORT, epochs=3),
+        images_per_class=40,
+        alpha=0.1,
+        preprocessing=Preprocessing(image_size=32),
+    )
     losses = [epochs_of(folder)[-1]["train_loss"] for folder in (tmp_path / "out", Path(output))]
     assert losses[1] < losses[0]
     with pytest.raises(InputError, match="holds another run"):
@@ -277,9 +310,15 @@ def test_a_loss_that_is_nan_stops_and_keeps_the_last_epoch(tmp_path, monkeypatch
     # one batch is tried; 34 images per class and seven classes: seven steps in an epoch
     with pytest.raises(InputError, match=r"NaN|loss is nan") as error:
         train(
-            "digits", tmp_path, model="test_resnet", loss="dismax+fpr", recipe=SHORT,
-            image_size=32, images_per_class=40, alpha=0.1,
-        )  # fmt: skip
+            "digits",
+            tmp_path,
+            model="test_resnet",
+            loss="dismax+fpr",
+            recipe=SHORT,
+            images_per_class=40,
+            alpha=0.1,
+            preprocessing=Preprocessing(image_size=32),
+        )
     assert "epoch 2, step 2" in str(error.value)
     assert "the checkpoint of epoch 1 is kept" in str(error.value)
     assert len(epochs_of(tmp_path)) == 1
@@ -320,9 +359,11 @@ def test_images_that_do_not_decode_are_refused_or_left_out(tmp_path, photos, cap
         "alpha": 0.2,
     }
     with pytest.raises(InputError, match=r"do not decode: .*--skip-bad-images"):
-        train(str(tmp_path / "data"), tmp_path / "out", **arguments)
+        train(str(tmp_path / "data"), tmp_path / "out", **grouped(arguments))
     assert not (tmp_path / "out").exists()
-    train(str(tmp_path / "data"), tmp_path / "out", skip_bad_images=True, **arguments)
+    train(
+        str(tmp_path / "data"), tmp_path / "out", **grouped(arguments | {"skip_bad_images": True})
+    )
     assert "left out" in capfd.readouterr().err
 
 
