@@ -162,12 +162,7 @@ def _unexpected(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> lis
 
 
 def _misshapen(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
-    # a head of version 0.1 has a distance scale of shape []
-    return [
-        name
-        for name, tensor in tensors.items()
-        if name in own and (tensor.shape or (1,)) != (own[name].shape or (1,))
-    ]
+    return [n for n, tensor in tensors.items() if n in own and tensor.shape != own[n].shape]
 
 
 def _why_unreadable(path: Path, error: Exception) -> str:

@@ -91,7 +91,7 @@ def ready_model(
         assert run.opened is not None
         _claim_given(run, sets.given, divided, tested)
         return run.opened
-    claim_run(run.job, sets.given, divided, sets.drawn, run.folder)
+    claim_run(run.job, sets.given, divided, run.folder)
     decoding = run.job.decoding
     folder = train_model(
         run.job,

@@ -32,7 +32,6 @@ class Sets:
     unknown: list[Images]
     tuning: Images | None
     held_out: Images | None = None  #: the user's own validation set
-    drawn: bool = False  #: whether the test images were drawn from the training images
     found: tuple[str, ...] = ()  #: what was read of the ID data, a line for each split
 
     @property
@@ -79,10 +78,7 @@ def open_sets(
                 f"{tune} is tested on; choose another dataset to tune on, or the table flatters"
             )
         tuning = data.open_images(tune, "train", root)
-    return Sets(
-        given, given_ood, train, test, test, unknown, tuning, splits.held_out, splits.drawn,
-        splits.found,
-    )  # fmt: skip
+    return Sets(given, given_ood, train, test, test, unknown, tuning, splits.held_out, splits.found)
 
 
 def prepared(

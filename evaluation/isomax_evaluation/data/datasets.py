@@ -56,8 +56,6 @@ class Splits:
     test: Images
     #: the validation set that there is beside a test set; none of it is trained on
     held_out: Images | None = None
-    #: whether the test images were drawn here, from a set without any
-    drawn: bool = False
     #: what was read and what was left out, a line for each split; empty of named sets
     found: tuple[str, ...] = ()
 
@@ -204,7 +202,6 @@ def _splits_of(found: Scan, name: str) -> Splits:
         _images_of(train, name),
         _images_of(test, name),
         None if held_out is None else _images_of(held_out, name),
-        drawn=found.test is None,
         found=lines,
     )
 

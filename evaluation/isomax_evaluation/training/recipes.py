@@ -227,13 +227,6 @@ def closest_recipe(recipe: dict[str, Any]) -> tuple[str, list[str]]:
     return closest, differing[closest]
 
 
-def same_recipe(found: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """The recipe of an older run, if what recipes have learnt since is as it was before."""
-    learnt = {part.name: part.default for part in fields(Recipe) if part.name not in found}
-    plain = json.loads(json.dumps(given))
-    return found if found | json.loads(json.dumps(learnt)) == plain else plain
-
-
 def check_recipe(recipe: Recipe) -> None:
     """Refuse values that no training can have, each alone and together.
 

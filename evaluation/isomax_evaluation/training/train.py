@@ -31,7 +31,6 @@ from isomax_evaluation.output.folders import (
     claim_folder,
     read_settings,
     resolved,
-    same_source,
 )
 from isomax_evaluation.output.guide import write_guide
 from isomax_evaluation.output.progress import progress_bar, shown, tell, warn
@@ -53,7 +52,7 @@ from isomax_evaluation.training.jobs import (
     fetch_weights,
 )
 from isomax_evaluation.training.loop import accuracy, evaluate, fit
-from isomax_evaluation.training.recipes import RECIPES, Recipe, same_recipe
+from isomax_evaluation.training.recipes import RECIPES, Recipe
 
 
 def train(
@@ -179,7 +178,7 @@ def train(
                 tell(progress, line)
             return output / "model"
         if accelerator.is_main_process:
-            claim_run(job, dataset, divided, splits.drawn, output, read[1])
+            claim_run(job, dataset, divided, output, read[1])
             if started is not None:
                 started()
         accelerator.wait_for_everyone()
@@ -226,13 +225,11 @@ def claim_run(
     job: Job,
     dataset: str,
     divided: Divided,
-    drawn: bool,
     folder: Path,
     test_images: Images | None = None,
 ) -> None:
     """Make the folder that of this job, or find that it is.
 
-    :param drawn: whether the test images were drawn from the training images
     :param test_images: where nothing else remembers them
     :raises InputError: if it holds another run, or one on other images
     """
@@ -248,15 +245,8 @@ def claim_run(
     }
     settings.pop("workers")  # how many there are changes nothing
     found = read_settings(folder)
-    if found is not None and "recipe" in found:
-        settings["recipe"] = same_recipe(found["recipe"], settings["recipe"])
     if found is not None and "data" in found and _begun(folder):
-        if "digests" not in found and drawn:
-            raise InputError(
-                f"{folder} was made by version 0.1, which drew the test images of {dataset} in "
-                "another way; choose another output folder"
-            )
-        before, now = found.get("digests", {}), settings["digests"]
+        before, now = found["digests"], settings["digests"]
         if changed := [name for name in now if before.get(name, now[name]) != now[name]]:
             raise InputError(
                 f"the {' and '.join(changed)} images of {dataset} have changed since {folder} was "
@@ -264,8 +254,7 @@ def claim_run(
             )
         _refuse_more_epochs(job, found, settings, folder)
         # images are known by what they are, wherever they lie by now
-        if before or same_source(found["data"], dataset):
-            settings["data"] = found["data"]
+        settings["data"] = found["data"]
     if not _begun(folder):  # those of a run that has nothing to show, perhaps another one
         (folder / "best.pt").unlink(missing_ok=True)
     claim_folder(folder, settings, grows=("digests",), begun=_begun)

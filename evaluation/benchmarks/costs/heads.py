@@ -1,5 +1,9 @@
-"""What the heads cost against ``nn.Linear``: ratios measured in one process, in turns."""
+"""What the heads cost against ``nn.Linear``: ratios measured in one process, in turns.
 
+``tox -e head-costs [-- --quick]``
+"""
+
+import argparse
 import gc
 import os
 import platform
@@ -10,6 +14,7 @@ from typing import Any
 
 import timm
 import torch
+from rich.console import Console
 from rich.table import Table
 from torch import nn
 from torch.nn import functional as F
@@ -164,3 +169,13 @@ def _silent_errors() -> Iterator[None]:
         os.dup2(kept, 2)
         os.close(kept)
         os.close(nowhere)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="fewer repetitions")
+    Console(width=140).print(measure(parser.parse_args().quick))
+
+
+if __name__ == "__main__":
+    main()
