@@ -11,9 +11,9 @@ from torch.nn import functional as F
 
 from isomax import DisMaxHead, IsoMaxHead, IsoMaxLoss, IsoMaxPlusHead
 from isomax.functional import isomax_loss
+from isomax.heads import HEADS
 
-HEADS = [IsoMaxHead, IsoMaxPlusHead, DisMaxHead]
-every_head = pytest.mark.parametrize("head_class", HEADS)
+every_head = pytest.mark.parametrize("head_class", HEADS.values())
 
 
 def make(head_class, width=8, classes=5, **kwargs):
@@ -29,6 +29,23 @@ def test_logits_are_minus_distances(head_class):
     logits = head(torch.randn(4, 8))
     assert logits.shape == (4, 5)
     assert (logits <= 0).all()
+
+
+@every_head
+def test_logits_lie_within_the_bounds_that_the_head_gives(head_class):
+    head = make(head_class)
+    with torch.no_grad():
+        # opposite to one prototype, and at another
+        head.prototypes[0].copy_(-head.prototypes[1])
+        head.put_at(head.prototypes.clone())
+        logits = head(torch.cat([head.prototypes, -head.prototypes]))
+    apart = (logits.amax(dim=1) - logits.amin(dim=1)).max()
+    assert -logits.min() <= head.largest_distance() * (1 + 1e-6)
+    assert apart <= head.largest_difference() * (1 + 1e-6)
+    if head.compares_directions:  # the second bound is reached
+        assert apart >= head.largest_difference() * (1 - 1e-3)
+    else:
+        assert head.largest_distance() == head.largest_difference() == float("inf")
 
 
 def test_starting_points_are_the_papers():

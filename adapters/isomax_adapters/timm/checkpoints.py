@@ -19,6 +19,7 @@ from timm.models import load_state_dict
 from timm.utils import load_checkpoint_metadata
 from torch import Tensor
 
+from isomax.heads import HEADS
 from isomax_adapters.timm.attaching import TimmModel, classifier_names, head_named, head_of
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".tar", ".bin")
@@ -104,8 +105,8 @@ def load_weights(
         tensors = converted(tensors, model)
     theirs, rest = _apart(tensors, classifiers)
     # the tensors of IsoMax+ and DisMax have the same names and shapes
-    heads = {head_named(checkpoint.architecture or ""), head_of(model)}
-    same = fits(theirs, ours) and heads != {"isomax+", "dismax"}
+    said = head_named(checkpoint.architecture or "")
+    same = fits(theirs, ours) and said in ("softmax", head_of(model))
     if not fits(rest, own_rest) or not (same or training_follows):
         raise CheckpointError(_why_unfit(checkpoint, model, classifiers))
     model.load_state_dict(rest | (theirs if same else ours))
@@ -216,10 +217,14 @@ def _why_unfit(checkpoint: Checkpoint, model: TimmModel, classifiers: Collection
 
 
 def _head_in(names: Collection[str], architecture: str | None) -> list[str]:
-    if any(name.endswith(".distance_scale") for name in names):
-        said = head_named(architecture or "")
-        return [said] if said in ("isomax+", "dismax") else ["isomax+", "dismax"]
-    return ["isomax" if any(name.endswith(".prototypes") for name in names) else "softmax"]
+    """The kinds of head whose tensors these can be: the one that the file names, if it is among
+    them."""
+    found = {name.rpartition(".")[2] for name in names}
+    kinds = [
+        name for name, head in HEADS.items() if found == set(head(1, 1, device="meta").state_dict())
+    ]
+    said = head_named(architecture or "")
+    return [said] if said in kinds else kinds or ["softmax"]
 
 
 def _first(names: Collection[str], count: int = 4) -> str:

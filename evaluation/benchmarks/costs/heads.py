@@ -21,7 +21,8 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
 import isomax_adapters.timm as isomax_timm
-from isomax import DisMaxHead, IsoMaxHead, IsoMaxLoss, IsoMaxPlusHead
+from isomax import IsoMaxLoss
+from isomax.heads import HEADS
 from isomax_evaluation.speed.timing import alternate
 
 SHAPES = ((128, 512, 10), (128, 512, 100), (64, 2048, 1000), (64, 1024, 21841))
@@ -56,8 +57,7 @@ def head_ratios(batch: int, width: int, classes: int, quick: bool = False) -> li
     features = torch.randn(batch, width)
     labels = torch.randint(classes, (batch,))
     linear = nn.Linear(width, classes)
-    heads = {"isomax": IsoMaxHead, "isomax+": IsoMaxPlusHead, "dismax": DisMaxHead}
-    built: dict[str, Any] = {name: make(width, classes) for name, make in heads.items()}
+    built: dict[str, Any] = {name: make(width, classes) for name, make in HEADS.items()}
     nn.init.normal_(built["isomax"].prototypes)
     repeats = max(5, min(200, int(2e9 / (batch * width * classes)))) // (4 if quick else 1)
 
