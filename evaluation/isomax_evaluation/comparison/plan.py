@@ -159,7 +159,7 @@ def _continued(output: Path, found: Mapping[str, Any], given: dict[str, Any]) ->
     for key in ("id", "tune"):
         if key in given and same_source(found.get(key), given[key]):
             given[key] = found[key]
-    known, now = found["digests"], given["digests"]
+    known, now = found.get("digests", {}), given["digests"]
     if all(known.get(part) == now[part] for part in ("train", "test")) and (
         Path(str(found.get("id"))).name == Path(given["id"]).name
     ):
@@ -182,7 +182,7 @@ def _continued(output: Path, found: Mapping[str, Any], given: dict[str, Any]) ->
 
 def _changed(found: Mapping[str, Any], given: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """Sets and models that were there under the same name with other content."""
-    before, now = found["digests"], given["digests"]
+    before, now = found.get("digests", {}), given["digests"]
     words = {"train": "the ID training images", "test": "the ID test images"}
     changes = [
         (f"{words.get(name, f'the images of {name}')} have", before[name], now[name])

@@ -246,7 +246,7 @@ def claim_run(
     settings.pop("workers")  # how many there are changes nothing
     found = read_settings(folder)
     if found is not None and "data" in found and _begun(folder):
-        before, now = found["digests"], settings["digests"]
+        before, now = found.get("digests", {}), settings["digests"]
         if changed := [name for name in now if before.get(name, now[name]) != now[name]]:
             raise InputError(
                 f"the {' and '.join(changed)} images of {dataset} have changed since {folder} was "
