@@ -7,6 +7,7 @@ import re
 import runpy
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ EXAMPLES = [
     (name, number, code)
     for name, text in PAGES.items()
     for number, code in enumerate(re.findall(r"```python\n(.*?)```", text, re.DOTALL))
+    if name != "extend"  # which registers a head for good
 ]
 
 
@@ -131,6 +133,53 @@ def test_example(page, number, code, compared, photos, tmp_path, capsys, monkeyp
             assert not names["scorer"].score(tmp_path / "a.jpg")[0].error
         case _:
             pytest.fail("nothing looks at what this example did")
+
+
+WITH_A_HEAD_OF_ONES_OWN = """
+import numpy as np
+from isomax import IsoMaxLoss, start_head
+from isomax.calibration import Calibration
+from isomax_adapters.onnx import export
+from isomax_adapters.runtime import Scorer
+from isomax_adapters.timm import attach, head_of, load_model, save_model
+from isomax_evaluation.training.losses import LOSSES
+
+torch.manual_seed(0)
+model = attach(timm.create_model("test_resnet", num_classes=10), "cosine", num_classes=3)
+head, labels = model.get_classifier(), torch.arange(30) % 3
+images = torch.randn(30, 3, 160, 160) + labels[:, None, None, None]
+with torch.no_grad():
+    assert start_head(head, model.forward_head(model.forward_features(images), True), labels)
+before = head.prototypes.detach().clone()
+IsoMaxLoss()(model(images), labels).backward()
+torch.optim.SGD(model.parameters(), 0.1).step()
+assert not torch.equal(head.prototypes, before)
+with torch.no_grad():
+    logits = model.eval()(images)
+assert LOSSES["cosine"].score == "MinimumDistanceScore"
+calibration = Calibration.fit(logits, labels, head.score, alpha=0.1)
+loaded = load_model(save_model(model, "model", ["a", "b", "c"], calibration=calibration))
+assert head_of(loaded) == "cosine"
+assert torch.equal(loaded(images), model(images))
+pixels = np.full((160, 160, 3), 90, np.uint8)
+assert not Scorer(export("model", "model.onnx")).score([pixels])[0].error
+try:
+    register_head(type("Other", (CosineHead,), {}))
+except ValueError as error:
+    print(error)
+"""
+
+
+def test_a_head_of_ones_own_is_attached_trained_saved_and_exported(tmp_path):
+    (code,) = re.findall(r"```python\n(.*?)```", PAGES["extend"], re.DOTALL)
+    done = subprocess.run(
+        [sys.executable, "-c", code + WITH_A_HEAD_OF_ONES_OWN],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    shape, refused = done.stdout.splitlines()
+    assert shape == "torch.Size([4, 10])"
+    assert refused.startswith("there are models of name 'cosine' or prefix 'cosine_' already")
 
 
 def test_the_notebook_runs_from_top_to_bottom(tmp_path, monkeypatch, capsys):

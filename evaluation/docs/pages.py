@@ -9,7 +9,7 @@ PAGES = {
     "troubleshooting": "evaluation/isomax_evaluation/troubleshooting.md",
     "how-it-works": "plugin/isomax/guide.md",
     "extend": "CONTRIBUTING.md",
-    "results": "evaluation/RESULTS.md",
+    "results": "evaluation/benchmarks/RESULTS.md",
     "changes": "CHANGELOG.md",
     "security": "SECURITY.md",
 }

@@ -14,7 +14,7 @@ if _missing := [name for name in ("torch", "pytorch_ood") if find_spec(name) is 
 from isomax.calibration import RejectionThreshold, fit_temperature
 from isomax.detectors import EntropicScore, MaxMeanLogitEntropyScore, MinimumDistanceScore
 from isomax.fitting import fit_head
-from isomax.heads import DisMaxHead, IsoMaxHead, IsoMaxPlusHead
+from isomax.heads import DisMaxHead, DistanceHead, IsoMaxHead, IsoMaxPlusHead
 from isomax.losses import FractionalProbabilityLoss, IsoMaxLoss
 from isomax.mahalanobis import RMDPP, MahalanobisPP
 from isomax.posthoc import PostHocDisMax, PostHocIsoMax, PostHocIsoMaxPlus
@@ -23,6 +23,7 @@ from isomax.starting import class_means, start_at_means, start_head
 __all__ = [
     "RMDPP",
     "DisMaxHead",
+    "DistanceHead",
     "EntropicScore",
     "FractionalProbabilityLoss",
     "IsoMaxHead",

@@ -102,3 +102,11 @@ class MaxMeanLogitEntropyScore(_Score):
         :return: scores, :math:`B` (:math:`B \times H \times W`)
         """
         return max_mean_logit_entropy_score(logits)
+
+
+DETECTORS: dict[str, type[LogitsDetector]] = {
+    "entropic_score": EntropicScore,
+    "minimum_distance_score": MinimumDistanceScore,
+    "max_mean_logit_entropy_score": MaxMeanLogitEntropyScore,
+}
+"""The detector of each score that a head names as its own."""

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from isomax.heads import DisMaxHead, IsoMaxPlusHead, _DistanceHead
+from isomax.heads import DistanceHead
 
 SIGNIFICANCE = 0.05
 ROUNDING = 16 * torch.finfo(torch.float32).eps  #: relative; what entropies of equal logits vary by
@@ -90,21 +90,20 @@ def of_scores(scores: Tensor, num_classes: int) -> str:
     )
 
 
-def of_distance_scale(head: _DistanceHead) -> str:
+def of_distance_scale(head: DistanceHead) -> str:
     r"""Whether the learned distance scale is so small that even a perfect match has a posterior
     below nine tenths in training.
 
     .. math:: \frac{1}{1 + (C - 1) \, e^{-r}} < \frac{9}{10}, \quad r = E_s \, \Delta
 
-    with :math:`\Delta` the largest difference of two logits: :math:`2 |s|` for IsoMax+,
-    :math:`\sqrt 2 |s|` for DisMax. A head without a scale is not doubted.
+    with :math:`\Delta` the head's :meth:`~isomax.DistanceHead.largest_difference` of two logits. A
+    head without a scale is not doubted.
     """
-    if not isinstance(head, IsoMaxPlusHead) or head.num_classes < 2:
+    if not head.learns_distance_scale or head.num_classes < 2:
+        return ""
+    if head.entropic_scale * head.largest_difference() >= math.log(9 * (head.num_classes - 1)):
         return ""
     scale = abs(float(head.distance_scale.detach()))
-    difference = (math.sqrt(2) if isinstance(head, DisMaxHead) else 2.0) * scale
-    if head.entropic_scale * difference >= math.log(9 * (head.num_classes - 1)):
-        return ""
     return (
         f"the distance scale is {scale:.2g}, too small for any image to be told as one of "
         f"{head.num_classes} classes: at this learning rate it falls faster than the prototypes "
@@ -145,21 +144,17 @@ def of_calibration(samples: int, alpha: float) -> str:
     )
 
 
-def largest_score(score: str, num_classes: int, head: object = None) -> float:
+def largest_score(score: str, num_classes: int, head: DistanceHead | None = None) -> float:
     r"""The largest value that a score can take; infinite where it has no bound.
 
     :param score: a name in :data:`isomax.functional.SCORES`
     :param num_classes: :math:`C`
-    :param head: the head whose logits are scored. With those of IsoMax+ in :math:`[-b, 0]`,
-        :math:`b = 2 |s|`, and of DisMax, :math:`b = 2 \sqrt 2 |s|`, the minimum distance score is
+    :param head: the head whose logits are scored, or ``None`` for a linear one. With
+        :math:`b` its :meth:`~isomax.DistanceHead.largest_distance`, the minimum distance score is
         at most :math:`b`, and the max-mean logit entropy score :math:`2 b + \log C`.
     :raises ValueError: if the score is unknown
     """
-    bound = math.inf
-    if isinstance(head, IsoMaxPlusHead):
-        bound = (2 * math.sqrt(2) if isinstance(head, DisMaxHead) else 2) * abs(
-            float(head.distance_scale.detach())
-        )
+    bound = math.inf if head is None else head.largest_distance()
     bounds = {
         "entropic_score": math.log(num_classes),
         "minimum_distance_score": bound,

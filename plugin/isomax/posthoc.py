@@ -20,7 +20,7 @@ from torch import Tensor
 
 from isomax.fitting import fit_head
 from isomax.functional import SCORES
-from isomax.heads import DisMaxHead, IsoMaxHead, IsoMaxPlusHead, _DistanceHead
+from isomax.heads import DisMaxHead, DistanceHead, IsoMaxHead, IsoMaxPlusHead
 from isomax.mahalanobis import finest_dtype
 from isomax.papers import DISMAX, ISOMAX, ISOMAX_PLUS
 from isomax.starting import start_at_means, start_head
@@ -31,9 +31,9 @@ class _PostHoc(FeaturesDetector):
 
     hyperparameter_space: ClassVar = {"epochs": [0, 20]}
 
-    head_class: type[_DistanceHead]
+    head_class: type[DistanceHead]
 
-    head: _DistanceHead  #: there once fitted, with a prototype per class
+    head: DistanceHead  #: there once fitted, with a prototype per class
 
     def __init__(
         self,
@@ -199,3 +199,10 @@ class PostHocDisMax(_PostHoc):
     info = DetectorInfo(paper=DISMAX, tasks={Task.CLASSIFICATION}, ai_coded=True)
 
     head_class = DisMaxHead
+
+
+POST_HOC: dict[str, type[_PostHoc]] = {
+    detector.head_class.name: detector
+    for detector in (PostHocIsoMax, PostHocIsoMaxPlus, PostHocDisMax)
+}
+"""The detectors by the name of their head."""

@@ -6,25 +6,29 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from isomax.heads import IsoMaxHead, IsoMaxPlusHead, _DistanceHead
+from isomax.heads import HEADS, DistanceHead
 
-Head = _DistanceHead | nn.Linear
+Head = DistanceHead | nn.Linear
 
 CHUNK = 2**22  # values looked at at a time
 SMALLEST_MEAN = 1e-6  # of directions: what is below has come from rounding
 
 
-def start_head(head: Head, features: Tensor, labels: Tensor) -> None:
-    r"""Set a head to where its training on a pretrained backbone is best begun: those that compare
-    directions at the class means (:func:`start_at_means`), :class:`~isomax.IsoMaxHead` and
-    ``nn.Linear`` at zero (:func:`start_at_zero`).
+def start_head(head: Head, features: Tensor, labels: Tensor) -> bool:
+    r"""Set a head to where its training on a pretrained backbone is best begun: at the class means
+    (:func:`start_at_means`) if it :attr:`~isomax.DistanceHead.starts_at_means`, as those that
+    compare directions do, else at zero (:func:`start_at_zero`), as ``nn.Linear``.
 
     Parameters and errors as in :func:`start_at_means`.
+
+    :return: whether it is at the class means
     """
-    if isinstance(head, (IsoMaxHead, nn.Linear)):
+    at_means = isinstance(head, DistanceHead) and head.starts_at_means
+    if isinstance(head, nn.Linear) or not at_means:
         start_at_zero(head)
     else:
         start_at_means(head, features, labels)
+    return at_means
 
 
 def class_means(
@@ -72,10 +76,10 @@ def class_means(
 def start_at_means(head: Head, features: Tensor, labels: Tensor) -> None:
     r"""Set a head to the class means of a backbone's features: a classifier without training.
 
-    - :class:`~isomax.IsoMaxPlusHead`, :class:`~isomax.DisMaxHead`: prototypes at the means of the
-      normalised features, distance scale 1
-    - :class:`~isomax.IsoMaxHead`: prototypes at the means of the features as they are, since its
-      distances are between these
+    - heads that compare directions (:class:`~isomax.IsoMaxPlusHead`, :class:`~isomax.DisMaxHead`):
+      prototypes at the means of the normalised features, distance scale 1
+    - others (:class:`~isomax.IsoMaxHead`): prototypes at the means of the features as they are,
+      since their distances are between these
     - ``nn.Linear``: weights at the directions of the means of the normalised features, bias 0
       (weight imprinting). The class is then that of the largest cosine, as in IsoMax+.
 
@@ -90,37 +94,38 @@ def start_at_means(head: Head, features: Tensor, labels: Tensor) -> None:
     CVPR 2018, https://arxiv.org/abs/1712.07136; the same for distance heads is of this project.
     """
     classes = num_classes_of(head)
-    if isinstance(head, IsoMaxHead):
-        head.prototypes.copy_(class_means(features, labels, classes, normalize=False))
-        return
-    means = _means_with_direction(features, labels, classes)
-    if isinstance(head, IsoMaxPlusHead):
-        head.prototypes.copy_(means)
-        head.distance_scale.fill_(1)
-    elif isinstance(head, nn.Linear):
-        head.weight.copy_(F.normalize(means, dim=1))
+    if isinstance(head, nn.Linear):
+        head.weight.copy_(F.normalize(_means_with_direction(features, labels, classes), dim=1))
         if head.bias is not None:
             head.bias.zero_()
+    elif head.compares_directions:
+        head.put_at(_means_with_direction(features, labels, classes))
+    else:
+        head.put_at(class_means(features, labels, classes, normalize=False))
 
 
 @torch.no_grad()
 def start_at_zero(head: Head) -> None:
-    r"""Set the weights of ``nn.Linear`` or the prototypes of :class:`~isomax.IsoMaxHead` to zero.
+    r"""Set the weights of ``nn.Linear``, or the prototypes of a head such as
+    :class:`~isomax.IsoMaxHead`, to zero.
 
     All posteriors are then :math:`1 / C`, the first loss is :math:`\log C`, and the first gradients
     spare the backbone.
 
     :param head: changed in place
-    :raises TypeError: if the head is another one; those that compare directions have no such start
+    :raises TypeError: if the head is another layer, or compares directions: zero has none
     """
     num_classes_of(head)
-    if isinstance(head, IsoMaxPlusHead):
+    if isinstance(head, nn.Linear):
+        for parameter in head.parameters():
+            parameter.zero_()
+    elif head.compares_directions:
         raise TypeError(
-            f"{type(head).__name__} cannot start at zero, only IsoMaxHead and nn.Linear; use "
+            f"{type(head).__name__} cannot start at zero, which has no direction; use "
             "start_at_means"
         )
-    for parameter in head.parameters():
-        parameter.zero_()
+    else:
+        head.put_at(torch.zeros_like(head.prototypes))
 
 
 def chunks(features: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
@@ -171,9 +176,9 @@ def num_classes_of(head: Head) -> int:
 
     :raises TypeError: if it is none of those that can be started and trained here
     """
-    if not isinstance(head, (_DistanceHead, nn.Linear)):
+    if not isinstance(head, (DistanceHead, nn.Linear)):
         raise TypeError(
-            f"{type(head).__name__} is no head; expected IsoMaxHead, IsoMaxPlusHead, DisMaxHead or "
-            "nn.Linear"
+            f"{type(head).__name__} is no head; expected "
+            f"{', '.join(kind.__name__ for kind in HEADS.values())} or nn.Linear"
         )
     return head.out_features

@@ -58,7 +58,7 @@ def test_an_import_names_its_extra(module, extra):
         (("calibrate", "resnet18", "--id", ".", "--output", "x"), "train"),
         (("export", "x", "x.onnx"), "train,onnx"),
         (("track", "x"), "mlflow"),
-        (("speed",), "train,onnx"),
+        (("speed", "x.onnx"), "timm"),
         (("list", "detectors"), "train,onnx"),
     ],
 )

@@ -10,12 +10,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from isomax import DisMaxHead, IsoMaxHead, IsoMaxPlusHead, fitting, starting
-from isomax.fitting import LEARNING_RATES, accuracy, fit_head, learning_rate
+from isomax.fitting import LINEAR_RATE, accuracy, fit_head, learning_rate
 from isomax.functional import isomax_loss
+from isomax.heads import HEADS
 from isomax.starting import start_at_means, start_head
 
-HEADS = [IsoMaxHead, IsoMaxPlusHead, DisMaxHead, nn.Linear]
-every_head = pytest.mark.parametrize("head_class", HEADS)
+every_head = pytest.mark.parametrize("head_class", [*HEADS.values(), nn.Linear])
 
 
 def features_of(count=150, width=16, classes=5, seed=0, length=1.0):
@@ -117,7 +117,7 @@ def test_outliers_are_left_out(head_class):
     assert torch.equal(weights(head), weights(expected))
 
 
-@pytest.mark.parametrize("head_class", HEADS[:3])
+@pytest.mark.parametrize("head_class", HEADS.values())
 def test_in_drop_in_mode_the_entropic_scale_counts_once(head_class):
     features, labels = features_of()
     plain = started(head_class, features, labels).train()
@@ -149,11 +149,11 @@ def test_accuracy_is_a_share_of_the_known_whatever_the_chunks(monkeypatch):
 def test_the_rate_of_a_linear_head_falls_with_the_squared_length(monkeypatch):
     features, labels = features_of()
     head = nn.Linear(16, 5)
-    expected = LEARNING_RATES[nn.Linear] / float(features.square().sum(dim=1).mean())
+    expected = LINEAR_RATE / float(features.square().sum(dim=1).mean())
     assert learning_rate(head, features, labels) == pytest.approx(expected)
     monkeypatch.setattr(starting, "CHUNK", 48)
     assert learning_rate(head, 10 * features, labels) == pytest.approx(expected / 100)
-    assert learning_rate(DisMaxHead(16, 5), features, labels) == LEARNING_RATES[DisMaxHead]
+    assert learning_rate(DisMaxHead(16, 5), features, labels) == DisMaxHead.rate
 
 
 @every_head

@@ -1,7 +1,6 @@
 """Heads in the places where a ``nn.Linear`` lives: compilers, exporters, copies, processes."""
 
 import copy
-import pickle
 import subprocess
 import sys
 
@@ -12,9 +11,9 @@ from torch.nn import functional as F
 
 from isomax import DisMaxHead, IsoMaxHead, IsoMaxLoss, IsoMaxPlusHead
 from isomax.functional import isomax_loss
+from isomax.heads import HEADS
 
-HEADS = [IsoMaxHead, IsoMaxPlusHead, DisMaxHead]
-every_head = pytest.mark.parametrize("head_class", HEADS)
+every_head = pytest.mark.parametrize("head_class", HEADS.values())
 
 
 def make(head_class, width=8, classes=5, **kwargs):
@@ -30,6 +29,23 @@ def test_logits_are_minus_distances(head_class):
     logits = head(torch.randn(4, 8))
     assert logits.shape == (4, 5)
     assert (logits <= 0).all()
+
+
+@every_head
+def test_logits_lie_within_the_bounds_that_the_head_gives(head_class):
+    head = make(head_class)
+    with torch.no_grad():
+        # opposite to one prototype, and at another
+        head.prototypes[0].copy_(-head.prototypes[1])
+        head.put_at(head.prototypes.clone())
+        logits = head(torch.cat([head.prototypes, -head.prototypes]))
+    apart = (logits.amax(dim=1) - logits.amin(dim=1)).max()
+    assert -logits.min() <= head.largest_distance() * (1 + 1e-6)
+    assert apart <= head.largest_difference() * (1 + 1e-6)
+    if head.compares_directions:  # the second bound is reached
+        assert apart >= head.largest_difference() * (1 - 1e-3)
+    else:
+        assert head.largest_distance() == head.largest_difference() == float("inf")
 
 
 def test_starting_points_are_the_papers():
@@ -165,21 +181,6 @@ def test_it_has_the_attributes_of_a_linear_layer(head_class):
     assert torch.equal(head.bias, torch.zeros(5))
     assert "weight" not in dict(head.named_parameters())
     assert "bias" not in head.state_dict()
-
-
-@pytest.mark.parametrize("head_class", [IsoMaxPlusHead, DisMaxHead])
-def test_a_distance_scale_without_dimension_still_loads(head_class):
-    """As version 0.1 has saved it."""
-    head = nn.Sequential(make(head_class))
-    saved = {**head.state_dict(), "0.distance_scale": torch.tensor(3.0)}
-    for other in (head, copy.deepcopy(head), pickle.loads(pickle.dumps(head))):
-        other.load_state_dict(saved)
-        assert other[0].distance_scale.tolist() == [3.0]
-    assert saved["0.distance_scale"].shape == ()
-    features = torch.randn(4, 8)
-    parameters = {name.removeprefix("0."): tensor for name, tensor in saved.items()}
-    without = torch.func.functional_call(head[0], parameters, (features,))
-    torch.testing.assert_close(without, head(features))
 
 
 @every_head

@@ -12,13 +12,12 @@ from torch.nn import functional as F
 
 from isomax import DisMaxHead, IsoMaxHead, IsoMaxPlusHead, starting
 from isomax.functional import isomax_loss
+from isomax.heads import HEADS
 from isomax.starting import class_means, start_at_means, start_at_zero, start_head
 
 seeds = st.integers(0, 2**32 - 1).map(lambda seed: torch.Generator().manual_seed(seed))
 of_directions = pytest.mark.parametrize("head_class", [IsoMaxPlusHead, DisMaxHead, nn.Linear])
-every_head = pytest.mark.parametrize(
-    "head_class", [IsoMaxHead, IsoMaxPlusHead, DisMaxHead, nn.Linear]
-)
+every_head = pytest.mark.parametrize("head_class", [*HEADS.values(), nn.Linear])
 
 
 def clusters(generator, count=90, width=8, classes=3):

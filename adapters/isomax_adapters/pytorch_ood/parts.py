@@ -9,7 +9,7 @@ from timm.data import resolve_model_data_config
 from timm.models import get_model_input_config
 from torch import Tensor, nn
 
-from isomax.heads import _DistanceHead
+from isomax.heads import DistanceHead
 from isomax_adapters.timm.attaching import classifier_names, head_of
 
 STAGES = 4  #: how many of the last stages detectors of several layers look at
@@ -59,7 +59,7 @@ class Parts:
             )
         self.classifiers: list[Any] = [modules[name] for name in names]
         for layer in self.classifiers:
-            if not isinstance(layer, (nn.Linear, nn.Conv2d, _DistanceHead)):
+            if not isinstance(layer, (nn.Linear, nn.Conv2d, DistanceHead)):
                 raise ValueError(
                     f"the layer {names[0]!r} is {type(layer).__name__}; expected nn.Linear, a 1x1 "
                     "nn.Conv2d or a head of isomax"
@@ -98,13 +98,13 @@ class Parts:
 
     @property
     def head(self) -> str:
-        """``softmax``, ``isomax``, ``isomax+`` or ``dismax``."""
+        """``softmax``, or a name in ``isomax.heads.HEADS``."""
         return head_of(self.model)
 
     @property
     def linear(self) -> bool:
         """Whether the logits are weights times features plus bias."""
-        return len(self.classifiers) == 1 and not isinstance(self.classifier, _DistanceHead)
+        return len(self.classifiers) == 1 and not isinstance(self.classifier, DistanceHead)
 
     @property
     def weight(self) -> Tensor:

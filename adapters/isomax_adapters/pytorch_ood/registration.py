@@ -4,6 +4,7 @@ import pytorch_ood.detector
 import pytorch_ood.loss
 
 import isomax
+from isomax.posthoc import POST_HOC
 
 _PLACES = {
     pytorch_ood.loss: (isomax.IsoMaxLoss, isomax.FractionalProbabilityLoss),
@@ -13,9 +14,7 @@ _PLACES = {
         isomax.MaxMeanLogitEntropyScore,
         isomax.MahalanobisPP,
         isomax.RMDPP,
-        isomax.PostHocIsoMax,
-        isomax.PostHocIsoMaxPlus,
-        isomax.PostHocDisMax,
+        *POST_HOC.values(),
     ),
 }
 _HOMES = {component: component.__module__ for places in _PLACES.values() for component in places}

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor, nn
 
-from isomax.heads import _DistanceHead
+from isomax.heads import DistanceHead
 from isomax_adapters.pytorch_ood.detectors import detectors_for
 from isomax_adapters.pytorch_ood.digests import digests_of_weights
 from isomax_adapters.pytorch_ood.parts import Parts
@@ -126,7 +126,7 @@ def _take(key: str, value: Any, tensors: dict[str, Tensor], values: dict[str, An
     elif isinstance(value, NearestNeighbors):
         if hasattr(value, "_fit_X"):
             tensors[key] = torch.from_numpy(value._fit_X)
-    elif isinstance(value, (_DistanceHead, nn.ParameterDict)):
+    elif isinstance(value, (DistanceHead, nn.ParameterDict)):
         for name, parameter in value.state_dict().items():
             tensors[f"{key}.{name}"] = parameter
     elif isinstance(value, Mapping):

@@ -26,7 +26,7 @@ from isomax_adapters.timm.folder import (
 from isomax_adapters.timm.importing import folder_from_checkpoint, model_from_checkpoint
 from isomax_adapters.timm.pooling import pool_distances
 from isomax_adapters.timm.publishing import push_model
-from isomax_adapters.timm.registry import create_model, register_models
+from isomax_adapters.timm.registry import create_model, register_head, register_models
 from isomax_adapters.timm.starting import start_heads
 from isomax_adapters.timm.statistics import hold_statistics
 
@@ -49,6 +49,7 @@ __all__ = [
     "model_from_checkpoint",
     "push_model",
     "read_checkpoint",
+    "register_head",
     "register_models",
     "save_calibration",
     "save_model",

@@ -8,20 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from isomax.heads import DisMaxHead, IsoMaxHead, IsoMaxPlusHead, _DistanceHead
-
-HEADS: dict[str, type[_DistanceHead]] = {
-    "isomax": IsoMaxHead,
-    "isomax+": IsoMaxPlusHead,
-    "dismax": DisMaxHead,
-}
-PREFIXES = {
-    "isomax": "isomax_",
-    "isomax+": "isomaxplus_",
-    "dismax": "dismax_",
-    "softmax": "softmax_",
-}
-
+from isomax.heads import HEADS, DistanceHead
 
 TimmModel = Any
 """A timm model: an ``nn.Module`` with attributes that the type does not know."""
@@ -39,7 +26,8 @@ def attach(
     head, and the rest.
 
     :param model: a model from ``timm.create_model``
-    :param head: ``isomax``, ``isomax+`` or ``dismax``
+    :param head: ``isomax``, ``isomax+``, ``dismax``, or one that was registered
+        (:func:`~isomax_adapters.timm.register_head`)
     :param num_classes: number of classes; the model's own if not given. 0 leaves the model without
         a classifier, until ``reset_classifier(n)`` gives it this kind of head.
     :param drop_in: logits carry the entropic scale while training, for loops that bring plain
@@ -67,7 +55,7 @@ def attach(
     model._isomax_head = head
     model.reset_classifier = partial(_reset_classifier, model)
     # what save_model writes down, so that timm builds the same model again
-    name_model(model, PREFIXES[head] + name)
+    name_model(model, HEADS[head].prefix + name)
     model._model_args = dict(
         getattr(model, "_model_args", {}), num_classes=num_classes, drop_in=drop_in
     )
@@ -81,18 +69,25 @@ def name_model(model: TimmModel, architecture: str) -> None:
 
 
 def head_of(model: nn.Module) -> str:
-    """The kind of head a timm model has: ``softmax``, ``isomax``, ``isomax+`` or ``dismax``."""
+    """The kind of head a timm model has: ``softmax``, or a name in ``HEADS``."""
     return getattr(model, "_isomax_head", "softmax")
+
+
+def prefixes() -> dict[str, str]:
+    """What models' names in timm's registry begin with, by kind of head."""
+    return {name: head.prefix for name, head in HEADS.items()} | {"softmax": "softmax_"}
 
 
 def head_named(architecture: str) -> str:
     """The kind of head that models of a registered name have."""
-    return next((h for h, prefix in PREFIXES.items() if architecture.startswith(prefix)), "softmax")
+    return next(
+        (h for h, prefix in prefixes().items() if architecture.startswith(prefix)), "softmax"
+    )
 
 
-def head_modules(model: nn.Module) -> list[_DistanceHead]:
+def head_modules(model: nn.Module) -> list[DistanceHead]:
     """The IsoMax heads of a model, most often one; empty for a model with a linear classifier."""
-    return [module for module in model.modules() if isinstance(module, _DistanceHead)]
+    return [module for module in model.modules() if isinstance(module, DistanceHead)]
 
 
 def classifier_names(model: TimmModel) -> list[str]:
@@ -148,12 +143,12 @@ class _CopiesToMeta(TorchFunctionMode):
 def _width(module: nn.Module) -> int:
     if isinstance(module, nn.Conv2d):
         return int(module.out_channels)
-    return int(module.out_features) if isinstance(module, (nn.Linear, _DistanceHead)) else 0
+    return int(module.out_features) if isinstance(module, (nn.Linear, DistanceHead)) else 0
 
 
 def _architecture(model: nn.Module) -> str:
     name = getattr(model, "pretrained_cfg", {}).get("architecture") or type(model).__name__
-    for prefix in PREFIXES.values():
+    for prefix in prefixes().values():
         name = name.removeprefix(prefix)
     return str(name)
 
@@ -167,7 +162,7 @@ def _reset_classifier(model: TimmModel, num_classes: int, *args: Any, **kwargs: 
         _replace(model, HEADS[head], drop_in)
 
 
-def _replace(model: TimmModel, head_class: type[_DistanceHead], drop_in: bool) -> None:
+def _replace(model: TimmModel, head_class: type[DistanceHead], drop_in: bool) -> None:
     for name in classifier_names(model):
         old: Any = model.get_submodule(name)
         width = old.in_channels if isinstance(old, nn.Conv2d) else old.in_features

@@ -19,6 +19,7 @@ from timm.models import load_state_dict
 from timm.utils import load_checkpoint_metadata
 from torch import Tensor
 
+from isomax.heads import HEADS
 from isomax_adapters.timm.attaching import TimmModel, classifier_names, head_named, head_of
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".tar", ".bin")
@@ -104,8 +105,8 @@ def load_weights(
         tensors = converted(tensors, model)
     theirs, rest = _apart(tensors, classifiers)
     # the tensors of IsoMax+ and DisMax have the same names and shapes
-    heads = {head_named(checkpoint.architecture or ""), head_of(model)}
-    same = fits(theirs, ours) and heads != {"isomax+", "dismax"}
+    said = head_named(checkpoint.architecture or "")
+    same = fits(theirs, ours) and said in ("softmax", head_of(model))
     if not fits(rest, own_rest) or not (same or training_follows):
         raise CheckpointError(_why_unfit(checkpoint, model, classifiers))
     model.load_state_dict(rest | (theirs if same else ours))
@@ -162,12 +163,7 @@ def _unexpected(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> lis
 
 
 def _misshapen(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
-    # a head of version 0.1 has a distance scale of shape []
-    return [
-        name
-        for name, tensor in tensors.items()
-        if name in own and (tensor.shape or (1,)) != (own[name].shape or (1,))
-    ]
+    return [n for n, tensor in tensors.items() if n in own and tensor.shape != own[n].shape]
 
 
 def _why_unreadable(path: Path, error: Exception) -> str:
@@ -221,10 +217,14 @@ def _why_unfit(checkpoint: Checkpoint, model: TimmModel, classifiers: Collection
 
 
 def _head_in(names: Collection[str], architecture: str | None) -> list[str]:
-    if any(name.endswith(".distance_scale") for name in names):
-        said = head_named(architecture or "")
-        return [said] if said in ("isomax+", "dismax") else ["isomax+", "dismax"]
-    return ["isomax" if any(name.endswith(".prototypes") for name in names) else "softmax"]
+    """The kinds of head whose tensors these can be: the one that the file names, if it is among
+    them."""
+    found = {name.rpartition(".")[2] for name in names}
+    kinds = [
+        name for name, head in HEADS.items() if found == set(head(1, 1, device="meta").state_dict())
+    ]
+    said = head_named(architecture or "")
+    return [said] if said in kinds else kinds or ["softmax"]
 
 
 def _first(names: Collection[str], count: int = 4) -> str:

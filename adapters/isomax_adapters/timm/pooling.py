@@ -5,7 +5,7 @@ from typing import Any
 
 from timm.layers import TestTimePoolHead
 
-from isomax.heads import _DistanceHead
+from isomax.heads import DistanceHead
 
 
 def pool_distances() -> None:
@@ -20,7 +20,7 @@ def pool_distances() -> None:
     def init(self: Any, base: Any, original_pool: Any = 7) -> None:
         classifier = base.get_classifier()
         plain(self, base, original_pool)
-        if isinstance(classifier, _DistanceHead):
+        if isinstance(classifier, DistanceHead):
             self.fc = classifier
 
     TestTimePoolHead.__init__ = init

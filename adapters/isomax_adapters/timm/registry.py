@@ -10,7 +10,8 @@ from timm.models import _registry, load_pretrained, load_state_dict
 from timm.models._builder import _resolve_pretrained_source, resolve_pretrained_cfg
 from torch import Tensor, nn
 
-from isomax_adapters.timm.attaching import PREFIXES, attach, classifier_names, name_model
+from isomax.heads import HEADS, DistanceHead
+from isomax_adapters.timm.attaching import attach, classifier_names, name_model, prefixes
 from isomax_adapters.timm.checkpoints import converted, fits, within
 from isomax_adapters.timm.statistics import hold_statistics
 from isomax_adapters.timm.stem import use_small_image_stem
@@ -19,24 +20,47 @@ _MODULE = "isomax"  # timm.list_models(module="isomax") lists ours
 
 
 def register_models() -> None:
-    """Register four names for every timm architecture; done by importing the package.
+    """Register a name for every kind of head and timm architecture; done by importing the package.
 
     ``isomax_<arch>``, ``isomaxplus_<arch>`` and ``dismax_<arch>`` have the head in drop-in mode
-    (``drop_in=False`` to change that); ``softmax_<arch>`` is the architecture itself. All four
+    (``drop_in=False`` to change that); ``softmax_<arch>`` is the architecture itself. All of them
     take ``small_images=True`` (see :func:`~isomax_adapters.timm.stem.use_small_image_stem`) and
     ``freeze_bn=True`` (see :func:`~isomax_adapters.timm.statistics.hold_statistics`). With
     ``pretrained=True`` they take the backbone's weights from where ``<arch>`` takes them, tags
     included (``isomax_resnet18.a1_in1k``), and the head's as well where a given file has them.
     """
+    for head, prefix in prefixes().items():
+        _register(head, prefix)
+
+
+def register_head(head: type[DistanceHead]) -> None:
+    """Have a head of one's own attached by its name, and registered with timm by its prefix, as
+    ours are. Its module has to be imported, and this be called, wherever such models are made or
+    loaded; for ``isomax_evaluation.train`` before that is imported.
+
+    :raises ValueError: if its name or prefix is that of other models
+    """
+    if HEADS.get(head.name) is head:
+        return
+    known = _registry._model_entrypoints
+    if head.name in prefixes() or any(name.startswith(head.prefix) for name in known):
+        raise ValueError(
+            f"there are models of name {head.name!r} or prefix {head.prefix!r} already; give "
+            f"{head.__name__} others"
+        )
+    HEADS[head.name] = head
+    _register(head.name, head.prefix)
+
+
+def _register(head: str, prefix: str) -> None:
     for architecture in [name for name in _registry._model_entrypoints if _has_classifier(name)]:
-        for head, prefix in PREFIXES.items():
-            name = prefix + architecture
-            # register_model() searches a growing list for each name: half a second for them all
-            _registry._model_entrypoints[name] = _Entrypoint(architecture, head, name)
-            _registry._model_to_module[name] = _MODULE
-            _registry._module_to_models[_MODULE].add(name)
-            if architecture in _registry._model_default_cfgs:
-                _register_pretrained(architecture, prefix)
+        name = prefix + architecture
+        # register_model() searches a growing list for each name: half a second for them all
+        _registry._model_entrypoints[name] = _Entrypoint(architecture, head, name)
+        _registry._model_to_module[name] = _MODULE
+        _registry._module_to_models[_MODULE].add(name)
+        if architecture in _registry._model_default_cfgs:
+            _register_pretrained(architecture, prefix)
 
 
 def _register_pretrained(architecture: str, prefix: str) -> None:
@@ -81,7 +105,7 @@ def check_name(name: str) -> None:
 
 def is_ours(name: str) -> bool:
     """Whether a model name is one that this package registers."""
-    return name.startswith(tuple(PREFIXES.values()))
+    return name.startswith(tuple(prefixes().values()))
 
 
 def _has_classifier(name: str) -> bool:

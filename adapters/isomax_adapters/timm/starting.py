@@ -12,7 +12,7 @@ from isomax_adapters.timm.attaching import TimmModel, classifier_names
 def start_heads(
     model: TimmModel,
     loader: Iterable[tuple[Tensor, Tensor]],
-    start: Callable[[Head, Tensor, Tensor], None] = start_head,
+    start: Callable[[Head, Tensor, Tensor], object] = start_head,
 ) -> TimmModel:
     """Set the classifiers of a pretrained model to where its training is best begun, in place.
 

@@ -13,7 +13,6 @@ from isomax_evaluation.cli.compare import compare
 from isomax_evaluation.cli.export import export
 from isomax_evaluation.cli.import_ import import_
 from isomax_evaluation.cli.list_ import list_
-from isomax_evaluation.cli.results import results
 from isomax_evaluation.cli.score import score
 from isomax_evaluation.cli.speed import speed
 from isomax_evaluation.cli.track import track
@@ -26,9 +25,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (
-    compare, train, import_, calibrate, export, score, speed, results, track, list_,
-):  # fmt: skip
+for command in (compare, train, import_, calibrate, export, score, speed, track, list_):
     paragraphs = inspect.cleandoc(command.__doc__ or "").split("\n\n")
     # Rich would break a paragraph wherever the docstring does
     text = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)

@@ -21,7 +21,7 @@ from isomax_evaluation.output.folders import (
     same_source,
 )
 from isomax_evaluation.training.jobs import Job, check_job, check_preprocessing
-from isomax_evaluation.training.recipes import Recipe, same_recipe
+from isomax_evaluation.training.recipes import Recipe
 
 #: adding to these goes on with a comparison; changing anything else makes another one
 GROWING = ("losses", "models", "detectors", "ood", "ood_names", "seeds", "images", "digests")
@@ -140,11 +140,6 @@ def claim(
         ],
     }
     found = read_settings(output)
-    if found is not None and "digests" not in found and sets.drawn:
-        raise InputError(
-            f"{output} was made by version 0.1, which drew the test images of {sets.given} in "
-            "another way; choose another output folder"
-        )
     if found is not None and _begun(output):
         settings = _continued(output, found, json.loads(json.dumps(settings)))
     claim_folder(output, settings, GROWING, _begun)
@@ -159,8 +154,6 @@ def _begun(output: Path) -> bool:
 
 def _continued(output: Path, found: Mapping[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     """The settings of all that the folder then holds."""
-    if "recipe" in found and "recipe" in given:
-        given["recipe"] = same_recipe(found["recipe"], given["recipe"])
     for key in ("id", "tune"):
         if key in given and same_source(found.get(key), given[key]):
             given[key] = found[key]
@@ -224,7 +217,7 @@ def _grown_ood(
     found: Mapping[str, Any], given: Sequence[tuple[str | None, Any]]
 ) -> list[tuple[str | None, Any]]:
     there = [split_name(text) for text in found["ood"]]
-    names = found.get("ood_names") or [_old_name(source) for _, source in there]
+    names = found["ood_names"]
     mine = {name: source for name, source in given if name is not None}
     kept = [(name, mine.get(name, source)) for name, (_, source) in zip(names, there, strict=True)]
     seen = {identity(source) for _, source in there}
@@ -234,12 +227,6 @@ def _grown_ood(
         if name not in names and not (isinstance(source, str) and identity(source) in seen)
     ]
     return [*kept, *new]
-
-
-def _old_name(source: str) -> str:
-    """As version 0.1 named a set."""
-    path = Path(source).expanduser()
-    return path.resolve().name if path.is_dir() else source.rpartition("/")[2]
 
 
 def _job_of(found: Mapping[str, Any], like: Job) -> Job:

@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from isomax import posthoc
 from isomax.calibration import RejectionThreshold
 from isomax_adapters.pytorch_ood import Parts, check_names, why_not
 from isomax_adapters.timm.folder import check_place
@@ -34,11 +35,7 @@ from isomax_evaluation.output.files import read_json
 from isomax_evaluation.output.folders import check_outside
 from isomax_evaluation.output.progress import progress_bar, tell, warn
 
-POST_HOC = {
-    "isomax": "PostHocIsoMax",
-    "isomax+": "PostHocIsoMaxPlus",
-    "dismax": "PostHocDisMax",
-}
+POST_HOC = {head: detector.__name__ for head, detector in posthoc.POST_HOC.items()}
 
 ON_ANY_HEAD = ("KNN", "Mahalanobis", "MahalanobisPP")
 

@@ -5,11 +5,12 @@ import timm
 from pytorch_ood.api import Detector
 
 import isomax_adapters.timm  # noqa: F401  # registers the models
+from isomax.heads import HEADS
 from isomax_adapters.onnx.scorers import kind_of, why_not_exported
 from isomax_adapters.pytorch_ood import Parts, detectors_for, wiring_notes
 
 #: models that most can work on, then one for each of the scores of our heads
-_MODELS = ("test_resnet", "isomax_test_resnet", "isomaxplus_test_resnet", "dismax_test_resnet")
+_MODELS = ("test_resnet", *(f"{head.prefix}test_resnet" for head in HEADS.values()))
 COLUMNS = ("detector", "scores", "in a file", "what it is given", "hyperparameters", "written in")
 
 

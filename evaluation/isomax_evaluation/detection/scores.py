@@ -22,17 +22,14 @@ def scores_path(folder: Path, name: str) -> Path:
 def read_scores(folder: Path, name: str) -> dict[str, np.ndarray]:
     """Scores of a set by detector, float32; empty if it has not been scored."""
     path = scores_path(folder, name)
-    if path.is_file():
-        table = read_table(path, dtype=dict.fromkeys(IMAGE, object), float_precision="round_trip")
-        return {
-            str(detector): table[detector].to_numpy(np.float32)
-            for detector in table.columns
-            if detector not in IMAGE
-        }
-    if path.with_suffix(".npz").is_file():  # as version 0.1 wrote them
-        with np.load(path.with_suffix(".npz")) as arrays:
-            return dict(arrays)
-    return {}
+    if not path.is_file():
+        return {}
+    table = read_table(path, dtype=dict.fromkeys(IMAGE, object), float_precision="round_trip")
+    return {
+        str(detector): table[detector].to_numpy(np.float32)
+        for detector in table.columns
+        if detector not in IMAGE
+    }
 
 
 def read_failed(folder: Path, name: str) -> dict[str, str]:

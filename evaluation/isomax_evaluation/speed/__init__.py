@@ -1,1 +1,1 @@
-"""What heads, detectors and exported files cost."""
+"""What detectors and exported files cost."""

@@ -18,7 +18,6 @@ from rich.progress import Progress
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from isomax import IsoMaxHead
 from isomax.fitting import classified_right, fit_head
 from isomax.starting import start_at_means, start_head
 from isomax_adapters.pytorch_ood import Digests, Parts, digests_of_weights
@@ -38,10 +37,9 @@ from isomax_evaluation.output.progress import say, shown
 from isomax_evaluation.training.batches import Augmented, train_transform
 from isomax_evaluation.training.best import HEAD, MEANS, Offer
 from isomax_evaluation.training.jobs import Job
-from isomax_evaluation.training.losses import LOSSES
+from isomax_evaluation.training.losses import ALONE, LOSSES
 from isomax_evaluation.training.recipes import Recipe
 
-ALONE = 20
 COPIES = 2**20  # the first of the epochs that augmented copies are drawn as
 
 
@@ -87,8 +85,8 @@ def head_first(
 ) -> list[dict[str, float]]:
     """Begin the head of a model with a pretrained backbone, and train it alone.
 
-    Heads that compare directions begin at the class means of the features, IsoMax's prototypes and
-    a linear layer at zero; with ``head_start="paper"`` they stay where they are. Images are taken
+    Heads that compare directions begin at the class means of the features, others and a linear
+    layer at zero; with ``head_start="paper"`` they stay where they are. Images are taken
     as in evaluation, with their own labels: what a recipe says of mixup, mosaics and smoothing is
     for the whole network. A model with several classifiers is left as it is.
 
@@ -159,8 +157,7 @@ def _start(job: Job, head: Any, features: Tensor, labels: Tensor) -> bool:
     if job.recipe.head_start == "means":
         start_at_means(head, features, labels)
         return True
-    start_head(head, features, labels)
-    return not isinstance(head, (IsoMaxHead, nn.Linear))
+    return start_head(head, features, labels)
 
 
 def _put_back(parts: Parts, head: nn.Module) -> None:

@@ -9,6 +9,8 @@ from sklearn.utils.class_weight import compute_class_weight
 from torch import Tensor, nn
 
 from isomax import FractionalProbabilityLoss, IsoMaxLoss
+from isomax.detectors import DETECTORS
+from isomax.heads import HEADS
 from isomax_evaluation.data.images import Images
 
 
@@ -16,29 +18,34 @@ from isomax_evaluation.data.images import Images
 class Loss:
     """A head and the criterion it is trained with."""
 
-    head: str | None  #: a name in ``isomax_adapters.timm.HEADS``; ``None`` keeps the linear layer
+    head: str | None  #: a name in ``isomax.heads.HEADS``; ``None`` keeps the linear layer
     criterion: Callable[..., nn.Module]  #: takes ``reduction``
-    score: str  #: the detector that its paper pairs with it
     mosaic: bool = False  #: DisMax's fractional probability regularisation
-    #: epochs of a pretrained network's head alone, before the whole is trained
-    head_first: int = 0
-    #: factor of the learning rate of a pretrained network's head, when the whole is trained
-    head_lr: float = 1.0
+
+    @property
+    def score(self) -> str:
+        """The detector that its paper pairs with it."""
+        if self.head is None:
+            return "MaxSoftmax"
+        score = HEADS[self.head].score
+        return DETECTORS[score].__name__ if score in DETECTORS else "EnergyBased"
+
+    @property
+    def head_first(self) -> int:
+        """Epochs of a pretrained network's head alone, before the whole is trained."""
+        return ALONE if self.head is None else HEADS[self.head].head_epochs
+
+    @property
+    def head_lr(self) -> float:
+        """Factor of the learning rate of a pretrained network's head, when the whole is trained."""
+        return 1.0 if self.head is None else HEADS[self.head].rate_factor
 
 
+ALONE = 20  #: epochs of a head that is all that is trained
 LOSSES = {
-    "softmax": Loss(None, nn.CrossEntropyLoss, "MaxSoftmax", head_first=20),
-    "isomax": Loss("isomax", IsoMaxLoss, "EntropicScore", head_first=20),
-    # at the backbone's own rate its distance scale hardly moves: 81.3 against 82.5% on CIFAR-10,
-    # where a factor of ten changes the others by less than half a point; head epochs first cost it
-    # 0.3 and 1.0 points (RESULTS.md)
-    "isomax+": Loss("isomax+", IsoMaxLoss, "MinimumDistanceScore", head_lr=10.0),
-    # with head epochs first 83.1 against 81.6% of the validation images on CIFAR-10, 85.0 against
-    # 83.8% on 20 classes of Tiny ImageNet, three seeds each
-    "dismax": Loss("dismax", IsoMaxLoss, "MaxMeanLogitEntropyScore", head_first=20),
-    "dismax+fpr": Loss(
-        "dismax", FractionalProbabilityLoss, "MaxMeanLogitEntropyScore", True, head_first=20
-    ),
+    "softmax": Loss(None, nn.CrossEntropyLoss),
+    **{name: Loss(name, IsoMaxLoss) for name in HEADS},
+    "dismax+fpr": Loss("dismax", FractionalProbabilityLoss, mosaic=True),
 }
 
 

@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from isomax_evaluation.output.errors import InputError
@@ -236,13 +236,6 @@ def closest_recipe(recipe: dict[str, Any]) -> tuple[str, list[str]]:
         differing[name] = [key for key in values if values[key] != recipe.get(key)]
     closest = min(differing, key=lambda name: len(differing[name]))
     return closest, differing[closest]
-
-
-def same_recipe(found: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """The recipe of an older run, if what recipes have learnt since is as it was before."""
-    learnt = {part.name: part.default for part in fields(Recipe) if part.name not in found}
-    plain = json.loads(json.dumps(given))
-    return found if found | json.loads(json.dumps(learnt)) == plain else plain
 
 
 def check_recipe(recipe: Recipe) -> None:

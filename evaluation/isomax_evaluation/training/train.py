@@ -33,7 +33,6 @@ from isomax_evaluation.output.folders import (
     claim_folder,
     read_settings,
     resolved,
-    same_source,
 )
 from isomax_evaluation.output.guide import write_guide
 from isomax_evaluation.output.progress import progress_bar, shown, tell, warn
@@ -56,7 +55,7 @@ from isomax_evaluation.training.jobs import (
     fetch_weights,
 )
 from isomax_evaluation.training.loop import accuracy, evaluate, fit
-from isomax_evaluation.training.recipes import RECIPES, Recipe, same_recipe
+from isomax_evaluation.training.recipes import RECIPES, Recipe
 from isomax_evaluation.training.source import Source, source_of
 
 
@@ -228,8 +227,6 @@ def claim_run(
         "digests": {name: digest(images) for name, images in parts.items()},
     }
     found = read_settings(folder)
-    if found is not None and "recipe" in found:
-        settings["recipe"] = same_recipe(found["recipe"], settings["recipe"])
     if found is not None and "data" in found and _begun(folder):
         before, now = found.get("digests", {}), settings["digests"]
         if changed := [name for name in now if before.get(name, now[name]) != now[name]]:
@@ -239,8 +236,7 @@ def claim_run(
             )
         _refuse_more_epochs(job, found, settings, folder)
         # images are known by what they are, wherever they lie by now
-        if before or same_source(found["data"], dataset):
-            settings["data"] = found["data"]
+        settings["data"] = found["data"]
     if not _begun(folder):  # those of a run that has nothing to show, perhaps another one
         (folder / "best.pt").unlink(missing_ok=True)
     claim_folder(folder, settings, grows=("digests",), begun=_begun)

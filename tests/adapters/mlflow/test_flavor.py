@@ -17,12 +17,12 @@ import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.pyfunc.scoring_server import infer_and_parse_data
 
+from evaluation.benchmarks.promises.serving import load
 from isomax_adapters import mlflow as isomax_mlflow
 from isomax_adapters.runtime.scorer import ModelError, Scorer
 
 from ..onnx.make_model import build
 from .images import bad_images, good_images
-from .load import load
 from .servers import scoring_server
 
 COLUMNS = ["label", "class_name", "confidence", "score", "p_value", "is_ood", "error"]

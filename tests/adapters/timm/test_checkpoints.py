@@ -152,18 +152,6 @@ def test_several_classifiers_are_left_out_together(tmp_path):
     assert left_out == ["head.linear.prototypes", "head_dist.linear.prototypes"]
 
 
-def test_a_distance_scale_without_dimension_is_read(tmp_path):
-    """As version 0.1 has saved it."""
-    path = tmp_path / "weights.safetensors"
-    trained = make("dismax_test_resnet")
-    tensors = trained.state_dict()
-    tensors["fc.distance_scale"] = torch.tensor(3.0)
-    safetensors.torch.save_file(tensors, path)
-    model = make("dismax_test_resnet", seed=1)
-    load_weights(model, read_checkpoint(path))
-    assert model.fc.distance_scale.tolist() == [3.0]
-
-
 @pytest.mark.parametrize("name", ["test_vit", "isomaxplus_test_vit"])
 def test_position_embeddings_of_another_input_size_are_resized(name, tmp_path):
     path = tmp_path / "weights.pth"

@@ -114,16 +114,6 @@ def test_a_folder_of_a_model_without_classes(tmp_path):
     assert isomax_timm.head_of(loaded) == "dismax"
 
 
-def test_a_folder_of_version_0_1_loads(model, tmp_path):
-    """Its distance scale has no dimension."""
-    folder = isomax_timm.save_model(model, tmp_path / "m")
-    tensors = safetensors.torch.load_file(folder / "model.safetensors")
-    tensors["fc.distance_scale"] = tensors["fc.distance_scale"].reshape(())
-    safetensors.torch.save_file(tensors, folder / "model.safetensors")
-    images = torch.randn(2, 3, 48, 48)
-    assert torch.equal(isomax_timm.load_model(folder)(images), model(images))
-
-
 @pytest.mark.parametrize("name", ["softmax_resnet18", "isomaxplus_resnet18"])
 def test_small_image_stems_are_built_again(name, tmp_path):
     model = timm.create_model(name, num_classes=3, small_images=True).eval()

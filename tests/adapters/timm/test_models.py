@@ -18,9 +18,10 @@ from torch import nn
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
 import isomax_adapters.timm as isomax_timm
+from isomax.heads import HEADS
 from isomax_adapters.timm.attaching import classifier_names, head_modules
 
-PREFIXES = {"isomax_": "isomax", "isomaxplus_": "isomax+", "dismax_": "dismax"}
+PREFIXES = {head.prefix: name for name, head in HEADS.items()}
 ARCHITECTURES = (
     "test_resnet",
     "test_vit",

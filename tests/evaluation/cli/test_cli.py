@@ -318,8 +318,6 @@ def test_train_then_export_then_score(isomax, tmp_path, photos):
         ),
         (["score", "{junk}", "{junk}", "--top", "5", "--out", "a.csv"], "--top 5 is for what is"),
         (["score", "{junk}", "/no/such/image"], "no such file or folder: /no/such/image"),
-        (["speed", "--images", "{one}"], "--images goes with a file, or"),
-        (["speed", "--onnx", "--images", "{empty}"], "no images in {empty}"),
         (["export", "{one}", "model.onnx"], "has no config.json"),
         (["export", "{one}/none", "model.onnx"], "there is no folder {one}/none"),
         (["score", "{one}", "{one}"], "{one} is a folder; isomax export makes a file"),

@@ -52,7 +52,6 @@ def test_a_folder_with_splits_keeps_them(tmp_path, monkeypatch, train_name, test
     for name in (str(tmp_path / "x"), "~/x"):
         splits = data.open_splits(name)
         assert splits.train.name == "x"
-        assert not splits.drawn
         assert splits.held_out is None
         for images, split, count in (
             (splits.train, train_name, 4),
@@ -66,7 +65,6 @@ def test_a_folder_with_splits_keeps_them(tmp_path, monkeypatch, train_name, test
 def test_train_alone_is_split_and_never_tested_on_itself(tmp_path):
     make_folder(tmp_path / "train", ("a", "b"), 10)
     splits = data.open_splits(str(tmp_path))
-    assert splits.drawn
     # what is called "train" is a part of something that has a name
     assert data.open_splits(str(tmp_path / "train")).train.name == splits.train.name
     assert data.open_images(str(tmp_path / "train")).name == tmp_path.name

@@ -1,17 +1,12 @@
 """Measuring measures: no test here looks at how long anything takes."""
 
-import io
-
 import pytest
 import timm
 import torch
-from rich.console import Console
 
 from isomax_adapters.pytorch_ood import Parts, detectors_for
-from isomax_evaluation.speed import files as onnx_speed
 from isomax_evaluation.speed import timing
 from isomax_evaluation.speed.costs import cost_of_detectors, count_passes
-from isomax_evaluation.speed.heads import head_ratios, peak_memory
 from isomax_evaluation.speed.timing import alternate
 
 
@@ -40,41 +35,14 @@ def test_passes_of_a_model_of_tokens_are_counted():
     assert count_passes(parts, lambda: parts.model(x)) == (1, 0)
 
 
-def test_peak_memory_is_what_is_held_at_once():
-    def hold(count):
-        def run():
-            kept = [torch.empty(250_000) for _ in range(count)]
-            assert len(kept) == count
-
-        return run
-
-    assert peak_memory(hold(1)) == pytest.approx(1e6, rel=0.01)
-    assert peak_memory(hold(5)) == pytest.approx(5e6, rel=0.01)
-
-
-def test_ratios_of_a_tiny_head():
-    ratios = head_ratios(8, 16, 5, quick=True)
-    assert len(ratios) == 6
-    assert all(ratio > 0 for ratio in ratios)
-
-
-def test_an_exported_file_is_measured_against_its_parts(photos):
-    console = Console(width=140, record=True, file=io.StringIO())
-    console.print(onnx_speed.measure(photos / "ash", quick=True, model="test_resnet", size=32))
-    text = console.export_text()
-    rows = [[cell.strip() for cell in line.split("│")] for line in text.splitlines()]
-    times = {row[1]: float(row[2]) for row in rows if len(row) == 5}
-    assert len(times) == 9
-    assert all(time > 0 for time in times.values())
-    assert "decoding 40 files" in times
-
-
-def test_a_file_of_ones_own_is_measured(isomax, compared, photos):
+def test_a_file_of_ones_own_is_measured(isomax, compared, photos, tmp_path):
     run = isomax("speed", compared.output / "model.onnx", "--images", photos / "ash", "--quick")
     assert run.returncode == 0, run.stderr
     assert "uniform batches of the model's size" in run.stdout
     run = isomax("speed", photos / "ash" / "000.jpg")
     assert (run.returncode, len(run.stderr.splitlines())) == (2, 1)
+    run = isomax("speed", compared.output / "model.onnx", "--images", tmp_path)
+    assert (run.returncode, run.stderr) == (2, f"isomax: there are no images in {tmp_path}\n")
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from isomax_evaluation.claims.results_page import _paper
+from evaluation.benchmarks.claims.results_page import _paper
 from isomax_evaluation.detection.metrics import ood_metrics
 
 

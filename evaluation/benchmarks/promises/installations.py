@@ -1,8 +1,8 @@
 """What an installation with one extra promises: it imports, runs, and says what is missing.
 
-``python parts.py EXTRA``, in an environment that has just that; ``tox -e part-none,part-timm,...``.
-Prints the row of the README's table: packages, megabytes to download and installed, and the
-processor time that an import takes.
+``tox -e part-none,part-timm,...``, each in an environment that has just that. Prints the row of the
+README's table: packages, megabytes to download and installed, and the processor time that an import
+takes.
 """
 
 import json
@@ -144,7 +144,7 @@ def of_children() -> float:
 
 def to_download(extra: str) -> int:
     """Bytes of the files that pip would take; asks for their sizes only."""
-    asked = str(Path(__file__).parents[1]) + ("" if extra == "none" else f"[{extra}]")
+    asked = str(Path(__file__).parents[3]) + ("" if extra == "none" else f"[{extra}]")
     said = subprocess.run(
         [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--quiet",
          "--report", "-", asked],

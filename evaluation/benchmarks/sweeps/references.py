@@ -1,9 +1,8 @@
 """Every detector against an independent reference in float64: the largest difference of each.
 
-``tox -e references``, or ``python -m tests.adapters.pytorch_ood.compare_references``. On small
-models trained on the spot; with ``--weights`` and ``--data`` on EfficientNet-Lite0 as well, with
-images of a folder per class. Differences are in standard deviations of the test images' scores, up
-to scale and offset, which change no ranking.
+``tox -e references``. On small models trained on the spot; with ``--weights`` and ``--data`` on
+EfficientNet-Lite0 as well, with images of a folder per class. Differences are in standard
+deviations of the test images' scores, up to scale and offset, which change no ranking.
 """
 
 import argparse
@@ -14,8 +13,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from .cases import differences, efficientnet_case, small_case
-from .references import REFERENCES
+from tests.adapters.pytorch_ood.cases import differences, efficientnet_case, small_case
+from tests.adapters.pytorch_ood.references import REFERENCES
 
 OF_HEADS = ["EntropicScore", "MinimumDistanceScore", "MaxMeanLogitEntropyScore"]
 

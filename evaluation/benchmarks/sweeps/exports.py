@@ -1,11 +1,11 @@
 """Export the smallest member of every timm family; print the counts and each failure.
 
-``tox -e onnx-sweep``, or ``python tests/adapters/onnx/sweep.py [PATTERN...]``. Random weights from
-a fixed seed under an IsoMax head; ``export`` compares each file with PyTorch before it counts.
-Whose a failure is comes from the network alone, one step after the other: can torch trace it, with
-a free batch size and with a fixed one, can torch.onnx convert it, does onnx accept it, does ONNX
-Runtime load it and give torch's logits, and if not, does onnx's reference? What passes all that and
-fails in the whole graph is ours. A family that crashes takes its own process with it.
+``tox -e onnx-sweep [-- PATTERN...]``. Random weights from a fixed seed under an IsoMax head;
+``export`` compares each file with PyTorch before it counts. Whose a failure is comes from the
+network alone, one step after the other: can torch trace it, with a free batch size and with a fixed
+one, can torch.onnx convert it, does onnx accept it, does ONNX Runtime load it and give torch's
+logits, and if not, does onnx's reference? What passes all that and fails in the whole graph is
+ours. A family that crashes takes its own process with it.
 """
 
 import logging

@@ -1,6 +1,6 @@
 """Damaged images and damaged models: no crash, no hang, a row each.
 
-``tox -e mutated [-- IMAGES [MODELS]]``: by default 10,000 images, made of one of each kind that is
+``tox -e damaged [-- IMAGES [MODELS]]``: by default 10,000 images, made of one of each kind that is
 read, scored by the command into a table; and 1,000 model files, each opened and given an image in a
 process that is killed if it says nothing for a minute. Exit status 1 if anything is amiss.
 """

@@ -11,14 +11,14 @@ import timm
 import torch
 from safetensors.torch import save_file
 
+from evaluation.benchmarks.claims.fine_tuning import ALL, HEAD, NOTHING, sections
+from evaluation.benchmarks.claims.gathering import gather
+from evaluation.benchmarks.claims.results_page import spread, write_page
 from isomax_evaluation import compare
-from isomax_evaluation.claims.fine_tuning import ALL, HEAD, NOTHING, sections
-from isomax_evaluation.claims.gathering import gather
-from isomax_evaluation.claims.results_page import spread, write_page
 from isomax_evaluation.training.recipes import RECIPES
 from isomax_evaluation.training.source import Source
 
-HERE = Path(__file__).parents[3] / "evaluation"
+HERE = Path(__file__).parents[4] / "evaluation/benchmarks"
 DETECTORS = ("MaxSoftmax", "EnergyBased", "EntropicScore", "MinimumDistanceScore")
 
 

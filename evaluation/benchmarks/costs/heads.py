@@ -1,5 +1,9 @@
-"""What the heads cost against ``nn.Linear``: ratios measured in one process, in turns."""
+"""What the heads cost against ``nn.Linear``: ratios measured in one process, in turns.
 
+``tox -e head-costs [-- --quick]``
+"""
+
+import argparse
 import gc
 import os
 import platform
@@ -10,13 +14,15 @@ from typing import Any
 
 import timm
 import torch
+from rich.console import Console
 from rich.table import Table
 from torch import nn
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
 import isomax_adapters.timm as isomax_timm
-from isomax import DisMaxHead, IsoMaxHead, IsoMaxLoss, IsoMaxPlusHead
+from isomax import IsoMaxLoss
+from isomax.heads import HEADS
 from isomax_evaluation.speed.timing import alternate
 
 SHAPES = ((128, 512, 10), (128, 512, 100), (64, 2048, 1000), (64, 1024, 21841))
@@ -51,8 +57,7 @@ def head_ratios(batch: int, width: int, classes: int, quick: bool = False) -> li
     features = torch.randn(batch, width)
     labels = torch.randint(classes, (batch,))
     linear = nn.Linear(width, classes)
-    heads = {"isomax": IsoMaxHead, "isomax+": IsoMaxPlusHead, "dismax": DisMaxHead}
-    built: dict[str, Any] = {name: make(width, classes) for name, make in heads.items()}
+    built: dict[str, Any] = {name: make(width, classes) for name, make in HEADS.items()}
     nn.init.normal_(built["isomax"].prototypes)
     repeats = max(5, min(200, int(2e9 / (batch * width * classes)))) // (4 if quick else 1)
 
@@ -164,3 +169,13 @@ def _silent_errors() -> Iterator[None]:
         os.dup2(kept, 2)
         os.close(kept)
         os.close(nowhere)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="fewer repetitions")
+    Console(width=140).print(measure(parser.parse_args().quick))
+
+
+if __name__ == "__main__":
+    main()

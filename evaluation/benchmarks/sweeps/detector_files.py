@@ -28,6 +28,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from evaluation.benchmarks.sweeps.detectors import see_every_class
 from isomax.calibration import Calibration
 from isomax_adapters.onnx.graph import assemble
 from isomax_adapters.onnx.network import export_network, with_detector, with_maps
@@ -39,7 +40,6 @@ from isomax_adapters.timm.checkpoints import load_weights, read_checkpoint
 from isomax_evaluation.data.listing.files import find_images
 from isomax_evaluation.detection.fitting import fit
 from isomax_evaluation.detection.scoring import score
-from tests.adapters.pytorch_ood.sweep import see_every_class
 
 MODELS = {
     "resnetv2_18": "1x1 convolution",

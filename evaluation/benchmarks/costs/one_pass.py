@@ -1,8 +1,7 @@
 """What one shared pass saves against pytorch-ood's own way, measured alternately.
 
-``tox -e one-pass``, or ``python tests/evaluation/detection/one_pass.py``. A ResNet-18 at 64x64 and
-JPEG files on disk; each way fits and evaluates the same detectors on two OOD sets, with the same
-loaders.
+``tox -e one-pass``. A ResNet-18 at 64x64 and JPEG files on disk; each way fits and evaluates the
+same detectors on two OOD sets, with the same loaders.
 """
 
 import json

@@ -9,10 +9,10 @@ from typing import Any
 import pandas as pd
 import torch
 
+from evaluation.benchmarks.claims.fine_tuning import gather_fine_tuning, starts_trained
+from evaluation.benchmarks.claims.inference_cost import measure_inference
 from isomax_adapters.pytorch_ood import NAMES
 from isomax_adapters.timm import load_model
-from isomax_evaluation.claims.fine_tuning import gather_fine_tuning, starts_trained
-from isomax_evaluation.claims.inference_cost import measure_inference
 from isomax_evaluation.output.errors import InputError
 from isomax_evaluation.output.files import read_json, write_json
 from isomax_evaluation.output.folders import run_folder

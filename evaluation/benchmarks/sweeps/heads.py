@@ -1,9 +1,9 @@
 """Attach a head to every architecture of the installed timm; print the count and each exception.
 
-``tox -e sweep``, or ``python tests/adapters/timm/sweep.py [PATTERN...]``. First every architecture
-on the meta device: a head must be in the place of every classifier leaf. Then the smallest member
-of each of timm's model families on real tensors: forward, backward, logits, reset_classifier, save
-and load; and whatever of timm's and torch's tools work on the architecture itself.
+``tox -e sweep [-- PATTERN...]``. First every architecture on the meta device: a head must be in the
+place of every classifier leaf. Then the smallest member of each of timm's model families on real
+tensors: forward, backward, logits, reset_classifier, save and load; and whatever of timm's and
+torch's tools work on the architecture itself.
 """
 
 import math

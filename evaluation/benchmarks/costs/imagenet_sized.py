@@ -1,8 +1,7 @@
 """Fits and scores every detector of logits and features on outputs as large as ImageNet's.
 
-``tox -e imagenet-sized``, or ``python tests/evaluation/detection/imagenet_sized.py FOLDER``, which
-gets 15.6 GB of synthetic outputs. Each detector has a process of its own; anonymous memory is what
-it has allocated, without mapped files.
+``tox -e imagenet-sized [-- FOLDER]``; the folder gets 15.6 GB of synthetic outputs. Each detector
+has a process of its own; anonymous memory is what it has allocated, without mapped files.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """Which detector works on which family of timm's models: fit and score them, print the table.
 
-``tox -e detectors``, or ``python tests/adapters/pytorch_ood/sweep.py [MODEL...]``. A letter per
-detector and model: x works, - cannot work there (the reasons are listed), ! fails.
+``tox -e detectors [-- MODEL...]``: a letter per detector and model: x works, - cannot work there
+(the reasons are listed), ! fails.
 """
 
 import sys

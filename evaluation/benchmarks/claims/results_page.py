@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from evaluation.benchmarks.claims.fine_tuning import sections
 from isomax_adapters.pytorch_ood import NAMES
-from isomax_evaluation.claims.fine_tuning import sections
 from isomax_evaluation.comparison.rows import needs
 from isomax_evaluation.detection.metrics import METRICS
 from isomax_evaluation.output.errors import InputError
@@ -30,7 +30,7 @@ PAPER_METRICS = {"AUPR": "AUPR-OUT"}  # their code scores with OOD images as the
 def write_page(folder: Path, page: Path) -> Path:
     """Make the page of the tables; every number in it comes from them.
 
-    :param folder: what :func:`isomax_evaluation.claims.gathering.gather` wrote, and ``paper.csv``
+    :param folder: what :func:`.gathering.gather` wrote, and ``paper.csv``
     :param page: the Markdown file to write
     :raises InputError: if a table is missing
     """
@@ -41,7 +41,7 @@ def write_page(folder: Path, page: Path) -> Path:
     setting = read_json(folder / "setting.json")
     tuned = folder / "finetuning.csv"
     environment = Environment(
-        loader=PackageLoader("isomax_evaluation.claims", "templates"),
+        loader=FileSystemLoader(Path(__file__).parent),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

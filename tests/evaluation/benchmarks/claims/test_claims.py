@@ -8,11 +8,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from isomax_evaluation.claims.gathering import gather
-from isomax_evaluation.claims.results_page import spread, write_page
+from evaluation.benchmarks.claims.gathering import gather
+from evaluation.benchmarks.claims.results_page import spread, write_page
 from isomax_evaluation.output.errors import InputError
 
-HERE = Path(__file__).parents[3] / "evaluation"
+HERE = Path(__file__).parents[4] / "evaluation/benchmarks"
 
 
 @pytest.fixture(scope="module")

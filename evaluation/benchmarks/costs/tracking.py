@@ -1,8 +1,8 @@
 """What tracking to SQLite adds to an epoch of about a minute, measured alternately.
 
-``tox -e overhead``, or ``python tests/adapters/mlflow/overhead.py [ROUNDS]``. The same training, by
-the command line, with and without tracking; the first epoch of each warms up. Also the processor
-time of the process that tracks, which a machine with idle cores does not notice.
+``tox -e overhead [-- ROUNDS]``: the same training, by the command line, with and without tracking;
+the first epoch of each warms up. Also the processor time of the process that tracks, which a
+machine with idle cores does not notice.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""A served model under load: ``tox -e serving``, or ``python -m tests.adapters.mlflow.load MODEL``.
+"""A served model under load: ``tox -e serving``.
 
 A tenth of the requests is malformed. Exits with 1 unless every good one is answered right, every
 bad one with a 4xx or a row with an error, the server is alive, and the memory that it takes at the
@@ -22,9 +22,8 @@ import psutil
 
 from isomax_adapters import mlflow as isomax_mlflow
 from isomax_adapters.runtime.scorer import Scorer
-
-from .images import good_images
-from .servers import Server, scoring_server
+from tests.adapters.mlflow.images import good_images
+from tests.adapters.mlflow.servers import Server, scoring_server
 
 LARGE = 30_000_000  # bytes
 
