@@ -1,4 +1,4 @@
-"""A score does not depend on the unit of the features: nothing that is added to them is absolute."""
+"""A score does not depend on the unit of the features: nothing added to them is absolute."""
 
 import pytest
 import torch
