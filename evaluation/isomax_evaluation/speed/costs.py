@@ -67,6 +67,7 @@ def cost_of_detectors(
     ordered = sorted(detectors.items(), key=lambda item: kind_of(item[1]) is None)
     for place, (name, detector) in enumerate(ordered):
         measuring(name)
+        predict: Callable[[], object]
         if kind := kind_of(detector):
             predict = torch.no_grad()(partial(getattr(detector, f"predict_{kind}"), kept[kind]))
         else:
