@@ -7,7 +7,6 @@ import argparse
 import tempfile
 import time
 
-import pandas as pd
 import timm
 import torch
 from torch.utils.data import TensorDataset
@@ -55,8 +54,8 @@ def main() -> None:
             detectors=NAMES, output=folder,
         )  # fmt: skip
     whole = time.perf_counter() - started
-    with pd.option_context("display.max_rows", None, "display.width", 120):
-        print(done.costs[["loss", "detector", "ms_per_image", "relative_time", "spread"]])
+    columns = ["loss", "detector", "ms_per_image", "relative_time", "spread"]
+    print(done.costs[columns].to_string(float_format="%.3f"))
     each = ", ".join(f"{seconds:.1f}" for seconds in spent)
     print(f"costs {sum(spent):.1f} s ({each}) of {whole:.1f} s in all: {sum(spent) / whole:.3f}")
 
