@@ -213,7 +213,7 @@ def test_a_given_model_has_the_images_that_its_training_held_out(compared, tmp_p
     assert about["fit_images"] == training - found.samples
 
 
-def test_finished_tensors_make_no_file_and_say_why(tmp_path):
+def test_finished_tensors_make_no_file_and_say_why_and_costs_can_be_left_out(tmp_path):
     images = torch.randn(40, 3, 32, 32)
     known = TensorDataset(images, torch.arange(40) % 2)
     network = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
@@ -223,8 +223,10 @@ def test_finished_tensors_make_no_file_and_say_why(tmp_path):
     done = compare(
         models={"own": Parts(network, classifier="fc")}, id={"mine": (known, known)},
         ood={"far": TensorDataset(images, torch.full((40,), -1))}, detectors=["MaxLogit"],
-        output=tmp_path / "out",
+        output=tmp_path / "out", costs=False,
     )  # fmt: skip
+    assert done.costs.empty
+    assert list(pd.read_csv(tmp_path / "out/costs.csv")) == list(FILES["costs.csv"])
     assert done.chosen.error == "no row of this table can be a file"
     assert json.loads((tmp_path / "out/chosen.json").read_text())["error"] == done.chosen.error
     assert "finished tensors" in done.deployable["obstacle"].item()
