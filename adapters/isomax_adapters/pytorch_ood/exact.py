@@ -3,6 +3,7 @@
 - Mahalanobis distances: the covariance is inverted in float32, which is noise as soon as it is
   nearly singular. :class:`isomax.MahalanobisPP` without normalisation is the same distance in
   float64; :class:`MahalanobisODIN` steps along its gradient.
+- GMM: its ridge is 1e-6 whatever the features' unit, and all features are copied.
 - OpenMax: distances are computed to those classes only that some sample of the batch is predicted
   as, and are 0 for the others, so that a score depends on its batch.
 - pNML: the pseudo-inverse is taken in float32, which drops directions with little variance.
@@ -22,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from isomax import MahalanobisPP, fit_temperature
-from isomax.mahalanobis import CHUNK, finest_dtype
+from isomax.mahalanobis import CHUNK, RIDGE, finest_dtype
 
 
 class MahalanobisODIN(GradientDetector):
@@ -74,6 +75,54 @@ class MahalanobisODIN(GradientDetector):
             (gradient,) = torch.autograd.grad(self.distance.distances(self.encoder(x)).sum(), x)
         scores: Tensor = self.distance.predict(x.detach() - self.eps * gradient.sign() / self.std)
         return scores
+
+
+class GMM(ood.GMM):
+    r"""``GMM`` whose ridge is a share of the variance, fitted a class at a time.
+
+    .. math:: \Sigma_k + \epsilon I, \quad
+        \epsilon = r \, \frac{1}{K D} \sum_k \mathrm{tr}(\Sigma_k)
+    """
+
+    def __init__(self, encoder: Callable[[Tensor], Tensor] | None, reg: float = RIDGE) -> None:
+        """
+        :param encoder: gives pooled features, :math:`B \\times D`
+        :param reg: :math:`r`
+        """
+        super().__init__(encoder, reg)
+
+    @torch.no_grad()
+    def fit_features(self, z: Tensor, labels: Tensor) -> "GMM":
+        """
+        :param z: pooled features, :math:`N \\times D`; may be memory-mapped
+        :param labels: :math:`N`; those below 0 are left out
+        :raises ValueError: if no label is at least 0, or no class varies
+        """
+        classes, counts = labels[labels >= 0].unique(return_counts=True)
+        if not len(classes):
+            raise ValueError("no label is at least 0; fit on in-distribution samples")
+        like = _square(z, self.device or z.device)
+        means, covariances = [], []
+        for label in classes:
+            rows = z[(labels == label).to(z.device)].to(like)
+            means.append(rows.mean(dim=0))
+            covariances.append((rows - means[-1]).T @ (rows - means[-1]) / len(rows))
+        ridge = self.reg * sum(float(c.diagonal().mean()) for c in covariances) / len(classes)
+        log_dets = []
+        for place, covariance in enumerate(covariances):
+            covariance.diagonal().add_(ridge)
+            triangle, failed = torch.linalg.cholesky_ex(covariance)
+            if failed:
+                raise ValueError(
+                    f"the features of class {int(classes[place])} span too few directions, even "
+                    f"with a ridge of {self.reg:g} of the variance; set reg higher"
+                )
+            covariances[place] = torch.cholesky_inverse(triangle)
+            log_dets.append(2 * triangle.diagonal().log().sum())
+        self._mu, self._precision = torch.stack(means), torch.stack(covariances)
+        self._log_det = torch.stack(log_dets)
+        self._log_weights = (counts / counts.sum()).to(like).log()
+        return self
 
 
 class OpenMax(ood.OpenMax):

@@ -13,6 +13,7 @@ from torch import nn
 
 import isomax
 from isomax_adapters.pytorch_ood.exact import (
+    GMM,
     PNML,
     MahalanobisODIN,
     OpenMax,
@@ -164,9 +165,10 @@ WIRINGS: dict[str, Wiring] = {
         differs="posteriors are clamped to [1e-7, 1 - 1e-7]",
     ),
     "GMM": Wiring(
-        lambda p: ood.GMM(p.encode),
-        "pooled features; a Gaussian per class, ridge 1e-6",
+        lambda p: GMM(p.encode),
+        "pooled features, in float64; a Gaussian per class, a ridge of 1e-6 of the variance",
         "pytorch_ood.detector.GMM",
+        differs="the ridge is a share of the variance instead of 1e-6 itself",
     ),
     "GradNorm": Wiring(
         lambda p: ood.GradNorm(p.model, _in(p.classifiers, p, least_dimensions=2)),

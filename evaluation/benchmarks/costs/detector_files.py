@@ -104,13 +104,14 @@ def main() -> int:
         found = ratio_to(
             lambda: baseline.run(None, {"pixels": floats}),
             lambda session=session: session.run(None, {"images": pixels}),
+            budget=60,
             least=15,
         )
         most = MOST_OF_MAPS if kind == "feature_maps" else MOST
         if found.ratio > most and name not in ("KNN", "NNGuide"):
             above.append(name)
         size = file.ByteSize() / 1e6
-        table.add_row(name, kind, f"{found.ratio:.3f}{'' if found.stable else ' ?'}", f"{size:.1f}")
+        table.add_row(name, kind, f"{found.ratio:.3f} ±{found.spread:.3f}", f"{size:.1f}")
     Console(width=140).print(table)
     print(f"above the bound: {', '.join(above) or 'none'}")
     return bool(above or failed)

@@ -90,6 +90,7 @@ def compare(
             "the best one that a file can hold."
         ),
     ] = None,
+    costs: Annotated[bool, typer.Option(help="Measure what a score of each costs.")] = True,
     alpha: Alpha = 0.05,
     track: Track = True,
     offline_ok: OfflineOk = False,
@@ -134,6 +135,7 @@ def compare(
             models=models or (),
             fit_images=fit_images,
             export=export,
+            costs=costs,
             started=started,
         )
         print_table(terminal_table(done.results, done.intervals, done.costs))
@@ -152,7 +154,7 @@ def compare(
             typer.echo(f"chosen: {file}, {done.chosen.described}")
             typer.echo(f"        try: isomax score {file} {output / 'samples'}")
         elif done.chosen:
-            typer.echo(f"no file of {done.chosen.described}: {done.chosen.error}", err=True)
+            typer.echo(done.chosen.described, err=True)
     if export and done.chosen and done.chosen.error:
         raise typer.Exit(INCOMPLETE)
     if detectors != "all" and set(done.errors["detector"]) & set(names):

@@ -40,15 +40,14 @@ FILES: dict[str, dict[str, str]] = {
     "costs.csv": {
         "loss": _MODEL["loss"],
         "detector": _CELL["detector"],
-        "outliers": "whether it was fitted on outliers (none is)",
         "fitted": "whether it is fitted on training images",
         "gradients": "whether it takes a backward pass for each image",
         "hyperparameters": "how many it has to be searched",
         "forward": "forward passes through the network for a batch",
         "backward": "backward passes",
-        "ms_per_image": "milliseconds per image, median",
-        "relative_time": "the same as a multiple of plain softmax classification, run in turns",
-        "stable": "whether that ratio settled; a ratio that did not is not to be relied on",
+        "ms_per_image": "milliseconds per image to classify and score a batch of 8, median",
+        "relative_time": "the same as a multiple of plain softmax classification",
+        "spread": "half of the 95% interval of that multiple; empty if measured once or twice",
         "fit_images": "on how many of them, where it was fitted on a random sample; empty: on all",
     },
     "errors.csv": {**_CELL, "error": "why this cell of the table has no value"},
@@ -83,6 +82,7 @@ FILES: dict[str, dict[str, str]] = {
         # there only with --tune: on the images that hyperparameters were chosen by
         **_CELL,
         **_METRICS,
+        "AUROC low": "low end of the 95% bootstrap interval of AUROC, over these images",
     },
     "runs/MODEL-seedN/splits.csv": SPLITS,
     "runs/MODEL-seedN/scores/SET.csv": {
@@ -96,7 +96,7 @@ OTHERS = {
     "plots/": "the report's plots as pictures",
     "model.onnx": "one of the calibrated models, for `isomax score`; `model.json` says which",
     "chosen.onnx": "the row of the table that was chosen, or asked for, as a file; `chosen.json` "
-    "says which and by what, `chosen/` is its model folder",
+    "says which and by what, or why there is none, `chosen/` is its model folder",
     "samples/": "a few of the images of each set, to try a file on",
     "settings.json": "what the comparison is of",
     "provenance.json": "what it was made from: data sets with digests, versions, command",

@@ -11,6 +11,7 @@ from pytorch_ood.benchmark import Benchmark
 from isomax_evaluation.comparison.deploying import (
     best_seed,
     choose,
+    decline,
     deploy,
     deployable,
     options_of_calibrate,
@@ -85,6 +86,7 @@ def compare(
     models: Mapping[str, Any] | Sequence[str] = (),
     fit_images: int | None = None,
     export: str | None = None,
+    costs: bool = True,
     started: Callable[[], object] | None = None,
 ) -> Comparison:
     """Score ID and OOD test images with every detector on every model: models that are given, and a
@@ -127,6 +129,7 @@ def compare(
     :param export: the row that becomes ``chosen.onnx``, ``MODEL/DETECTOR`` or ``LOSS/DETECTOR``; by
         default the best one that can be a file: by AUROC on the tuning set if there is one, else on
         the test sets
+    :param costs: measure what a score of each detector costs, on seed 0 of each model
     :param started: called when all that was given has turned out to be of use, before any work
     :raises InputError: if anything given cannot be used, before any work
     """
@@ -201,7 +204,7 @@ def compare(
                 tested,
                 reading.workers,
                 progress,
-                measure_costs=run.seed == 0,
+                measure_costs=costs and run.seed == 0,
             )
             return bench, divided
 
@@ -221,13 +224,16 @@ def compare(
         table = deployable(by_name, plan.detectors, output, sets.given, options)
         done = replace(done, deployable=table)
         row = wanted or choose(
-            done.results, together(runs, "tuning.csv"), done.deployable, tune and Path(tune).name
-        )
-        if row is not None:
+            done.results, done.intervals, together(runs, "tuning.csv"), table,
+            tune and Path(tune).name,
+        )  # fmt: skip
+        if isinstance(row, str):
+            chosen = decline(row, output)
+        else:
             run = best_seed([run for run in runs if run.name == row[0]])
             bench, divided = bench_of(run)
             chosen = deploy(row, run, bench, divided, sets, plan.job.alpha, output, progress)
-            done = replace(done, chosen=chosen)
+        done = replace(done, chosen=chosen)
         write_all(output, plan, runs, tested, done)
         progress.remove_task(task)
     return done

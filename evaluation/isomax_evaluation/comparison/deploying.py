@@ -28,12 +28,13 @@ from isomax_evaluation.output.progress import warn
 
 FILE, FOLDER, ABOUT = "chosen.onnx", "chosen", "chosen.json"
 AT_ONCE = 4096  # rows of outputs
+CHANCE = 0.5  # AUROC
 COLUMNS = ("loss", "detector", "obstacle", "command")
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """A row of the table, as a file."""
+    """A row of the table, as a file; or why there is none."""
 
     model: str
     seed: int
@@ -44,7 +45,10 @@ class Chosen:
     @property
     def described(self) -> str:
         """In words."""
-        return f"{self.detector} on {self.model} (seed {self.seed}), {self.by}"
+        if not self.detector:
+            return f"no row was chosen: {self.error}"
+        row = f"{self.detector} on {self.model} (seed {self.seed}), {self.by}"
+        return f"no file of {row}: {self.error}" if self.error else row
 
 
 def split_row(text: str) -> tuple[str, str]:
@@ -96,28 +100,60 @@ def deployable(
 
 
 def choose(
-    results: pd.DataFrame, tuning: pd.DataFrame, table: pd.DataFrame, tuned_on: str | None
-) -> tuple[str, str, str] | None:
-    """The deployable row of the highest AUROC, mean over seeds and OOD sets.
+    results: pd.DataFrame,
+    intervals: pd.DataFrame,
+    tuning: pd.DataFrame,
+    table: pd.DataFrame,
+    tuned_on: str | None,
+) -> tuple[str, str, str] | str:
+    """The deployable row of the highest AUROC, mean over seeds and OOD sets, that is above chance:
+    so is the mean of the lower ends of its 95% bootstrap intervals.
 
     :param results: one row per model, seed, detector and OOD set
-    :param tuning: the same of the OOD set that hyperparameters were chosen by; empty without one
+    :param intervals: one row per model, detector and OOD set
+    :param tuning: as the results, with intervals, of the OOD set that hyperparameters were chosen
+        by; empty without one
     :param table: as :func:`deployable` gives it
     :param tuned_on: the name of that set
-    :return: model, detector, and what they were chosen by; ``None`` if no row can be a file
+    :return: model, detector, and what they were chosen by; or why there is none
     """
-    by = f"chosen by AUROC on {tuned_on}" if len(tuning) else "chosen on the test sets"
-    scores = tuning if len(tuning) else results
-    mean = scores.groupby(["loss", "detector"], sort=False)["AUROC"].agg(
-        lambda values: values.mean(skipna=False)
-    )
+    by, where = "chosen on the test sets", "the test sets"
+    if len(tuning):
+        by, where = f"chosen by AUROC on {tuned_on}", str(tuned_on)
+        results = intervals = tuning
     fit = table[table["obstacle"] == ""]
-    allowed = [key for key in zip(fit["loss"], fit["detector"], strict=True) if key in mean.index]
-    mean = mean[allowed].dropna()
+    if fit.empty:
+        return "no row of this table can be a file"
+    keys = pd.MultiIndex.from_frame(fit[["loss", "detector"]])
+    mean, low = _mean(results, "AUROC"), _mean(intervals, "AUROC low")
+    mean = mean[mean.index.isin(keys)].dropna().sort_values(ascending=False, kind="stable")
     if mean.empty:
-        return None
-    model, detector = mean.idxmax()
+        return "no detector that a file can hold has a value on every OOD set"
+    above = [key for key in mean.index if low.get(key, 0) > CHANCE]
+    if not above:
+        (model, detector), best = mean.index[0], 100 * mean.iloc[0]
+        return (
+            f"no detector that a file can hold is above chance on {where}: the best, {detector} on "
+            f"{model}, has an AUROC of {best:.1f}%, and its 95% interval reaches down to "
+            f"{100 * low.get(mean.index[0], 0):.1f}%; --export MODEL/DETECTOR takes a row all the "
+            "same"
+        )
+    model, detector = above[0]
     return str(model), str(detector), by
+
+
+def _mean(table: pd.DataFrame, column: str) -> pd.Series:
+    """Of each model and detector; none where a cell has none."""
+    grouped = table.groupby(["loss", "detector"], sort=False)[column]
+    return grouped.agg(lambda values: values.mean(skipna=False))
+
+
+def decline(reason: str, output: Path) -> Chosen:
+    """No row is a file, and one that there was before is removed."""
+    chosen = Chosen("", 0, "", "", reason)
+    (output / FILE).unlink(missing_ok=True)
+    write_json(output / ABOUT, asdict(chosen))
+    return chosen
 
 
 def best_seed(runs: Sequence[Run]) -> Run:

@@ -54,7 +54,7 @@ class Comparison:
     deployable: pd.DataFrame  #: which rows can be a file, and the commands that make it
     output: Path
     onnx: Path | None  #: the exported model; none if no model is calibrated
-    chosen: Chosen | None  #: the row that was exported beside it; none if no row can be a file
+    chosen: Chosen | None  #: the row that was exported beside it, or why none was
 
 
 def tables_of(

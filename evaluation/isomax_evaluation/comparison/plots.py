@@ -53,7 +53,8 @@ def write_plots(output: Path, results: pd.DataFrame, id_name: str) -> None:
         axis.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
 
     def histogram(axis: Axes, name: str, ood: str) -> None:
-        known, unknown = scores[name][ID], scores[name][ood]
+        # float32 has too few numbers between scores that are nearly alike
+        known, unknown = (scores[name][part].astype(np.float64) for part in (ID, ood))
         bins = np.histogram_bin_edges(np.concatenate([known, unknown]), 40).tolist()
         axis.hist(known, bins, density=True, alpha=0.6, label="ID")
         axis.hist(unknown, bins, density=True, alpha=0.6, label=ood, hatch="//")

@@ -57,7 +57,7 @@ def write_report(
     :param tuned: detector, values and runs of each choice
     :param classes: one row per loss, seed and ID class
     :param deployable: which rows can be a file, and the commands that make it
-    :param chosen: the row that was exported
+    :param chosen: the row that was exported, or why none was
     """
     write_plots(output, results, id_test.name)
     scores = scores_of(output, results, id_test.name)
@@ -162,7 +162,11 @@ def _examples(
     strips = []
     for images in ood_sets:
         there = [
-            r for r in ours if r["ood"] == images.name and f"{r['loss']}, {r['detector']}" in scores
+            r
+            for r in ours
+            if r["ood"] == images.name
+            and not np.isnan(r["AUROC"])
+            and f"{r['loss']}, {r['detector']}" in scores
         ]
         if not there:
             continue

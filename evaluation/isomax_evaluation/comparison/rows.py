@@ -18,8 +18,6 @@ def table_rows(
     """One row per loss, detector and OOD set: mean and standard deviation over seeds, interval,
     needs and costs. A cell without a value is NaN."""
     rows = []
-    settled = costs["stable"] if "stable" in costs else pd.Series(True, index=costs.index)
-    costs = costs.assign(stable=settled.astype("boolean").fillna(True))
     cost_of = {(row.loss, row.detector): row for row in costs.itertuples()}
     interval_of = intervals.set_index(["ood", "loss", "detector"])
     grouped = results.groupby(["ood", "loss", "detector"], sort=False)
@@ -34,7 +32,7 @@ def table_rows(
             "passes": "" if cost is None else f"{cost.forward:.0f} + {cost.backward:.0f}",
             "ms": float("nan") if cost is None else float(cost.ms_per_image),
             "relative": float("nan") if cost is None else float(cost.relative_time),
-            "stable": cost is None or bool(cost.stable),
+            "spread": float(getattr(cost, "spread", float("nan"))),
         }
         row["seeds"], row["valued"] = len(group), int(group["AUROC"].notna().sum())
         for name in ("accuracy", "ECE", *HIGHER_IS_BETTER):
@@ -83,11 +81,6 @@ def verdicts(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-def unsettled(row: dict[str, Any]) -> str:
-    """A mark for a time that other work on the machine has disturbed."""
-    return "" if row["stable"] else " ?"
-
-
 def needs(cost: Any) -> str:
     """What a detector needs beyond a forward pass, in a few words, from its row of the costs."""
     found = []
@@ -114,10 +107,9 @@ def terminal_table(results: pd.DataFrame, intervals: pd.DataFrame, costs: pd.Dat
         rank = frame.groupby(["ood", "loss"])["AUROC"].rank(method="first", ascending=False)
         part = f"the best {BEST} detectors of each model, of {len(rows)} rows in the report; "
         rows = [row for row, place in zip(rows, rank, strict=True) if place <= BEST]
-    doubt = "; ?: did not settle, measure again" if any(map(unsettled, rows)) else ""
     table = Table(
         title=f"{part}percent{spread}, [95% bootstrap interval]; * best on its OOD set; passes: "
-        f"forward + backward; time: against plain softmax inference{doubt}",
+        "forward + backward; time: against plain softmax inference, ± of its 95% interval",
         title_justify="left",
     )
     for column in ("OOD set", "model", "detector"):
@@ -139,9 +131,16 @@ def terminal_table(results: pd.DataFrame, intervals: pd.DataFrame, costs: pd.Dat
             escape(_spread(row, "AUROC") + interval),
             *(_spread(row, name) for name in HIGHER_IS_BETTER if name != "AUROC"),
             row["passes"],
-            "" if np.isnan(row["relative"]) else f"{row['relative']:.2f}x{unsettled(row)}",
+            _time(row),
         )
     return table
+
+
+def _time(row: dict[str, Any]) -> str:
+    if np.isnan(row["relative"]):
+        return ""
+    spread = "" if np.isnan(row["spread"]) else f" ±{row['spread']:.2f}"
+    return f"{row['relative']:.2f}x{spread}"
 
 
 def _spread(row: dict[str, Any], name: str) -> str:

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from isomax_adapters.pytorch_ood import why_not
+from isomax_evaluation.comparison.columns import FILES
 from isomax_evaluation.comparison.runs import Run
 from isomax_evaluation.detection.intervals import bootstrap, draw
 from isomax_evaluation.detection.metrics import METRICS, one_score
@@ -16,12 +17,14 @@ from isomax_evaluation.output.tables import read_table
 
 
 def together(runs: Sequence[Run], name: str) -> pd.DataFrame:
-    """A table of all runs, one below the other; of those that have it."""
+    """A table of all runs, one below the other; of those that have it, without rows if none has."""
     there = [run.folder / name for run in runs if (run.folder / name).is_file()]
     tables = [read_table(path) for path in there]
     # tables without rows have columns without types
     full = [table for table in tables if len(table)] or tables[:1]
-    return pd.concat(full, ignore_index=True) if full else pd.DataFrame()
+    if not full:
+        return pd.DataFrame(columns=list(FILES.get(name, ())))
+    return pd.concat(full, ignore_index=True)
 
 
 def classes(runs: Sequence[Run]) -> pd.DataFrame:

@@ -7,6 +7,8 @@ import torch
 from pytorch_ood.metrics import OODMetrics
 from torch import Tensor
 
+from isomax.doubts import ROUNDING
+
 METRICS = ("AUROC", "AUPR-IN", "AUPR-OUT", "FPR95TPR")  # those that intervals are made of
 COLUMNS = (*METRICS, "AUTC", "FPR95TPR-IN")
 
@@ -30,7 +32,11 @@ def _computed(negative: Tensor, positive: Tensor) -> dict[str, float]:
 
 
 def one_score(known: np.ndarray, unknown: np.ndarray) -> str:
-    """That all images have one score, if they have, so that none can be told from another."""
-    low, high = min(known.min(), unknown.min()), max(known.max(), unknown.max())
-    count = len(known) + len(unknown)
-    return f"all {count} images get one score, {low:.6g}" if low == high else ""
+    """That all images have one score but for rounding, if they have, so that none can be told from
+    another."""
+    low = float(min(known.min(), unknown.min()))
+    high = float(max(known.max(), unknown.max()))
+    if high - low > ROUNDING * max(abs(low), abs(high)):
+        return ""
+    rounding = "" if low == high else " but for rounding"
+    return f"all {len(known) + len(unknown)} images get one score{rounding}, {low:.6g}"

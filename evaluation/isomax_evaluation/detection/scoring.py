@@ -8,6 +8,7 @@ import torch
 from pytorch_ood.api import Detector, FeatureMapsDetector, FeaturesDetector, LogitsDetector
 from torch import Tensor
 
+from isomax_adapters.onnx.scorers import kind_of
 from isomax_adapters.pytorch_ood import Parts
 from isomax_evaluation.detection.draws import Draws
 from isomax_evaluation.detection.fitting import attempt
@@ -15,6 +16,7 @@ from isomax_evaluation.extraction.one_pass import Loader, one_pass
 from isomax_evaluation.extraction.store import Keeper, Outputs, OutputsInMemory
 
 AT_ONCE = 2**28  # values, 1 GiB
+JUDGED = 64  # ID images by which it is seen whether scores are more than rounding
 
 
 def score(
@@ -39,7 +41,8 @@ def score(
     :param keeper: of the outputs on these images; they stay in memory if not given
     :param seed: of each detector's own random numbers; those of the process if not given
     :return: the model's outputs; scores of each detector, larger means more likely OOD; the
-        detectors that raised an error or gave scores that are not numbers, with the reason
+        detectors that raised an error, or gave scores that are no numbers or only rounding, with
+        the reason
     """
     keeper = OutputsInMemory() if keeper is None else keeper
     on_maps = {n: d for n, d in detectors.items() if isinstance(d, FeatureMapsDetector)}
@@ -48,6 +51,7 @@ def score(
     scores: dict[str, list[Tensor]] = {name: [] for name in detectors}
     draws = {name: Draws(seed) for name in detectors}
     failed: dict[str, str] = {}
+    few_maps: list[Tensor] = []
 
     def keep(name: str, predict: Callable[[Any], Tensor], given: Any) -> None:
         if name in failed:
@@ -59,6 +63,8 @@ def score(
 
     if on_maps or on_images or keeper.read() is None:
         for batch in one_pass(parts, loader, keeper, bool(on_maps), advance=advance):
+            if batch.maps is not None and sum(map(len, few_maps)) < JUDGED:
+                few_maps.append(batch.maps[batch.labels >= 0][:JUDGED])
             for name, detector in on_maps.items():
                 with torch.no_grad():
                     keep(name, detector.predict_feature_maps, batch.maps)
@@ -76,7 +82,35 @@ def score(
     for name, values in together.items():
         if bad := int((~values.isfinite()).sum()):
             failed[name] = f"{bad} of {len(values)} scores are NaN or infinite"
+    known = (found.labels >= 0).nonzero()[:JUDGED, 0]
+    judged = {"logits": found.logits[known], "features": found.features[known]}
+    judged["feature_maps"] = torch.cat(few_maps) if few_maps else known
+    with torch.no_grad():
+        for name in together.keys() - failed.keys():
+            kind = kind_of(detectors[name])
+            if kind is None or len(judged[kind]) < 2:
+                continue
+            if reason := only_rounding(getattr(detectors[name], f"predict_{kind}"), judged[kind]):
+                failed[name] = reason
     return found, {n: values for n, values in together.items() if n not in failed}, failed
+
+
+def only_rounding(predict: Callable[[Tensor], Tensor], given: Tensor) -> str:
+    """Why scores of ID images tell nothing, if they do: what they are of, moved by a unit in the
+    last place of float32, up or down by chance, moves them by as much as they differ.
+
+    :param predict: scores, :math:`N`
+    :param given: logits, features or feature maps, :math:`N \\times \\dots`
+    """
+    generator = torch.Generator().manual_seed(0)
+    signs = 2 * torch.randint(2, given.shape, generator=generator).to(given) - 1
+    moved = given * (1 + torch.finfo(torch.float32).eps * signs)
+    scores, again = (predict(one).float().double() for one in (given, moved))
+    spread, rounding = scores.std(correction=0), (again - scores).square().mean().sqrt()
+    # scores that do not move are equal, or told apart
+    if not rounding > 0 or spread > 2 * rounding:
+        return ""
+    return f"scores of ID images are {scores.mean():.6g} and differ by rounding alone, {spread:.1g}"
 
 
 def scores_outputs(detector: Detector) -> bool:

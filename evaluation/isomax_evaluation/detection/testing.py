@@ -1,6 +1,7 @@
 """One model under all detectors: scores, metrics and costs, in the folder of its run."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from isomax_evaluation.data.digests import digest
 from isomax_evaluation.data.images import Images
 from isomax_evaluation.data.loading import loader_of
 from isomax_evaluation.detection.fitting import doubt_of_fit, fit, remove_scratch
+from isomax_evaluation.detection.intervals import bootstrap, draw
 from isomax_evaluation.detection.large import sample_size
 from isomax_evaluation.detection.metrics import COLUMNS, one_score, ood_metrics
 from isomax_evaluation.detection.models import Model
@@ -34,7 +36,9 @@ from isomax_evaluation.output.tables import read_table, write_table
 from isomax_evaluation.speed.costs import cost_of_detectors
 
 TUNING_IMAGES = 2000  # that detectors of images and feature maps are tuned on
-COST_IMAGES = 32
+COST_IMAGES = 8
+# seconds that measuring costs may take: a share of what fitting and scoring took, and no less than
+COST_SHARE, COST_LEAST = 0.09, 1.0
 CELL = ["loss", "seed", "detector", "ood"]
 
 
@@ -60,7 +64,7 @@ class Bench:
     tested: Tested
     workers: int
     progress: Progress
-    measure_costs: bool  #: of several seeds, one will do
+    measure_costs: bool
 
     @property
     def choosing(self) -> list[Images]:
@@ -153,6 +157,7 @@ def _score_missing(
     unpriced: list[str],
 ) -> None:
     model, folder, progress = bench.model, bench.folder, bench.progress
+    started = time.perf_counter()
     chosen = _tuned(bench, detectors)
     for name, values in chosen.items():
         if name in detectors:
@@ -189,9 +194,7 @@ def _score_missing(
             add_scores(folder, images, scores, failed)
     if unpriced:
         priced = {name: d for name, d in fitted.items() if name in unpriced}
-        doing = f"measuring what a score costs, {model.name}"
-        with shown(progress, doing, len(priced)) as advance:
-            _write_costs(bench, priced, advance)
+        _write_costs(bench, priced, COST_SHARE * (time.perf_counter() - started))
 
 
 def _tuned(bench: Bench, detectors: dict[str, Detector]) -> dict[str, dict[str, Any]]:
@@ -280,9 +283,22 @@ def _write_results(bench: Bench, names: Sequence[str]) -> None:
     write_table(folder / "results.csv", pd.DataFrame(rows, columns=columns))
     if bench.choosing:
         known, unknown = bench.choosing
+        lows = _lows(folder, known, unknown)
         cells = _measured(bench, known, [unknown], names)
-        table = pd.DataFrame([where | found for where, found, _ in cells])
-        write_table(folder / "tuning.csv", table[[*CELL, *COLUMNS]])
+        table = pd.DataFrame([where | found for where, found, _ in cells])[[*CELL, *COLUMNS]]
+        table["AUROC low"] = table["detector"].map(lows)
+        write_table(folder / "tuning.csv", table)
+
+
+def _lows(folder: Path, known: Images, unknown: Images) -> dict[str, float]:
+    """The low end of the interval of the AUROC of each detector that has scores."""
+    generator = np.random.default_rng(0)
+    drawn = [draw(len(images), generator) for images in (known, unknown)]
+    scores = [read_scores(folder, images.name) for images in (known, unknown)]
+    return {
+        name: bootstrap([(scores[0][name], scores[1][name])], drawn[0], drawn[1])["AUROC"][0]
+        for name in scores[0].keys() & scores[1].keys()
+    }
 
 
 def _measured(
@@ -304,18 +320,20 @@ def _measured(
             yield where, ood_metrics(*scores), ""
 
 
-def _write_costs(
-    bench: Bench, detectors: dict[str, Detector], advance: Callable[[int], None]
-) -> None:
-    model, path = bench.model, bench.folder / "costs.csv"
-    batch, _ = next(iter(bench.loader(bench.tested.known)))
-    costs = cost_of_detectors(
-        model.softmax_twin(),
-        model.parts,
-        detectors,
-        batch[:COST_IMAGES].to(model.parts.device),
-        advance=advance,
-    )
+def _write_costs(bench: Bench, detectors: dict[str, Detector], budget: float) -> None:
+    model, path, known = bench.model, bench.folder / "costs.csv", bench.tested.known
+    few = known.take(np.arange(min(COST_IMAGES, len(known)))).decoded(model.decoding)
+    batch, _ = next(iter(loader_of(model.transform, 0, few)))
+    doing = f"measuring what scores cost, {model.name}"
+    with shown(bench.progress, doing, len(detectors)) as advance:
+        costs = cost_of_detectors(
+            model.softmax_twin(),
+            model.parts,
+            detectors,
+            batch.to(model.parts.device),
+            max(COST_LEAST, budget),
+            lambda name: advance(1, f"measuring what {name} costs, {model.name}"),
+        )
     costs.insert(0, "loss", model.name)
     training = bench.keeper(bench.training).read()
     costs["fit_images"] = [

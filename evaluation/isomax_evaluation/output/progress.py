@@ -3,7 +3,6 @@ terminal."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -41,11 +40,16 @@ def say(progress: Progress, text: str) -> None:
 @contextmanager
 def shown(
     progress: Progress, description: str, total: int | None = None
-) -> Iterator[Callable[[int], None]]:
-    """Show a task while it is done; gives a function to call with the number of steps done."""
+) -> Iterator[Callable[..., None]]:
+    """Show a task while it is done; gives a function to call with the number of steps done, and
+    with what is done next if that has a name."""
     task = progress.add_task(description, total=total)
     say(progress, description)
+
+    def advance(done: int, doing: str | None = None) -> None:
+        progress.update(task, advance=done, description=doing)
+
     try:
-        yield partial(progress.advance, task)
+        yield advance
     finally:
         progress.remove_task(task)

@@ -1,19 +1,24 @@
-"""What it costs to score an image: passes counted, times measured side by side."""
+"""What it costs to score an image: passes counted, times measured until they are told or spent."""
 
+import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from pytorch_ood.api import Detector, FeaturesDetector, GradientDetector, LogitsDetector
 from torch import Tensor, nn
 
+from isomax_adapters.onnx.scorers import kind_of
 from isomax_adapters.pytorch_ood import Parts
-from isomax_evaluation.speed.timing import ratio_to
+from isomax_evaluation.speed.timing import ratio_to, repeated, seconds_of
 
 COLUMNS = [
-    *("detector", "outliers", "fitted", "gradients", "hyperparameters", "forward", "backward"),
-    *("ms_per_image", "relative_time", "stable"),
+    *("detector", "fitted", "gradients", "hyperparameters", "forward", "backward"),
+    *("ms_per_image", "relative_time", "spread"),
 ]
 
 
@@ -22,55 +27,84 @@ def cost_of_detectors(
     parts: Parts,
     detectors: Mapping[str, Detector],
     images: Tensor,
-    least: int = 7,
-    most: int = 31,
-    advance: Callable[[int], None] = lambda done: None,
+    budget: float,
+    measuring: Callable[[str], None] = lambda name: None,
 ) -> pd.DataFrame:
-    """What it costs to score a batch, against classifying it with a softmax model.
+    """What it costs to classify and score a batch, against classifying it with a softmax model.
 
-    Each detector is timed in turns with the baseline, until the ratio is stable.
+    The forward pass is timed once, and detectors of logits, features or maps on what it gave; the
+    others in turns with the softmax model. Each has an equal share of the time that is left, those
+    that take no pass of their own first.
 
     :param baseline: the softmax model, in evaluation mode
     :param parts: the model that the detectors work on
     :param detectors: fitted detectors
     :param images: a batch; one that a detector fails on leaves that detector out
-    :param least: how often each is timed at least
-    :param most: how often at most
-    :param advance: called with the number of detectors done since the last call
+    :param budget: seconds; each is measured once whatever it takes
+    :param measuring: called with the name of the detector that comes next
     :return: per detector: whether it is fitted, whether it takes gradients at inference, how many
         hyperparameters it has to search, forward and backward passes through the backbone,
-        milliseconds per image, time as a multiple of the baseline's, and whether that is stable
+        milliseconds per image, time as a multiple of the baseline's, and half of the 95% interval
+        of that, NaN if it was measured once or twice
     """
+    ends = time.perf_counter() + budget
 
-    def classify() -> None:
-        with torch.no_grad():
-            baseline(images)
+    def share(left: int) -> float:
+        return (ends - time.perf_counter()) / left
+
+    classify = torch.no_grad()(partial(baseline, images))
+    kept = _kept(parts, images, {kind_of(detector) for detector in detectors.values()})
+    run = torch.no_grad()(partial(parts.logits_and_features, images))
+    forward = ratio_to(classify, run, share(len(detectors) + 1))
+    if baseline is parts.model:
+        forward = replace(forward, ratio=1.0, spread=0.0)
+
+    def behind_it(predict: Callable[[], object]) -> tuple[float, float]:
+        seconds = forward.seconds + seconds_of(predict)
+        return seconds, seconds / forward.seconds * forward.ratio
 
     rows: list[dict[str, Any]] = []
-    for name, detector in detectors.items():
-        predict = predictor(detector, images)
+    ordered = sorted(detectors.items(), key=lambda item: kind_of(item[1]) is None)
+    for place, (name, detector) in enumerate(ordered):
+        measuring(name)
+        predict: Callable[[], object]
+        if kind := kind_of(detector):
+            predict = torch.no_grad()(partial(getattr(detector, f"predict_{kind}"), kept[kind]))
+        else:
+            predict = predictor(detector, images)
         try:
-            forward, backward = count_passes(parts, predict)
+            passes = count_passes(parts, predict)
         except Exception:  # the scores' table says why
-            advance(1)
             continue
-        time = ratio_to(classify, predict, least, most)
+        left = share(len(ordered) - place)
+        if kind:
+            found = repeated(partial(behind_it, predict), left)
+            found = replace(found, spread=float(np.hypot(found.spread, forward.spread)))
+        else:
+            found = ratio_to(classify, predict, left)
         rows.append(
             {
                 "detector": name,
-                "outliers": False,  # fitting leaves them out
                 "fitted": bool(detector.requires_fit),
                 "gradients": isinstance(detector, GradientDetector),
                 "hyperparameters": len(detector.hyperparameter_space),
-                "forward": forward,
-                "backward": backward,
-                "ms_per_image": 1000 * time.seconds / len(images),
-                "relative_time": time.ratio,
-                "stable": time.stable,
+                "forward": passes[0] + bool(kind),
+                "backward": passes[1],
+                "ms_per_image": 1000 * found.seconds / len(images),
+                "relative_time": found.ratio,
+                "spread": found.spread,
             }
         )
-        advance(1)
     return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _kept(parts: Parts, images: Tensor, kinds: set[str | None]) -> dict[str, Tensor]:
+    with torch.no_grad():
+        if "feature_maps" in kinds:
+            outputs: tuple[Tensor, ...] = parts.logits_features_and_maps(images)
+        else:
+            outputs = parts.logits_and_features(images)
+    return dict(zip(("logits", "features", "feature_maps"), outputs, strict=False))
 
 
 def count_passes(parts: Parts, function: Callable[[], object]) -> tuple[int, int]:
@@ -102,11 +136,7 @@ def _has_weights(module: nn.Module) -> bool:
 
 
 def predictor(detector: Detector, images: Tensor) -> Callable[[], object]:
+    """Scores images, with gradients if the detector may want them."""
     # detectors of logits and features do not need gradients, the others switch them on and off
     gradients = not isinstance(detector, (LogitsDetector, FeaturesDetector))
-
-    def predict() -> None:
-        with torch.set_grad_enabled(gradients):
-            detector.predict(images)
-
-    return predict
+    return torch.set_grad_enabled(gradients)(partial(detector.predict, images))

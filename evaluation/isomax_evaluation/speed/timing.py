@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-SPREAD = 0.1  # of the middle half of the ratios, up to which a ratio counts as stable
+NARROW = 0.05  # of the ratio: half of its interval, from which on it is not measured again
 
 
 def alternate(
@@ -25,7 +25,7 @@ def alternate(
     for _ in range(repeats):
         for name, function in functions.items():
             time.sleep(pause)
-            times[name].append(_seconds(function))
+            times[name].append(seconds_of(function))
     return {name: statistics.median(measured) for name, measured in times.items()}
 
 
@@ -34,35 +34,50 @@ class Ratio:
     """What a function takes beside another one."""
 
     seconds: float  #: median
-    ratio: float  #: median of the ratios of pairs of runs
-    stable: bool  #: whether the middle half of the ratios lies within :data:`SPREAD` of it
+    ratio: float  #: median
+    spread: float  #: half of the 95% interval of the ratio's median; NaN of a run or two
+
+
+def repeated(
+    once: Callable[[], tuple[float, float]], budget: float, least: int = 5, most: int = 31
+) -> Ratio:
+    r"""Measure until the interval of the ratio is narrow, or the time is spent.
+
+    The interval is that of a notched box plot: with the quartiles :math:`q_1, q_3` of :math:`n`
+    ratios, the median :math:`\pm 1.57 (q_3 - q_1) / \sqrt n`. The first run warms up; it counts
+    only where there is time for no other.
+
+    :param once: gives seconds and a ratio
+    :param budget: seconds; one run is made whatever it takes
+    """
+    ends = time.perf_counter() + budget
+    runs, spread = [once()], float("nan")
+    while len(runs) <= most and time.perf_counter() < ends:
+        runs.append(once())
+        ratios = [ratio for _, ratio in runs[1:]]
+        low, middle, high = np.quantile(ratios, [0.25, 0.5, 0.75])
+        if len(ratios) > 2:
+            spread = float(1.57 * (high - low) / len(ratios) ** 0.5)
+        if len(ratios) >= least and spread <= NARROW * middle:
+            break
+    seconds, ratio = np.median(runs[1:] or runs, axis=0)
+    return Ratio(float(seconds), float(ratio), spread)
 
 
 def ratio_to(
-    baseline: Callable[[], object],
-    function: Callable[[], object],
-    least: int = 7,
-    most: int = 31,
-    warmup: int = 2,
+    baseline: Callable[[], object], function: Callable[[], object], budget: float, least: int = 5
 ) -> Ratio:
-    """Run two functions in turns, until the ratio of their times is stable or has been measured
-    ``most`` times."""
-    for _ in range(warmup):
-        baseline()
-        function()
-    ratios: list[float] = []
-    seconds: list[float] = []
-    stable = False
-    while len(ratios) < least or (not stable and len(ratios) < most):
-        beside = _seconds(baseline)
-        seconds.append(_seconds(function))
-        ratios.append(seconds[-1] / beside)
-        low, middle, high = np.quantile(ratios, [0.25, 0.5, 0.75])
-        stable = bool(middle - low <= SPREAD * middle and high - middle <= SPREAD * middle)
-    return Ratio(statistics.median(seconds), statistics.median(ratios), stable)
+    """Two functions in turns, as :func:`repeated`."""
+
+    def once() -> tuple[float, float]:
+        beside, seconds = seconds_of(baseline), seconds_of(function)
+        return seconds, seconds / beside
+
+    return repeated(once, budget, least)
 
 
-def _seconds(function: Callable[[], object]) -> float:
+def seconds_of(function: Callable[[], object]) -> float:
+    """What a run takes."""
     _wait_for_accelerator()
     started = time.perf_counter()
     function()

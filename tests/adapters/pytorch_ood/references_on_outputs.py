@@ -212,11 +212,12 @@ def pnml(case: Case) -> Array:
     return np.log((p / (p + (1 - p) * p**kappa)).sum(axis=1)) / np.log(p.shape[1])
 
 
-def gmm(case: Case, ridge: float = 1e-6) -> Array:
+def gmm(case: Case, share: float = 1e-6) -> Array:
     train, test = case.features
+    classes = [train[case.labels == k] for k in np.unique(case.labels)]
+    ridge = share * np.mean([z.var(axis=0) for z in classes])
     logs = []
-    for k in np.unique(case.labels):
-        z = train[case.labels == k]
+    for z in classes:
         covariance = np.cov(z.T, bias=True) + ridge * np.eye(z.shape[1])
         log_density = multivariate_normal(z.mean(axis=0), covariance).logpdf(test)
         logs.append(np.log(len(z) / len(train)) + log_density)

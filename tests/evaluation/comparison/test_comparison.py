@@ -20,6 +20,7 @@ from isomax import EntropicScore, MahalanobisPP
 from isomax_adapters.runtime.scorer import Scorer
 from isomax_adapters.timm import load_calibration, load_model
 from isomax_evaluation import compare, data
+from isomax_evaluation.comparison.plots import write_plots
 from isomax_evaluation.comparison.rows import needs, table_rows, terminal_table, verdicts
 from isomax_evaluation.data.settings import Preprocessing
 from isomax_evaluation.detection.intervals import draw, resampled_metrics
@@ -213,18 +214,16 @@ def test_the_table_prints_mean_and_spread(compared):
     assert "*" in text
 
 
-def test_one_seed_has_no_spread_and_a_time_that_did_not_settle_is_marked(compared):
+def test_one_seed_has_no_spread_and_a_time_has_its_own(compared):
     alone = compared.results.query("seed == 0")
     console = Console(width=170, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(terminal_table(alone, compared.intervals, compared.costs.assign(stable=True)))
-    text = console.export_text()
-    assert "±" not in text
-    assert "seeds" not in text
-    assert "?" not in text
-    console.print(terminal_table(alone, compared.intervals, compared.costs.assign(stable=False)))
-    text = " ".join(console.export_text().split())
-    assert "?: did not settle, measure again" in text
-    assert re.search(r"\d\.\d\dx \?", text)
+    once = compared.costs.assign(spread=float("nan"))
+    console.print(terminal_table(alone, compared.intervals, once))
+    title, table = console.export_text().split("┃", 1)
+    assert "±" not in table
+    assert "seeds" not in title
+    console.print(terminal_table(alone, compared.intervals, compared.costs.assign(spread=0.125)))
+    assert re.search(r"\d\.\d\dx ±0\.12", console.export_text())
 
 
 def test_a_sample_that_a_detector_was_fitted_on_stands_in_the_table(compared):
@@ -581,3 +580,18 @@ def test_benchmarks_that_cannot_be_used_are_refused(tmp_path):
     ]:
         with pytest.raises(InputError, match=message):
             short(tmp_path / "out", benchmark=benchmark)
+
+
+def test_scores_that_are_nearly_alike_are_plotted(tmp_path):
+    # 20 numbers of float32, fewer than a histogram has bars
+    near = np.float32(-2.3) - np.arange(20, dtype=np.float32) * np.spacing(np.float32(2.3))
+    folder = tmp_path / "runs/r18-seed0/scores"
+    folder.mkdir(parents=True)
+    for name in ("photos", "street"):
+        table = pd.DataFrame({"path": range(20), "class": "", "KNN": near})
+        table.to_csv(folder / f"{name}.csv", index=False)
+    results = pd.DataFrame(
+        [{"loss": "r18", "seed": 0, "detector": "KNN", "ood": "street", "AUROC": 0.5}]
+    )
+    write_plots(tmp_path, results, "photos")
+    assert (tmp_path / "plots/scores.png").is_file()

@@ -34,6 +34,10 @@ def table(**auroc):
     return pd.DataFrame(rows)
 
 
+def bounds(results, below=0.1):
+    return results.assign(**{"AUROC low": results["AUROC"] - below})
+
+
 def rows(*keys, **obstacles):
     parts = [key.split("_") for key in (*keys, *obstacles)]
     found = [(*part, obstacles.get("_".join(part), ""), "") for part in parts]
@@ -44,11 +48,24 @@ def test_the_best_row_is_chosen_among_those_that_a_file_can_hold():
     results = table(a_ViM=(0.9, 0.7), a_ODIN=(0.99, 0.99), b_KNN=(0.8, 0.85), b_GEN=(1.0, None))
     can = rows("a_ViM", "b_KNN", "b_GEN", a_ODIN="gradients")
     none = results.iloc[:0]
-    assert choose(results, none, can, None) == ("b", "KNN", "chosen on the test sets")
+    lows = bounds(results)
+    assert choose(results, lows, none, can, None) == ("b", "KNN", "chosen on the test sets")
     # on the images that hyperparameters were chosen by, if there are some
-    tuning = table(a_ViM=(0.9,), b_KNN=(0.2,), a_ODIN=(1.0,))
-    assert choose(results, tuning, can, "noise") == ("a", "ViM", "chosen by AUROC on noise")
-    assert choose(results, none, rows(a_ODIN="gradients"), None) is None
+    tuning = bounds(table(a_ViM=(0.9,), b_KNN=(0.2,), a_ODIN=(1.0,)))
+    assert choose(results, lows, tuning, can, "noise") == ("a", "ViM", "chosen by AUROC on noise")
+    reason = choose(results, lows, none, rows(a_ODIN="gradients"), None)
+    assert reason == "no row of this table can be a file"
+
+
+def test_what_may_be_chance_is_not_chosen():
+    results, none = table(a_ViM=(0.62, 0.5), b_KNN=(0.4, 0.3)), table()
+    can = rows("a_ViM", "b_KNN")
+    # on the mean of the sets, whose interval is no wider than the mean of theirs
+    assert choose(results, bounds(results, 0.05), none, can, None)[:2] == ("a", "ViM")
+    reason = choose(results, bounds(results, 0.07), none, can, None)
+    assert "the best, ViM on a, has an AUROC of 56.0%" in reason
+    assert "reaches down to 49.0%" in reason
+    assert "above chance on noise" in choose(results, results, bounds(results, 0.07), can, "noise")
 
 
 def test_the_chosen_row_is_a_file_with_the_tables_scores(compared):
@@ -197,7 +214,7 @@ def test_a_given_model_has_the_images_that_its_training_held_out(compared, tmp_p
     assert about["fit_images"] == training - found.samples
 
 
-def test_finished_tensors_make_no_file_and_say_why(tmp_path):
+def test_finished_tensors_make_no_file_and_say_why_and_costs_can_be_left_out(tmp_path):
     images = torch.randn(40, 3, 32, 32)
     known = TensorDataset(images, torch.arange(40) % 2)
     network = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
@@ -207,8 +224,11 @@ def test_finished_tensors_make_no_file_and_say_why(tmp_path):
     done = compare(
         models={"own": Parts(network, classifier="fc")}, id={"mine": (known, known)},
         ood={"far": TensorDataset(images, torch.full((40,), -1))}, detectors=["MaxLogit"],
-        output=tmp_path / "out",
+        output=tmp_path / "out", costs=False,
     )  # fmt: skip
-    assert done.chosen is None
+    assert done.costs.empty
+    assert list(pd.read_csv(tmp_path / "out/costs.csv")) == list(FILES["costs.csv"])
+    assert done.chosen.error == "no row of this table can be a file"
+    assert json.loads((tmp_path / "out/chosen.json").read_text())["error"] == done.chosen.error
     assert "finished tensors" in done.deployable["obstacle"].item()
-    assert "No row of this table can be a file" in (tmp_path / "out/report.html").read_text()
+    assert done.chosen.error in (tmp_path / "out/report.html").read_text()

@@ -3,6 +3,7 @@
 import copy
 import gc
 
+import numpy as np
 import pytest
 import pytorch_ood.detector as ood
 import timm
@@ -15,7 +16,7 @@ from torch.utils.data import ConcatDataset, DataLoader, TensorDataset
 import isomax_adapters.timm  # noqa: F401
 from isomax_adapters.pytorch_ood import Parts, detectors_for
 from isomax_evaluation.detection.fitting import fit
-from isomax_evaluation.detection.metrics import METRICS, ood_metrics
+from isomax_evaluation.detection.metrics import METRICS, one_score, ood_metrics
 from isomax_evaluation.detection.scoring import score
 
 
@@ -269,3 +270,35 @@ def test_vra_fits_a_group_of_channels_at_a_time(model, monkeypatch):
     fit(parts, pieces, loader(*TRAIN))
     assert torch.equal(whole["VRA-maps"]._upper_threshold, pieces["VRA-maps"]._upper_threshold)
     assert isinstance(pieces["VRA-maps"], ood.VRA)
+
+
+def test_scores_that_are_only_rounding_are_no_scores():
+    torch.manual_seed(0)
+    network = timm.create_model("test_resnet", num_classes=4).eval()
+    torch.nn.init.normal_(network.get_classifier().weight, std=30)
+    parts = Parts(network)
+    detectors = detectors_for(network, ["RankFeat", "MaxLogit"])
+
+    def scored(size, label):
+        images = torch.randn(20, 3, size, size)
+        return score(parts, detectors, [(images, torch.full((20,), label))])[1:]
+
+    # maps of one place are of rank 1: nothing is left of them
+    scores, failed = scored(32, 0)
+    assert set(scores) == {"MaxLogit"}
+    assert "differ by rounding alone" in failed["RankFeat"]
+    # OOD images may all be alike, and larger maps have scores
+    assert set(scored(32, -1)[0]) == set(scored(64, 0)[0]) == set(detectors)
+
+
+@pytest.mark.parametrize(
+    ("known", "unknown", "reason"),
+    [
+        ([-1.0, -1.0], [-1.0], "all 3 images get one score, -1"),
+        ([7.0, 7.000001], [7.0], "all 3 images get one score but for rounding, 7"),
+        ([-1.0, -1.0], [-0.9], ""),
+        ([0.0, 1e-9], [3e-9], ""),
+    ],
+)
+def test_one_score_for_all_but_for_rounding_tells_nothing(known, unknown, reason):
+    assert one_score(np.float32(known), np.float32(unknown)) == reason
