@@ -5,8 +5,6 @@ A head maps features :math:`B \times D` (or :math:`B \times D \times H \times W`
 hyperparameter.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -54,7 +52,6 @@ class _DistanceHead(nn.Module):
         if self.learns_distance_scale:
             # of shape [1], not []: FSDP shards parameters along a dimension
             self.distance_scale = nn.Parameter(torch.empty(1, device=device, dtype=dtype))
-            self.register_load_state_dict_pre_hook(_give_scale_a_dimension)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -96,15 +93,6 @@ class _DistanceHead(nn.Module):
             f"in_features={self.in_features}, num_classes={self.num_classes}, "
             f"drop_in={self.drop_in}"
         )
-
-
-def _give_scale_a_dimension(
-    head: nn.Module, state_dict: dict[str, Any], prefix: str, *args: Any
-) -> None:
-    """Weights of version 0.1 have a distance scale of shape []."""
-    name = f"{prefix}distance_scale"
-    if name in state_dict:
-        state_dict[name] = state_dict[name].reshape(1)
 
 
 class IsoMaxHead(_DistanceHead):

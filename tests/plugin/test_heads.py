@@ -1,7 +1,6 @@
 """Heads in the places where a ``nn.Linear`` lives: compilers, exporters, copies, processes."""
 
 import copy
-import pickle
 import subprocess
 import sys
 
@@ -165,21 +164,6 @@ def test_it_has_the_attributes_of_a_linear_layer(head_class):
     assert torch.equal(head.bias, torch.zeros(5))
     assert "weight" not in dict(head.named_parameters())
     assert "bias" not in head.state_dict()
-
-
-@pytest.mark.parametrize("head_class", [IsoMaxPlusHead, DisMaxHead])
-def test_a_distance_scale_without_dimension_still_loads(head_class):
-    """As version 0.1 has saved it."""
-    head = nn.Sequential(make(head_class))
-    saved = {**head.state_dict(), "0.distance_scale": torch.tensor(3.0)}
-    for other in (head, copy.deepcopy(head), pickle.loads(pickle.dumps(head))):
-        other.load_state_dict(saved)
-        assert other[0].distance_scale.tolist() == [3.0]
-    assert saved["0.distance_scale"].shape == ()
-    features = torch.randn(4, 8)
-    parameters = {name.removeprefix("0."): tensor for name, tensor in saved.items()}
-    without = torch.func.functional_call(head[0], parameters, (features,))
-    torch.testing.assert_close(without, head(features))
 
 
 @every_head

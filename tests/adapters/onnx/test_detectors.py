@@ -60,7 +60,7 @@ def test_the_files_scores_are_pytorch_oods_own(parts, name, fitted):
     detector = detectors[name]
     network = maps if kind_of(detector) == "feature_maps" else plain
     whole = with_detector(network, detector, name, parts, classifier_names(parts.model))
-    session = onnxruntime.InferenceSession(whole.SerializeToString())
+    session = onnxruntime.InferenceSession(whole.whole.SerializeToString())
     pixels = torch.randn(7, *SIZE, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         expected = detector.predict(pixels).double()
