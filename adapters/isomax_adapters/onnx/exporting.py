@@ -100,7 +100,7 @@ def export(
         precision, selection, held_out, opened.model.num_classes, opened.calibration.alpha
     )
     pixels = list(as_network_gets_them(map(opened.decode, sources), opened.config))
-    network = _scored(opened, precision, pixels)
+    network = scored_network(opened, precision, pixels)
     calibration = _calibrated(opened, network, precision, pixels, held_out)
     exported = _assembled(opened, network, precision, calibration)
     judged_on = selection.images if selection else sources[:: _step(sources, VERIFIED_IMAGES)]
@@ -119,7 +119,7 @@ def export(
     return path
 
 
-def _scored(opened: Opened, precision: str, pixels: list[np.ndarray]) -> Scored:
+def scored_network(opened: Opened, precision: str, pixels: list[np.ndarray]) -> Scored:
     """The network in its precision, with what scores it."""
     detector, classifiers = opened.detector, classifier_names(opened.model)
     if detector is not None and kind_of(detector) == "feature_maps":
