@@ -340,13 +340,12 @@ class Calibration:
         """
         if len(logits) > MOST_SAMPLES:
             order = torch.randperm(len(logits), generator=torch.Generator().manual_seed(0))
-            drawn = order[:MOST_SAMPLES]
-            logits, labels, scores, features = (
-                given if given is None else given[drawn.to(given.device)]
-                for given in (logits, labels, scores, features)
+            drawn = order[:MOST_SAMPLES].to(logits.device)
+            logits, labels = logits[drawn], labels[drawn.to(labels.device)]
+            scores, features = (
+                None if given is None else given[drawn.to(given.device)]
+                for given in (scores, features)
             )
-            assert logits is not None
-            assert labels is not None
         scores = SCORES[score](logits) if scores is None else scores
         RejectionThreshold(alpha).fit(scores)  # there are enough of them
         outputs = {"scores": scores, "logits": logits}

@@ -72,9 +72,14 @@ def export(
     Grey images of more than 8 bits are read in the range that ``grey_range`` in the folder's
     ``config.json`` says, if it says one.
 
-    The false-alarm rate of the folder's threshold is not that of a reduced file, whose scores are
-    others. With ``held_out``, temperature, threshold and p-values are the reduced file's own, and
-    the guarantee is the folder's; without, they are the folder's, and it is not established.
+    The calibration scores are those that the file's own graph computes, of the logits or features
+    of the calibration images that the folder keeps; for detectors of feature maps, which it does
+    not keep, they are PyTorch's, as ``scored_by`` in the metadata says. By how much scores differ
+    between ways to run the file is measured, and twice that is the ``tolerance`` within which they
+    tie, see :func:`isomax.calibration.p_values`.
+
+    A reduced file is another model. With ``held_out``, its temperature and p-values are its own,
+    and the guarantee is the folder's; without, it is not established.
 
     :param model_folder: as :func:`isomax_adapters.timm.save_model` writes it, calibrated
     :param path: the file to write

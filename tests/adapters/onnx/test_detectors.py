@@ -50,6 +50,16 @@ def fitted():
     return found
 
 
+def test_dice_is_one_product(fitted):
+    """Of images, classes and features none is held, which OpenVINO rewrites wrongly."""
+    detectors, (plain, _) = fitted[id(SOFTMAX)]
+    classifiers = classifier_names(SOFTMAX.model)
+    scored = with_detector(plain, detectors["DICE"], "DICE", SOFTMAX, classifiers)
+    kinds = [node.op_type for node in scored.scorer.graph.node]
+    assert {"MatMul", "Gemm"} & set(kinds)
+    assert not {"Unsqueeze", "ReduceSum", "Mul"} & set(kinds)
+
+
 def test_most_detectors_can_be_in_a_file():
     assert len(CASES) >= 36
 
