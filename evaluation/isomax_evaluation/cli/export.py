@@ -87,6 +87,10 @@ def export(
         metadata = Scorer(path).metadata
         guarantee = metadata["guarantee"]
         typer.echo(f"wrote {path}, verified against PyTorch; its guarantee is {guarantee}")
+        typer.echo(
+            f"p-values: of {metadata['samples']} scores that {metadata['scored_by']} computed; "
+            f"scores that differ by at most {metadata['tolerance']:.2g} tie"
+        )
         _warn_of(model_folder, metadata)
         if precision != "fp32" and guarantee == "not established":
             typer.echo(

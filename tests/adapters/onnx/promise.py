@@ -202,7 +202,7 @@ def main() -> int:
             for runtime, values in rates(
                 parts, name, batches, images, Path(place), not reason
             ).items():
-                bad = values.mean() > bound(values)
+                bad = bool(values.mean() > bound(values))
                 above += bad
                 table.add_row(
                     name, runtime, f"{values.mean():.4f}", f"{bound(values):.4f}", "!" * bad
