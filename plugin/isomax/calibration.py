@@ -2,7 +2,8 @@ r"""What is set after training, on held-out in-distribution data only: a tempera
 probabilities and a rejection threshold for the scores."""
 
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -12,6 +13,8 @@ from torch.nn import functional as F
 from isomax.functional import SCORES
 
 MOST_SAMPLES = 10_000  #: as many held-out ID samples calibrate at most
+#: relative to the largest score: what its last bits say depends on batch size and library
+ROUNDING = 4 * torch.finfo(torch.float32).eps
 MAX_TEMPERATURE = 1e3  #: where :func:`fit_temperature` ends up if the logits say nothing
 _ELEMENTS_AT_ONCE = 2**18  # of logits: a block and what is made of it stay in the processor's cache
 _STEP = 1e-6  # of the logarithm of the temperature; the step after it is its square
@@ -144,7 +147,7 @@ class RejectionThreshold:
     From the scores :math:`s_1, \dots, s_n` of held-out ID samples (not used in training), the
     threshold is the :math:`k`-th smallest with
 
-    .. math:: k = \lceil (n + 1)(1 - \alpha) \rceil
+    .. math:: k = n + 1 - \lfloor (n + 1) \alpha \rfloor
 
     and a sample is rejected when its score lies above it. A fresh ID sample, exchangeable with
     the held-out ones, is then rejected with probability at most :math:`\alpha`: the split
@@ -176,7 +179,7 @@ class RejectionThreshold:
     def samples_needed(self) -> int:
         r"""The least number of held-out samples (per class) that :math:`\alpha` takes."""
         samples = max(1, math.floor(1 / self.alpha) - 1)
-        while _rank(samples, self.alpha) > samples:
+        while not _at_most(samples, self.alpha):
             samples += 1
         return samples
 
@@ -225,14 +228,14 @@ class RejectionThreshold:
         return ~(scores <= value.to(scores.device))
 
     def _threshold(self, scores: Tensor, where: str) -> Tensor:
-        rank = _rank(len(scores), self.alpha)
-        if rank > len(scores):
+        rejected = _at_most(len(scores), self.alpha)
+        if not rejected:
             raise ValueError(
                 f"alpha={self.alpha} takes at least {self.samples_needed} held-out samples, got "
                 f"{len(scores)}{where}; give more, or choose alpha of at least "
                 f"{1 / (len(scores) + 1):.4g}"
             )
-        return scores.sort().values[rank - 1]
+        return scores.sort().values[-rejected]
 
 
 def attainable_p_values(samples: int) -> Tensor:
@@ -253,17 +256,20 @@ def attainable_p_values(samples: int) -> Tensor:
     return torch.where(above, nearest.nextafter(torch.zeros(())), nearest)
 
 
-def p_values(scores: Tensor, calibration: Tensor) -> Tensor:
+def p_values(scores: Tensor, calibration: Tensor, tolerance: float = 0.0) -> Tensor:
     r"""How unusual scores are among those of held-out ID samples.
 
-    .. math:: p = \frac{1 + \#\{i : s_i \ge s\}}{n + 1}
+    .. math:: p = \frac{1 + \#\{i : s_i + \tau \ge s\}}{n + 1}
 
     A fresh ID sample, exchangeable with the held-out ones, has :math:`p \le \alpha` with
     probability at most :math:`\alpha`, for every :math:`\alpha`: where :math:`p \le \alpha`,
-    :class:`RejectionThreshold` rejects.
+    :class:`RejectionThreshold` rejects, if :math:`\tau = 0`. With a tolerance this holds too where
+    the fresh sample was scored by other software, which gives scores up to :math:`\tau` larger.
 
     :param scores: outlier scores, any shape; NaN has the smallest p-value
     :param calibration: scores of held-out ID samples, :math:`n`
+    :param tolerance: :math:`\tau`, in units of the scores: smaller differences are ties;
+        :math:`s_i + \tau` is rounded to the type of the scores
     :return: float32 of the shape of ``scores``, as :func:`attainable_p_values` has them
     :raises ValueError: if there are no calibration scores, or some are NaN
 
@@ -273,29 +279,41 @@ def p_values(scores: Tensor, calibration: Tensor) -> Tensor:
     >>> p_values(torch.tensor([0.5, 2.5, 4.0]), torch.tensor([1.0, 2.0, 3.0]))
     tensor([1.0000, 0.5000, 0.2500])
     """
-    ordered = _checked_scores(calibration).sort().values
-    at_least = len(ordered) - torch.searchsorted(ordered, scores.contiguous())
+    ordered = _checked_scores(calibration).cpu().double().sort().values + tolerance
+    at_least = len(ordered) - torch.searchsorted(ordered.to(scores), scores.contiguous())
     return attainable_p_values(len(ordered)).to(scores.device)[at_least]
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Everything a deployed model needs to turn logits into probabilities and verdicts."""
+    """Everything a deployed model needs to turn logits into probabilities and verdicts.
+
+    A sample is rejected where its p-value is at most :attr:`alpha`, and nowhere else.
+    """
 
     #: the outlier score, a name in :data:`isomax.functional.SCORES`, or that of a detector
     score: str
     temperature: float  #: divides the logits for the probabilities; the score is taken without
     alpha: float  #: tolerated false-alarm rate
-    threshold: float  #: samples with a larger score are rejected
-    scores: list[float]  #: of the held-out ID samples behind it, ascending: for other rates, p
+    scores: list[float]  #: of the held-out ID samples, float32, ascending: the p-values' origin
+    tolerance: float = 0.0  #: of :func:`p_values`: scores so little apart are ties
     #: ``established`` if the held-out samples are exchangeable with fresh ones; ``not established``
     #: if they are known not to be; ``unknown`` if nobody can know
     guarantee: str = "established"
+    #: of the held-out samples, in one order, float32: ``scores``, ``logits`` and, if these are
+    #: scored, ``features``: software that computes scores in another way calibrates on its own
+    outputs: Mapping[str, Tensor] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def samples(self) -> int:
         """Number of held-out ID samples behind it."""
         return len(self.scores)
+
+    @property
+    def threshold(self) -> float:
+        """The score above which p-values are at most :attr:`alpha`."""
+        largest = self.scores[-_at_most(self.samples, self.alpha)]
+        return float(torch.tensor(largest + self.tolerance, dtype=torch.float32))
 
     @classmethod
     def fit(
@@ -305,6 +323,7 @@ class Calibration:
         score: str = "entropic_score",
         alpha: float = 0.05,
         scores: Tensor | None = None,
+        features: Tensor | None = None,
     ) -> "Calibration":
         r"""Fit temperature and threshold on held-out ID data.
 
@@ -316,23 +335,38 @@ class Calibration:
         :param score: a name in :data:`isomax.functional.SCORES`, or that of a detector
         :param alpha: tolerated false-alarm rate
         :param scores: of the detector, :math:`N`
+        :param features: :math:`N \times D`, if the detector scores these
         :raises ValueError: as :func:`fit_temperature` and :class:`RejectionThreshold`
         """
         if len(logits) > MOST_SAMPLES:
             order = torch.randperm(len(logits), generator=torch.Generator().manual_seed(0))
             drawn = order[:MOST_SAMPLES].to(logits.device)
             logits, labels = logits[drawn], labels[drawn.to(labels.device)]
-            scores = None if scores is None else scores[drawn.to(scores.device)]
+            scores, features = (
+                None if given is None else given[drawn.to(given.device)]
+                for given in (scores, features)
+            )
         scores = SCORES[score](logits) if scores is None else scores
-        threshold = RejectionThreshold(alpha).fit(scores).value
-        assert threshold is not None
+        RejectionThreshold(alpha).fit(scores)  # there are enough of them
+        outputs = {"scores": scores, "logits": logits}
+        outputs |= {} if features is None else {"features": features}
         return cls(
-            score=score,
-            temperature=fit_temperature(logits, labels),
-            alpha=alpha,
-            threshold=float(threshold),
-            scores=scores.detach().double().sort().values.tolist(),
-        )
+            score,
+            fit_temperature(logits, labels),
+            alpha,
+            scores=[],
+            outputs={name: given.detach().float().cpu() for name, given in outputs.items()},
+        ).with_scores(scores)
+
+    def with_scores(self, scores: Tensor, tolerance: float = 0.0) -> "Calibration":
+        """The same with other scores of the held-out samples, as other software computes them.
+
+        :param tolerance: by how much these may differ; at least ``ROUNDING`` of the largest is
+            allowed for
+        """
+        ascending = _checked_scores(scores).float().sort().values
+        least = ROUNDING * float(ascending.abs().max())
+        return replace(self, scores=ascending.tolist(), tolerance=max(tolerance, least))
 
     def score_of(self, logits: Tensor) -> Tensor:
         """The outlier scores of logits.
@@ -343,51 +377,58 @@ class Calibration:
             raise ValueError(f"scores of {self.score} are the detector's, and not of logits alone")
         return SCORES[self.score](logits)
 
+    def p_values(self, scores: Tensor) -> Tensor:
+        """The conformal p-values of scores, in float32, see :func:`p_values`."""
+        return p_values(scores.float(), torch.tensor(self.scores), self.tolerance)
+
+    def rejects(self, scores: Tensor) -> Tensor:
+        """Which samples are rejected as OOD: those whose p-value is at most :attr:`alpha`."""
+        return self.p_values(scores).cpu().double() <= self.alpha
+
     def p_value_of(self, logits: Tensor) -> Tensor:
-        """The conformal p-values of logits, see :func:`p_values`."""
-        scores = self.score_of(logits)
-        return p_values(scores, torch.tensor(self.scores, dtype=torch.float64).to(scores))
+        """The conformal p-values of logits; where these are not finite, the smallest."""
+        finite = logits.isfinite().all(dim=1)
+        return self.p_values(self.score_of(logits).where(finite, torch.nan))
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self) | {"samples": self.samples}
+        """For JSON, without the outputs."""
+        names = ("score", "temperature", "alpha", "threshold", "scores", "samples", "tolerance")
+        return {name: getattr(self, name) for name in (*names, "guarantee")}
 
     @classmethod
-    def from_dict(cls, content: dict[str, Any]) -> "Calibration":
+    def from_dict(
+        cls, content: dict[str, Any], outputs: Mapping[str, Tensor] | None = None
+    ) -> "Calibration":
         """From JSON.
 
+        :param outputs: what is kept beside it
         :raises ValueError: if a value cannot be what it should be
         """
         if not isinstance(content["score"], str):
             raise ValueError(f"unknown score {content['score']!r}")
-        scores = content["scores"] if "scores" in content else _scores_of_curve(content)
+        scores = torch.tensor(content["scores"], dtype=torch.float32)
+        tolerance = float(content["tolerance"])
+        if not 0 <= tolerance < math.inf:
+            raise ValueError(f"tolerance is {tolerance}; expected a number of at least 0")
+        for name, given in (outputs or {}).items():
+            if len(given) != len(scores):
+                raise ValueError(f"{len(given)} {name} for {len(scores)} scores")
+        alpha = _checked_alpha(content["alpha"])
+        RejectionThreshold(alpha).fit(scores)
         return cls(
             score=content["score"],
             temperature=float(content["temperature"]),
-            alpha=_checked_alpha(content["alpha"]),
-            threshold=float(content["threshold"]),
-            scores=_checked_scores(torch.tensor(scores, dtype=torch.float64))
-            .sort()
-            .values.tolist(),
-            guarantee=str(content.get("guarantee", "established")),
+            alpha=alpha,
+            scores=scores.sort().values.tolist(),
+            tolerance=tolerance,
+            guarantee=str(content["guarantee"]),
+            outputs=outputs or {},
         )
 
 
-def _scores_of_curve(content: dict[str, Any]) -> list[float]:
-    """From a table of (alpha, threshold), as it was kept before all scores were; where it was
-    thinned, each score that is missing counts as the next larger one."""
-    samples = int(content["samples"])
-    points = [*content["curve"], (content["alpha"], content["threshold"])]
-    known = {samples + 1 - _rank(samples, rate): float(value) for rate, value in points}
-    scores = [known[1]]  # from the largest on
-    for place in range(2, samples + 1):
-        scores.append(known.get(place, scores[-1]))
-    return scores
-
-
-def _rank(samples: int, alpha: float) -> int:
-    # a float product may land just above a whole number that it should equal
-    return math.ceil(round((samples + 1) * (1 - alpha), 9))
+def _at_most(samples: int, alpha: float) -> int:
+    """How many of the p-values that there can be are at most alpha."""
+    return int((attainable_p_values(samples).double() <= alpha).sum())
 
 
 def _checked_alpha(alpha: float) -> float:

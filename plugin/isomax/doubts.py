@@ -144,6 +144,26 @@ def of_calibration(samples: int, alpha: float) -> str:
     )
 
 
+def of_ties(scores: Sequence[float], alpha: float, tolerance: float = 0.0) -> str:
+    r"""Whether more than alpha of the calibration images share the largest score, so that only what
+    lies beyond it has a p-value of at most alpha.
+
+    :param scores: of the calibration images, :math:`n`
+    :param alpha: false-alarm rate of the threshold
+    :param tolerance: scores that are no further apart are the same
+    """
+    largest = max(scores, default=0.0)
+    shared = sum(score >= largest - tolerance for score in scores)
+    if shared < 2 or (1 + shared) / (len(scores) + 1) <= alpha:
+        return ""
+    return (
+        f"{shared} of {len(scores)} calibration images share the largest score, {largest:.6g}, so "
+        "that only an image beyond it can be called unknown, and none where no score is larger; "
+        "choose another detector, or an alpha of more than "
+        f"{math.ceil(1000 * (1 + shared) / (len(scores) + 1)) / 1000:g}"
+    )
+
+
 def largest_score(score: str, num_classes: int, head: DistanceHead | None = None) -> float:
     r"""The largest value that a score can take; infinite where it has no bound.
 

@@ -211,19 +211,23 @@ def test_one_twentieth_is_rejected_at_five_percent(samples):
     assert 0.05 - 1e-8 < float(value) <= 0.05
 
 
+KEY = torch.tensor([1.0, 1e3, 1e6, 1e9], dtype=torch.float64)  # another number for other logits
+
+
 def test_of_many_images_ten_thousand_calibrate_everything():
     generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(MOST_SAMPLES + 5_000, 4, generator=generator).double()  # without ties
+    logits = torch.randn(MOST_SAMPLES + 5_000, 4, generator=generator)
     labels = torch.randint(4, (len(logits),), generator=generator)
     found = Calibration.fit(logits, labels)
     assert found == Calibration.fit(logits, labels)
     assert found.samples == len(found.scores) == MOST_SAMPLES
     every = found.score_of(logits)
-    drawn = torch.isin(every, torch.tensor(found.scores, dtype=torch.float64))
+    drawn = torch.isin(logits.double() @ KEY, found.outputs["logits"].double() @ KEY)
     assert drawn.sum() == MOST_SAMPLES
     assert 0 < drawn[:MOST_SAMPLES].sum() < MOST_SAMPLES  # not the first ones
+    assert torch.equal(found.outputs["scores"], found.score_of(found.outputs["logits"]))
     expected = RejectionThreshold(0.05).fit(every[drawn]).value
-    assert found.threshold == expected
+    assert found.threshold == pytest.approx(float(expected), rel=1e-5)
     assert found.temperature == pytest.approx(fit_temperature(logits[drawn], labels[drawn]))
     rejected = found.p_value_of(logits).double() <= 0.05
     assert torch.equal(rejected, every > found.threshold)
@@ -241,20 +245,55 @@ def test_all_scores_come_back_from_json():
         Calibration.from_dict(content | {"scores": [math.nan, *found.scores[1:]]})
 
 
-def test_a_calibration_that_kept_a_table_of_thresholds_is_read():
-    """Whole up to 2,000 images; thinned where rates are large, and then more careful."""
-    scores = torch.rand(60, generator=torch.Generator().manual_seed(0)).sort(descending=True).values
-    whole = [[(place + 1) / 61, float(scores[place])] for place in range(60)]
-    content = {"score": "entropic_score", "temperature": 1.0, "alpha": 0.4, "samples": 60}
-    content["threshold"] = float(RejectionThreshold(0.4).fit(scores).value)
-    assert Calibration.from_dict(content | {"curve": whole}).scores == sorted(scores.tolist())
-    thinned = Calibration.from_dict(content | {"curve": [*whole[:10], *whole[10::7]]})
-    assert thinned.samples == 60
-    exact = p_values(scores, scores)
-    careful = p_values(scores, torch.tensor(thinned.scores))
-    assert (careful >= exact).all()
-    assert torch.equal(careful[:10], exact[:10])
-    assert torch.equal(careful.double() <= 0.4, scores > content["threshold"])
+@given(
+    st.lists(st.integers(0, 12), min_size=1, max_size=40),
+    st.sampled_from([0.0, 0.5, 1.0, 2.5]),
+    st.data(),
+)
+@settings(deadline=None)
+def test_every_rate_rejects_what_has_a_p_value_of_at_most_that(scores, tolerance, data):
+    """Where alpha is one of the p-values too, as float32 or as a quotient in double precision, as
+    the Benjamini-Hochberg procedure has it; and beside it."""
+    samples, fresh = len(scores), torch.tensor([*range(-1, 18), math.nan, math.inf])
+    rank = data.draw(st.integers(1, samples))
+    exact, single = rank / (samples + 1), float(attainable_p_values(samples)[rank - 1])
+    logits, labels = torch.eye(2)[torch.arange(samples) % 2], torch.arange(samples) % 2
+    for alpha, rejected in (
+        (exact, rank),
+        (single, rank),
+        (math.nextafter(single, 0), rank - 1),
+        (math.nextafter(single, 1), rank),
+    ):
+        if not rejected:
+            with pytest.raises(ValueError, match="held-out samples"):
+                RejectionThreshold(alpha).fit(torch.tensor(scores).float())
+            continue
+        found = Calibration.fit(logits, labels, "any", alpha, torch.tensor(scores).float())
+        found = found.with_scores(torch.tensor(scores), tolerance)
+        ties = (torch.tensor(scores)[:, None] + found.tolerance >= fresh).sum(dim=0)
+        assert torch.equal(found.rejects(fresh), 1 + ties <= rejected)
+        assert torch.equal(found.rejects(fresh), found.p_values(fresh).double() <= alpha)
+        assert torch.equal(found.rejects(fresh), ~(fresh <= found.threshold))
+
+
+def test_scores_that_other_software_gives_tie_in_the_images_favour():
+    calibration = torch.tensor([1.0] * 12 + [0.5] * 7)
+    above = torch.tensor([1.0]).nextafter(torch.tensor([2.0]))
+    assert float(p_values(above, calibration)) == pytest.approx(1 / 20)
+    assert float(p_values(above, calibration, 1e-6)) == pytest.approx(13 / 20)
+    logits, labels = torch.eye(2)[torch.arange(19) % 2], torch.arange(19) % 2
+    found = Calibration.fit(logits, labels, "any", 0.05, calibration)
+    assert not found.rejects(above).any()
+    assert found.rejects(above + 1e-5).all()
+
+
+def test_logits_that_are_no_numbers_are_rejected():
+    logits = torch.randn(60, 3, generator=torch.Generator().manual_seed(0))
+    found = Calibration.fit(logits, logits.argmax(dim=1), "minimum_distance_score", 0.1)
+    bad = torch.zeros(4, 3)
+    bad[:, 0] = torch.tensor([math.nan, math.inf, -math.inf, 0])
+    smallest = attainable_p_values(60)[0]
+    assert (found.p_value_of(bad) == smallest).tolist() == [True, True, True, False]
 
 
 @pytest.mark.parametrize(

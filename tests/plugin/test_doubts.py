@@ -160,6 +160,18 @@ def test_a_loss_that_has_not_fallen_is_named():
 def test_one_image_decides_where_few_calibrate(samples, alpha):
     logits = torch.randn(samples, 3, generator=torch.Generator().manual_seed(0))
     calibration = Calibration.fit(logits, torch.arange(samples) % 3, "entropic_score", alpha)
-    few = calibration.threshold == max(calibration.scores)
+    few = calibration.threshold >= max(calibration.scores)
     assert few == (samples < (2 - alpha) / alpha)
     assert (f"of {samples} calibration images" in doubts.of_calibration(samples, alpha)) == few
+
+
+def test_more_than_alpha_at_the_largest_score_is_named():
+    """As of OpenMax, whose largest score is 1, and of many identical images."""
+    scores = [0.1] * 90 + [1.0] * 9
+    assert "9 of 99 calibration images share the largest score, 1," in doubts.of_ties(scores, 0.05)
+    assert "an alpha of more than 0.1" in doubts.of_ties(scores, 0.05)
+    assert doubts.of_ties(scores, 0.1) == ""
+    near = [*scores[:90], *(1.0 - 1e-7 * place for place in range(9))]
+    assert doubts.of_ties(near, 0.05) == ""
+    assert "9 of 99" in doubts.of_ties(near, 0.05, tolerance=1e-6)
+    assert doubts.of_ties([1.0, 2.0], 0.05) == ""  # too few, which of_calibration says

@@ -1,48 +1,46 @@
-"""A model folder as one ONNX file: raw pixels in, label, score and verdict out."""
+"""A model folder as one ONNX file: raw pixels in, label, score and verdict out.
 
-import os
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+In stages: the folder is opened; its network exported and, in another precision than float32,
+reduced; the detector put behind it; all of it calibrated on the scores of its own graph; assembled
+with preprocessing and verdict; and verified.
+"""
+
+from collections.abc import Iterable
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
-import timm.data
 import torch
-from pytorch_ood.api import Detector
 
-from isomax.calibration import Calibration, RejectionThreshold
-from isomax.functional import SCORES
-from isomax_adapters.onnx.graph import assemble, preprocessing
-from isomax_adapters.onnx.network import export_network, with_detector, with_maps
-from isomax_adapters.onnx.precision import PRECISIONS, join, split, to_fp16, to_int8
+from isomax.calibration import Calibration
+from isomax_adapters.onnx.graph import assemble
+from isomax_adapters.onnx.images import (
+    ImageSource,
+    Labelled,
+    as_network_gets_them,
+    calibration_sources,
+    check_labelled,
+)
+from isomax_adapters.onnx.network import (
+    Scored,
+    export_network,
+    with_detector,
+    with_maps,
+    with_score,
+)
+from isomax_adapters.onnx.opening import Opened, open_folder
+from isomax_adapters.onnx.precision import join, split, to_fp16, to_int8
+from isomax_adapters.onnx.recalibrating import calibrated_on, with_own_scores
 from isomax_adapters.onnx.scorers import kind_of
-from isomax_adapters.onnx.verifying import ExportError, verify
-from isomax_adapters.pytorch_ood import Parts, load_detector, read_detector
-from isomax_adapters.runtime.decoding import GreyRange, as_array, from_array, open_image
+from isomax_adapters.onnx.verifying import ExportError, random_batches, verify
 from isomax_adapters.runtime.metadata import METADATA_FORMAT
-from isomax_adapters.runtime.resizing import to_size_of_graph
-from isomax_adapters.timm import load_calibration, load_model
 from isomax_adapters.timm.attaching import classifier_names
-from isomax_adapters.timm.grey_ranges import grey_range_of
 
-CALIBRATION_IMAGES = 256  # more of them hardly move the ranges of the activations
-FEWEST_CALIBRATION_IMAGES = 32  # with fewer, the ranges are too narrow for other images
 VERIFIED_IMAGES = 64  # of the calibration images
-
-ImageSource = str | os.PathLike | np.ndarray
-
-
-@dataclass(frozen=True)
-class Labelled:
-    """ID images that the model was not trained on, and their classes."""
-
-    images: Sequence[ImageSource]  #: paths or uint8 arrays ``[H, W, C]``
-    labels: Sequence[int]
+COMPARED_IMAGES = 16  # of these: what runtimes differ by is looked for on them
 
 
 def export(
@@ -74,9 +72,14 @@ def export(
     Grey images of more than 8 bits are read in the range that ``grey_range`` in the folder's
     ``config.json`` says, if it says one.
 
-    The false-alarm rate of the folder's threshold is not that of a reduced file, whose scores are
-    others. With ``held_out``, temperature, threshold and p-values are the reduced file's own, and
-    the guarantee is the folder's; without, they are the folder's, and it is not established.
+    The calibration scores are those that the file's own graph computes, of the logits or features
+    of the calibration images that the folder keeps; for detectors of feature maps, which it does
+    not keep, they are PyTorch's, as ``scored_by`` in the metadata says. By how much scores differ
+    between ways to run the file is measured, and twice that is the ``tolerance`` within which they
+    tie, see :func:`isomax.calibration.p_values`.
+
+    A reduced file is another model. With ``held_out``, its temperature and p-values are its own,
+    and the guarantee is the folder's; without, it is not established.
 
     :param model_folder: as :func:`isomax_adapters.timm.save_model` writes it, calibrated
     :param path: the file to write
@@ -96,66 +99,24 @@ def export(
     path = Path(path)
     if path.is_dir():
         raise ValueError(f"{path} is a folder; give the name of the file to write")
-    sources = _calibration_sources(precision, calibration_images)
-    model: Any = load_model(model_folder)  # a timm model: more attributes than nn.Module has
-    calibration = load_calibration(model_folder)
-    if calibration is None:
-        raise ValueError(
-            f"{model_folder} is not calibrated, so there is no threshold; calibrate it with "
-            "isomax.calibration.Calibration.fit and isomax_adapters.timm.save_calibration"
-        )
-    _check_labelled(precision, selection, held_out, model.num_classes, calibration.alpha)
-    config = timm.data.resolve_model_data_config(model)
-    channels = config["input_size"][0]
-    grey_range = grey_range_of(Path(model_folder))
-    decode = partial(_decoded, channels=channels, grey_range=grey_range)
-    names = model.pretrained_cfg.get("label_names") or range(model.num_classes)
-    metadata = {
-        "format": METADATA_FORMAT,
-        "class_names": [str(name) for name in names],
-        "precision": precision,
-        "preprocessing": config | ({"grey_range": grey_range} if grey_range else {}),
-        "provenance": {
-            "architecture": model.pretrained_cfg.get("architecture"),
-            # Pillow's too: what it makes of a tall image depends on it
-            **{name: version(name) for name in ("isomax", "timm", "torch", "onnx", "pillow")},
-        },
-    }
-    pixels = _preprocessed(map(decode, sources), config)
-    parts, size = Parts(model), tuple(config["input_size"])
-    detector = _detector_of(Path(model_folder), parts, calibration, precision)
-    if detector is not None and kind_of(detector) == "feature_maps":
-        network = with_maps(parts, size)
-    else:
-        network = export_network(model, size)
-    if precision != "fp32":
-        network = _reduced(network, classifier_names(model), precision, pixels)
-    if detector is not None:
-        network = with_detector(
-            network, detector, calibration.score, parts, classifier_names(model)
-        )
-    if precision != "fp32":
-        if held_out is None:
-            calibration = replace(calibration, guarantee="not established")
-        else:
-            reduced = _assembled(network, config, metadata | calibration.to_dict())
-            logits, scores = _given_by(reduced, config, map(decode, held_out.images))
-            classes = torch.tensor(held_out.labels)
-            calibration = replace(
-                Calibration.fit(logits, classes, calibration.score, calibration.alpha, scores),
-                guarantee=calibration.guarantee,
-            )
-    exported = _assembled(network, config, metadata | calibration.to_dict())
+    sources = calibration_sources(precision, calibration_images)
+    opened = open_folder(Path(model_folder), precision)
+    check_labelled(
+        precision, selection, held_out, opened.model.num_classes, opened.calibration.alpha
+    )
+    pixels = list(as_network_gets_them(map(opened.decode, sources), opened.config))
+    network = scored_network(opened, precision, pixels)
+    calibration = _calibrated(opened, network, precision, pixels, held_out)
+    exported = _assembled(opened, network, precision, calibration)
+    judged_on = selection.images if selection else sources[:: _step(sources, VERIFIED_IMAGES)]
     unfinished = path.with_name(f".{path.name}.partial")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         onnx.save(exported, str(unfinished))
-        some = sources[:: max(1, len(sources) // VERIFIED_IMAGES)]
-        images = (decode(source)[None] for source in (selection.images if selection else some))
-        labels = selection.labels if selection else None
         verify(
-            exported, unfinished, model, config, calibration, precision, images, labels,
-            None if detector is None else detector.predict,
+            exported, unfinished, opened.outputs, opened.config, calibration, precision,
+            (opened.decode(source)[None] for source in judged_on),
+            selection.labels if selection else None,
         )  # fmt: skip
         unfinished.replace(path)
     finally:
@@ -163,16 +124,19 @@ def export(
     return path
 
 
-def _assembled(
-    network: onnx.ModelProto, config: dict[str, Any], metadata: dict[str, Any]
-) -> onnx.ModelProto:
-    try:
-        return assemble(network, config, metadata)
-    except onnx.checker.ValidationError as error:
-        raise ExportError(
-            f"what torch {torch.__version__} made of this model is no valid ONNX, which a newer "
-            f"torch may mend: {str(error).strip().splitlines()[0]}"
-        ) from error
+def scored_network(opened: Opened, precision: str, pixels: list[np.ndarray]) -> Scored:
+    """The network in its precision, with what scores it."""
+    detector, classifiers = opened.detector, classifier_names(opened.model)
+    if detector is not None and kind_of(detector) == "feature_maps":
+        network = with_maps(opened.parts, opened.size)
+    else:
+        network = export_network(opened.model, opened.size)
+    if precision != "fp32":
+        network = _reduced(network, classifiers, precision, pixels)
+    score = opened.calibration.score
+    if detector is None:
+        return with_score(network, score, opened.model.num_classes)
+    return with_detector(network, detector, score, opened.parts, classifiers)
 
 
 def _reduced(
@@ -185,116 +149,55 @@ def _reduced(
     return join(to_fp16(backbone) if precision == "fp16" else to_int8(backbone, pixels), head)
 
 
-def _detector_of(
-    folder: Path, parts: Parts, calibration: Calibration, precision: str
-) -> Detector | None:
-    """The fitted detector of a model folder whose threshold is for its scores; ``None`` if it is
-    for scores of the logits.
-
-    :raises ValueError: if there is none for the threshold
-    :raises ExportError: if it cannot go with this precision
-    """
-    if calibration.score in SCORES:
-        return None
-    detector = load_detector(folder, parts)
-    saved = read_detector(folder)
-    assert saved is not None
-    if saved.name != calibration.score:
-        raise ValueError(
-            f"the threshold of {folder} is for {calibration.score}, and its detector is "
-            f"{saved.name}; calibrate it again"
-        )
-    if precision != "fp32" and kind_of(detector) == "feature_maps":
-        raise ExportError(
-            f"{saved.name} scores feature maps, which a reduced backbone gives otherwise; export "
-            f"it as fp32, or calibrate with {saved.name.removesuffix('-maps')}, of pooled features"
-        )
-    return detector
-
-
-def _given_by(
-    exported: onnx.ModelProto, config: dict[str, Any], images: Iterable[np.ndarray]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits and scores of images one by one, as a file gives them for what the runtime makes of
-    the images."""
-    session = onnxruntime.InferenceSession(exported.SerializeToString())
-    made = (to_size_of_graph(from_array(image), config)[None] for image in images)
-    rows = [session.run(["logits", "score"], {"images": image}) for image in made]
-    logits, scores = map(np.concatenate, zip(*rows, strict=True))
-    return torch.from_numpy(logits), torch.from_numpy(scores)
-
-
-def _check_labelled(
+def _calibrated(
+    opened: Opened,
+    network: Scored,
     precision: str,
-    selection: Labelled | None,
+    pixels: list[np.ndarray],
     held_out: Labelled | None,
-    classes: int,
-    alpha: float,
-) -> None:
-    for name, given in (("selection", selection), ("held_out", held_out)):
-        if given is None:
-            continue
-        if precision == "fp32":
-            raise ValueError(
-                f"{name} images are for fp16 and int8; fp32 keeps what the folder was calibrated on"
-            )
-        if len(given.images) != len(given.labels) or not len(given.images):
-            raise ValueError(f"{name}: {len(given.images)} images and {len(given.labels)} labels")
-        if min(given.labels) < 0 or max(given.labels) >= classes:
-            raise ValueError(
-                f"{name}: labels lie in [{min(given.labels)}, {max(given.labels)}]; expected "
-                f"[0, {classes})"
-            )
-    needed = RejectionThreshold(alpha).samples_needed
-    if held_out is not None and len(held_out.images) < needed:
-        raise ValueError(
-            f"{len(held_out.images)} held-out images are too few; alpha={alpha:g} takes {needed}"
-        )
+) -> Calibration:
+    """The calibration of the file's own scores, and how far these may differ between runtimes."""
+    found, expected = opened.calibration, None
+    if held_out is not None:
+        given = as_network_gets_them(map(opened.decode, held_out.images), opened.config)
+        own = calibrated_on(given, held_out, network, found)
+        found = replace(own, guarantee=found.guarantee)
+    elif precision != "fp32":
+        found = replace(found, guarantee="not established")
+    if pixels:
+        some = np.concatenate(pixels[:: _step(pixels, COMPARED_IMAGES)])
+    else:
+        images = (image for batch in random_batches(opened.config) for image in batch)
+        some = np.concatenate(list(as_network_gets_them(images, opened.config)))
+    if precision == "fp32":
+        expected = opened.outputs(some)[1:]
+    return with_own_scores(found, network, some, expected)
 
 
-def _calibration_sources(precision: str, given: Iterable[ImageSource] | None) -> list[ImageSource]:
-    if precision not in PRECISIONS:
-        raise ValueError(f"unknown precision {precision!r}; choose from {', '.join(PRECISIONS)}")
-    if (precision == "int8") != (given is not None):
-        raise ValueError(
-            "int8 is calibrated on in-distribution images: pass some training images"
-            if given is None
-            else f"calibration images are for int8; {precision} takes none"
-        )
-    if given is None:
-        return []
-    if isinstance(given, (str, os.PathLike)):
-        raise ValueError(f"calibration images are {given}; give a list of files, or of arrays")
-    found = list(given)
-    if not found:
-        raise ValueError("there are no calibration images")
-    if len(found) < FEWEST_CALIBRATION_IMAGES:
-        raise ValueError(
-            f"{len(found)} calibration images are too few; int8 takes at least "
-            f"{FEWEST_CALIBRATION_IMAGES} to learn the ranges of the activations, and "
-            f"{CALIBRATION_IMAGES} do best"
-        )
-    places = np.linspace(0, len(found) - 1, min(len(found), CALIBRATION_IMAGES))
-    return [found[index] for index in places.round().astype(int)]
-
-
-def _preprocessed(images: Iterable[np.ndarray], config: dict[str, Any]) -> list[np.ndarray]:
-    """Batches of one image, as the network gets them in the exported file."""
-    graph = preprocessing(config, opset=18, ir_version=10)
-    session = onnxruntime.InferenceSession(graph.SerializeToString())
-    return [session.run(None, {"images": image[None]})[0] for image in images]
-
-
-def _decoded(source: ImageSource, channels: int, grey_range: GreyRange | None) -> np.ndarray:
-    if isinstance(source, np.ndarray):
-        if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != channels:
-            raise ValueError(
-                f"a calibration image is {source.dtype} of shape {source.shape}; expected uint8 "
-                f"[H, W, {channels}]"
-            )
-        return source
+def _assembled(
+    opened: Opened, network: Scored, precision: str, calibration: Calibration
+) -> onnx.ModelProto:
+    grey_range = {"grey_range": opened.grey_range} if opened.grey_range else {}
+    metadata: dict[str, Any] = {
+        "format": METADATA_FORMAT,
+        "class_names": opened.class_names,
+        "precision": precision,
+        "preprocessing": opened.config | grey_range,
+        "scored_by": "file" if network.kind in calibration.outputs else "PyTorch",
+        "provenance": {
+            "architecture": opened.model.pretrained_cfg.get("architecture"),
+            # Pillow's too: what it makes of a tall image depends on it
+            **{name: version(name) for name in ("isomax", "timm", "torch", "onnx", "pillow")},
+        },
+    }
     try:
-        with open_image(source) as image:
-            return as_array(image, channels, grey_range)
-    except Exception as error:  # Pillow's decoders raise whatever they please
-        raise ValueError(f"calibration image {source} cannot be read: {error}") from error
+        return assemble(network.whole, opened.config, metadata | calibration.to_dict())
+    except onnx.checker.ValidationError as error:
+        raise ExportError(
+            f"what torch {torch.__version__} made of this model is no valid ONNX, which a newer "
+            f"torch may mend: {str(error).strip().splitlines()[0]}"
+        ) from error
+
+
+def _step(images: list[Any], most: int) -> int:
+    return max(1, len(images) // most)

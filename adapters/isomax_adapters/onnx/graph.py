@@ -14,7 +14,7 @@ import PIL
 from onnx import compose, numpy_helper, parser
 
 from isomax_adapters.runtime.metadata import METADATA_KEY, scaled_size
-from isomax_adapters.runtime.p_values import Steps
+from isomax_adapters.runtime.p_values import Steps, at_most
 
 IR_VERSION = 9  # what ONNX Runtime 1.17 reads; nothing here takes a later one
 _MODES = {"bicubic": "cubic", "bilinear": "linear"}
@@ -128,23 +128,32 @@ def preprocessing(config: dict[str, Any], opset: int, ir_version: int) -> onnx.M
     return parser.parse_model(text)
 
 
-# how many calibration scores are at least as large: they lie in rows of a square table, descending,
-# so that of each image's score a column and a row are compared instead of all
-_AT_LEAST = """
+# how many calibration scores are at least as large, or tie: what ties with each lies in rows of a
+# square table, descending, so that of each image's score a column and a row are compared instead of
+# all. Of logits that are NaN or infinite none is, whatever the score. The comparison with the
+# largest float is one that no runtime leaves out
+_P_VALUE = """
         each = Unsqueeze(score, axis)
-        in_column = GreaterOrEqual(largest_of_rows, each)
+        in_column = GreaterOrEqual(bounds_of_rows, each)
         in_column_numbers = Cast<to=7>(in_column)
         rows = ReduceSum<keepdims=0>(in_column_numbers, axis)
         rows_before = Sub(rows, one_row)
         row = Max(rows_before, no_row)
-        of_row = Gather<axis=0>(calibration_scores, row)
+        of_row = Gather<axis=0>(bounds, row)
         in_row = GreaterOrEqual(of_row, each)
         in_row_numbers = Cast<to=7>(in_row)
         last = ReduceSum<keepdims=0>(in_row_numbers, axis)
         skipped = Mul(row, row_width)
         counted = Add(skipped, last)
-        at_least = Min(counted, most)
+        at_most_all = Min(counted, most)
+        sizes = Abs(logits)
+        largest_size = Constant<value_float=3.4028234663852886e38>()
+        finite = LessOrEqual(sizes, largest_size)
+        finite_numbers = Cast<to=7>(finite)
+        all_finite = ReduceMin<keepdims=0>(finite_numbers, axis)
+        at_least = Mul(at_most_all, all_finite)
         p_value = Gather<axis=0>(p_values, at_least)
+        is_ood = LessOrEqual(p_value, alpha)
 """
 
 
@@ -152,7 +161,7 @@ def verdict(
     num_classes: int,
     score: str,
     temperature: float,
-    threshold: float,
+    alpha: float,
     steps: Steps,
     opset: int,
     ir_version: int,
@@ -161,17 +170,20 @@ def verdict(
 
     :param score: a name in ``isomax.functional.SCORES``; if it is none of these, a detector's, the
         graph takes the scores too, as ``outlier``, float ``[N]``
-    :param steps: calibration scores and p-values
+    :param alpha: false-alarm rate: is_ood is whether the p-value is at most that
+    :param steps: what ties with the calibration scores, and p-values
     """
-    width = math.isqrt(len(steps.scores) - 1) + 1
+    width = math.isqrt(len(steps.bounds) - 1) + 1
     table = np.full((width, width), -np.inf, np.float32)
-    table.flat[: len(steps.scores)] = steps.scores
+    table.flat[: len(steps.bounds)] = steps.bounds
     tensors = {
-        "calibration_scores": table,
-        "largest_of_rows": table[:, 0],
+        "bounds": table,
+        "bounds_of_rows": table[:, 0],
         "p_values": steps.values,
+        # of the p-values the largest that is: float32 in any runtime, as they are
+        "alpha": np.array(np.max(steps.values[at_most(steps.values, alpha)], initial=0)),
         "row_width": np.array([width]),
-        "most": np.array([len(steps.scores)]),  # what fills the table is below any score but -inf
+        "most": np.array([len(steps.bounds)]),  # what fills the table is below any score but -inf
         "one_row": np.array([1]),
         "no_row": np.array([0]),
     }
@@ -184,15 +196,12 @@ def verdict(
         logits = Identity(raw)
         axis = Constant<value_ints=[1]>()
         temperature = Constant<value_float={_number(temperature)}>()
-        threshold = Constant<value_float={_number(threshold)}>()
         label = ArgMax<axis=1, keepdims=0>(logits)
         tempered = Div(logits, temperature)
         probabilities = Softmax<axis=1>(tempered)
         confidence = ReduceMax<keepdims=0>(probabilities, axis)
         {_SCORES.get(score, "score = Identity(outlier)")}
-        accepted = LessOrEqual(score, threshold)
-        is_ood = Not(accepted)
-        {_AT_LEAST}
+        {_P_VALUE}
     }}
     """
     model = parser.parse_model(text)
@@ -200,6 +209,17 @@ def verdict(
         numpy_helper.from_array(value, name) for name, value in tensors.items()
     )
     return model
+
+
+def score_of_logits(num_classes: int, score: str, opset: int, ir_version: int) -> onnx.ModelProto:
+    """The score alone: ``logits``, float ``[N, C]`` -> ``score``, as :func:`verdict` has it."""
+    return parser.parse_model(f"""
+    <ir_version: {ir_version}, opset_import: ["": {opset}]>
+    scorer (float[N, {num_classes}] logits) => (float[N] score) {{
+        axis = Constant<value_ints=[1]>()
+        {_SCORES[score]}
+    }}
+    """)
 
 
 def assemble(
@@ -211,7 +231,7 @@ def assemble(
 
     :param network: one input, float ``[N, C, h, w]``; logits, and with a detector its scores
     :param metadata: stored as JSON under ``isomax`` in ``metadata_props``; score, temperature,
-        threshold and calibration scores are its own
+        alpha, calibration scores and tolerance are its own
     :raises ValueError: if the parts do not fit or the result is not valid ONNX
     """
     opset = next(o.version for o in network.opset_import if o.domain in ("", "ai.onnx"))
@@ -230,7 +250,7 @@ def assemble(
             classes,
             metadata["score"],
             metadata["temperature"],
-            metadata["threshold"],
+            metadata["alpha"],
             Steps.of(metadata),
             *versions,
         ),

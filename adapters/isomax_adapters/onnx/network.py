@@ -5,22 +5,56 @@ import logging
 import warnings
 from collections.abc import Sequence
 from contextlib import redirect_stdout
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import onnx
-import onnxruntime
 import torch
 from onnx import compose, helper
 from pytorch_ood.api import Detector
 from torch import Tensor, nn
 
+from isomax_adapters.onnx.graph import score_of_logits
 from isomax_adapters.onnx.precision import split
+from isomax_adapters.onnx.running import Way, session_of
 from isomax_adapters.onnx.scorers import kind_of, scorer_of, why_not_exported, why_too_large
 from isomax_adapters.onnx.verifying import ExportError
 from isomax_adapters.pytorch_ood import Parts
 from isomax_adapters.pytorch_ood.saving import state_of
 
 SCORE = "detector/score"  #: the output of a network that has a detector
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A network and what scores it, together and apart."""
+
+    whole: onnx.ModelProto  #: ``pixels`` -> logits and, with a detector, :data:`SCORE`
+    network: onnx.ModelProto  #: ``pixels`` -> logits, and what is scored if that is something else
+    scorer: onnx.ModelProto  #: what is scored -> ``score``
+    kind: str  #: what that is: ``logits``, ``features`` or ``feature_maps``
+
+    def run(self, way: Way, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Logits, and what is scored, of images as the network gets them."""
+        found = way.run(self.network, pixels)
+        return found[0], found[-1]
+
+    def scores(self, way: Way, given: np.ndarray) -> np.ndarray:
+        """Of what is scored; pooled features may be rows."""
+        dimensions = self.scorer.graph.input[0].type.tensor_type.shape.dim
+        shape = [len(given), *(d.dim_value for d in dimensions[1:])]
+        return way.run(self.scorer, given.reshape(shape))[0]
+
+
+def with_score(network: onnx.ModelProto, score: str, num_classes: int) -> Scored:
+    """A network that is scored by its logits.
+
+    :param score: a name in ``isomax.functional.SCORES``
+    """
+    opset = next(o.version for o in network.opset_import if o.domain in ("", "ai.onnx"))
+    scorer = score_of_logits(num_classes, score, opset, network.ir_version)
+    return Scored(network, network, scorer, "logits")
 
 
 def export_network(
@@ -48,8 +82,8 @@ def with_detector(
     name: str,
     parts: Parts,
     classifiers: Sequence[str],
-) -> onnx.ModelProto:
-    """A network with the scores of a fitted detector as its second output, :data:`SCORE`.
+) -> Scored:
+    """A network that is scored by a fitted detector.
 
     :param network: as :func:`export_network` gives it, or :func:`with_maps` for a detector of
         feature maps
@@ -70,20 +104,22 @@ def with_detector(
     else:
         backbone, _ = split(network, classifiers)
         given = backbone.graph.output[0].name
-    example = _given(network, given)
-    scorer = compose.add_prefix(
-        _to_onnx(
-            _Flat(scorer_of(detector), kind == "features"), example, "given", ("score",), name
-        ),
-        "detector/",
-    )
-    _without_norms(scorer)
     opened = _with_output(network, given)
+    plain = _to_onnx(
+        _Flat(scorer_of(detector), kind == "features"),
+        _example_of(opened, given),
+        "given",
+        ("score",),
+        name,
+    )
+    _without_norms(plain)
+    scorer = compose.add_prefix(plain, "detector/")
     opened.ir_version = scorer.ir_version
-    return compose.merge_models(
+    whole = compose.merge_models(
         opened, scorer, io_map=[(given, "detector/given")],
         outputs=[logits, SCORE],
     )  # fmt: skip
+    return Scored(whole, opened, plain, str(kind))
 
 
 class _Maps(nn.Module):
@@ -113,12 +149,10 @@ def _example(network: onnx.ModelProto) -> Tensor:
     return torch.zeros(2, *sides)
 
 
-def _given(network: onnx.ModelProto, name: str) -> Tensor:
-    """What a tensor of the graph is for some pixels: torch's exporter takes an example of it."""
+def _example_of(network: onnx.ModelProto, name: str) -> Tensor:
+    """What an output is for some pixels: torch's exporter takes an example of it."""
     pixels = torch.rand(_example(network).shape).numpy()
-    opened = _with_output(network, name).SerializeToString()
-    session = onnxruntime.InferenceSession(opened)
-    (found,) = session.run([name], {network.graph.input[0].name: pixels})
+    (found,) = session_of(network).run([name], {network.graph.input[0].name: pixels})
     return torch.from_numpy(found)
 
 

@@ -162,6 +162,24 @@ class _KNN(nn.Module):
         return (z - self.bank[place]).norm(dim=1)
 
 
+class _DICE(nn.Module):
+    """One product with the masked weights, not one of images, classes and features added up, which
+    takes as much memory and which OpenVINO rewrites wrongly."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, detector: Any) -> None:
+        super().__init__()
+        self.register_buffer("weight", detector.masked_w.detach().float().cpu())
+        self.register_buffer("bias", detector.bias.detach().float().cpu())
+        self.detector = detector.detector
+
+    def forward(self, features: Tensor) -> Tensor:
+        score: Tensor = self.detector(features @ self.weight.T + self.bias)
+        return score.float()
+
+
 class _NCI(nn.Module):
     mean: Tensor
     weight: Tensor
@@ -248,6 +266,7 @@ _WRITTEN: dict[type, Callable[[Any], nn.Module]] = {
     ood.Entropy: _Entropy,
     isomax.MahalanobisPP: _Mahalanobis,  # RMD++ and the plain ones are of its kind
     ood.KNN: _KNN,
+    ood.DICE: _DICE,
     ood.NCI: _NCI,
     ood.OpenMax: _OpenMax,
     ood.KLMatching: _KLMatching,

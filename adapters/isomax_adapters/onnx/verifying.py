@@ -11,10 +11,8 @@ import onnxruntime
 import timm.data
 import torch
 from PIL import Image
-from torch import nn
 
 from isomax.calibration import Calibration
-from isomax.calibration import p_values as conformal_p_values
 from isomax.functional import SCORES
 from isomax_adapters.onnx.judging import why_another_model, worst_layers
 from isomax_adapters.runtime.decoding import from_array
@@ -31,6 +29,9 @@ PIXELS_OFF = 0.12
 TOLERANCES = (0.05, 0.05, 0.1)
 BLAMED_ON = 4  # images
 
+#: of pixels, float ``[N, C, h, w]``, the logits, what is scored, and the scores
+Model = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]
+
 
 class ExportError(RuntimeError):
     """The model cannot be exported, or the exported file disagrees with it; nothing is written."""
@@ -39,45 +40,39 @@ class ExportError(RuntimeError):
 def verify(
     exported: onnx.ModelProto,
     path: Path,
-    model: nn.Module,
+    model: Model,
     config: dict[str, Any],
     calibration: Calibration,
     precision: str,
     batches: Iterable[np.ndarray],
     labels: Sequence[int] | None = None,
-    detector: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> None:
     """Compare a file part by part: pixels, verdict, network.
 
     :param exported: what the file at ``path`` holds
+    :param model: PyTorch's
     :param config: the model's preprocessing, as ``timm.data.resolve_model_data_config`` gives it
     :param precision: how near it must be: ``int8`` is judged by what it loses
     :param batches: images, uint8 ``[N, H, W, C]``, to compare the network on; random ones if empty
     :param labels: their classes, if known: the file is judged by what it loses
-    :param detector: of pixels the scores, if these are not of the logits
     :raises ExportError: if they disagree
     """
     _verify_pixels(exported, config)
     _verify_verdict(exported, calibration)
     given = iter(batches)
     first = next(given, None)
-    images = _random_batches(config) if first is None else chain([first], given)
-    score_of = (
-        (lambda pixels, logits: detector(pixels))
-        if detector
-        else (lambda pixels, logits: calibration.score_of(logits))
-    )
-    logits, score, outputs, some = _outputs(model, score_of, path, images)
+    images = random_batches(config) if first is None else chain([first], given)
+    logits, score, outputs, some = _outputs(model, path, images)
     if precision == "int8" or labels is not None:
         why = why_another_model(
-            *(logits.numpy(), outputs["logits"], score, outputs["score"]),
+            *(logits, outputs["logits"], score, outputs["score"]),
             *(calibration.temperature, labels),
         )
         if why and precision == "int8":
             layers = worst_layers(exported, some)
             why += "; most is lost in " + ", ".join(f"{n} ({noise:.0f} dB)" for n, noise in layers)
     else:
-        why = _why_too_far(logits.numpy(), score, outputs, precision)
+        why = _why_too_far(logits, score, outputs, precision)
     if why:
         raise ExportError(
             f"the {precision} file disagrees with the model: {why}; nothing was written"
@@ -90,7 +85,7 @@ def _verify_pixels(exported: onnx.ModelProto, config: dict[str, Any]) -> None:
     transform = timm.data.create_transform(**config)
     preprocess = _part(exported, ["images"], ["pixels"])
     level = 1 / (255 * np.array(config["std"])[:, None, None])
-    for images in _random_batches(config):
+    for images in random_batches(config):
         expected = torch.stack([transform(from_array(image)) for image in images]).numpy()
         off = np.abs(preprocess.run(None, {"images": images})[0] - expected) / level
         if not (off.max() < 2.5 and (off > 0.5).mean() <= PIXELS_OFF):  # NaN does not
@@ -103,31 +98,29 @@ def _verify_pixels(exported: onnx.ModelProto, config: dict[str, Any]) -> None:
 
 
 def _outputs(
-    model: nn.Module,
-    score_of: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    model: Model,
     path: Path,
     batches: Iterable[np.ndarray],
-) -> tuple[torch.Tensor, np.ndarray, dict[str, np.ndarray], list[np.ndarray]]:
+) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray], list[np.ndarray]]:
     """Logits and scores of PyTorch and all outputs of the file, both from the file's own pixels,
     and the first batches.
 
     What a network makes of one grey level more or less is not the file's doing: the logits of a
     visformer with random weights move by half a percent, in double precision as well.
     """
-    session = Scorer(path).session  # its own outputs: Scorer.run sets the threshold anew
+    session = Scorer(path).session  # its own outputs: Scorer.run judges anew
     preprocess = _part(onnx.load(path), ["images"], ["pixels"])
     some: list[np.ndarray] = []
     logits, scores, found = [], [], []
     for images in batches:
-        pixels = torch.from_numpy(preprocess.run(None, {"images": images})[0])
-        with torch.no_grad():
-            logits.append(model(pixels))
-            scores.append(score_of(pixels, logits[-1]).float().numpy())
+        expected = model(preprocess.run(None, {"images": images})[0])
+        logits.append(expected[0])
+        scores.append(expected[2])
         found.append(session.run(list(OUTPUTS), {"images": images}))
         some += [images][: BLAMED_ON - len(some)]
     outputs = map(np.concatenate, zip(*found, strict=True))
     named = dict(zip(OUTPUTS, outputs, strict=True))
-    return torch.cat(logits), np.concatenate(scores), named, some
+    return np.concatenate(logits), np.concatenate(scores), named, some
 
 
 def _why_too_far(
@@ -160,7 +153,8 @@ def _why_too_far(
 
 
 def _verify_verdict(exported: onnx.ModelProto, calibration: Calibration) -> None:
-    """Check what the file makes of logits with scores on both sides of any threshold."""
+    """Check what the file makes of logits with scores on both sides of any threshold, and of such
+    as are no numbers."""
     given = ["logits"] if calibration.score in SCORES else ["logits", "score"]
     names = [name for name in OUTPUTS if name not in given]
     verdict = _part(exported, given, names)
@@ -176,8 +170,17 @@ def _verify_verdict(exported: onnx.ModelProto, calibration: Calibration) -> None
         scores = calibration.threshold + width * spread[:, 0] * generator.standard_normal(512)
         scores[0] = calibration.threshold
         known["score"] = scores.astype(np.float32)
-    found = dict(zip(names, verdict.run(names, known), strict=True))
-    _verify_outputs(known | found, calibration)
+    _verify_outputs(known | _named(verdict, names, known), calibration)
+    logits[:3, 0] = np.nan, np.inf, -np.inf
+    found = _named(verdict, ["p_value", "is_ood"], {n: rows[:3] for n, rows in known.items()})
+    if not (found["is_ood"].all() and (found["p_value"] <= 1 / (calibration.samples + 1)).all()):
+        raise ExportError("the file accepts logits that are no numbers; nothing was written")
+
+
+def _named(
+    session: onnxruntime.InferenceSession, names: list[str], given: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    return dict(zip(names, session.run(names, given), strict=True))
 
 
 def _verify_outputs(outputs: dict[str, np.ndarray], calibration: Calibration) -> None:
@@ -187,8 +190,7 @@ def _verify_outputs(outputs: dict[str, np.ndarray], calibration: Calibration) ->
     rounding = np.finfo(np.float32).eps * logits.abs().amax(dim=1).numpy() / calibration.temperature
     of_logits = calibration.score in SCORES
     score = calibration.score_of(logits).numpy() if of_logits else outputs["score"]
-    known = torch.tensor(calibration.scores, dtype=torch.float32)
-    p_values = conformal_p_values(torch.from_numpy(outputs["score"]), known)
+    found = torch.from_numpy(outputs["score"])
     chosen = np.take_along_axis(outputs["logits"], outputs["label"][:, None], axis=1)[:, 0]
     right = {
         "label": chosen == outputs["logits"].max(axis=1),
@@ -196,8 +198,8 @@ def _verify_outputs(outputs: dict[str, np.ndarray], calibration: Calibration) ->
         <= 1e-4 + rounding[:, None],
         "confidence": outputs["confidence"] == outputs["probabilities"].max(axis=1),
         "score": np.abs(outputs["score"] - score) <= 1e-4 * np.maximum(1, np.abs(score)),
-        "is_ood": outputs["is_ood"] == (outputs["score"] > np.float32(calibration.threshold)),
-        "p_value": outputs["p_value"] == p_values.numpy(),
+        "p_value": outputs["p_value"] == calibration.p_values(found).numpy(),
+        "is_ood": outputs["is_ood"] == calibration.rejects(found).numpy(),
     }
     wrong = [name for name, holds in right.items() if not holds.all()]
     if wrong:
@@ -215,7 +217,8 @@ def _part(
     return onnxruntime.InferenceSession(part.SerializeToString())
 
 
-def _random_batches(config: dict[str, Any]) -> Iterator[np.ndarray]:
+def random_batches(config: dict[str, Any]) -> Iterator[np.ndarray]:
+    """Images of several sizes, uint8 ``[4, H, W, C]``."""
     generator = np.random.default_rng(0)
     channels, height, width = config["input_size"]
     # the last one shrinks, and its height by more than its width: see _VERTICAL_FIRST

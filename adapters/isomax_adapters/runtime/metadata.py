@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 
 from isomax_adapters.runtime.decoding import CHANNELS, MAX_PIXELS, check_grey_range
+from isomax_adapters.runtime.p_values import Steps
 
-METADATA_KEY, METADATA_FORMAT = "isomax", 2
+METADATA_KEY, METADATA_FORMAT = "isomax", 1
 OUTPUTS = {  # type and number of dimensions
     "label": ("tensor(int64)", 1),
     "confidence": ("tensor(float)", 1),
@@ -28,57 +29,32 @@ FIELDS = {
     "provenance": "architecture, and versions of what the file was made with",
     "score": "the detector",
     "temperature": "what logits are divided by before the softmax",
-    "alpha": "the false-alarm rate at which is_ood decides",
-    "threshold": "the score above which it does",
+    "alpha": "the false-alarm rate: is_ood is p_value <= alpha",
+    "threshold": "the score above which it is",
     "scores": "of the calibration images, in order; p-values come from them",
+    "scored_by": "what computed them: file, its own graph; or PyTorch, where a detector's inputs "
+    "are not kept",
     "samples": "how many these are",
+    "tolerance": "by how much scores may differ between runtimes; smaller differences are ties",
     "guarantee": "established, not established or unknown",
 }
-WITHOUT_P_VALUES = 1  #: the format before, whose graphs have no such output
-FORMATS = {
-    WITHOUT_P_VALUES: {name: kind for name, kind in OUTPUTS.items() if name != "p_value"},
-    METADATA_FORMAT: OUTPUTS,
-}
 
 
-def check_metadata(metadata: dict[str, Any], outputs: object, classes: object) -> None:
+def check_metadata(metadata: dict[str, Any], classes: object) -> None:
     """Find that all is there that scoring relies on.
 
-    :param outputs: what the graph gives, as ``OUTPUTS``
     :param classes: how many logits it has
     :raises Exception: of any kind if not, since JSON can hold anything
     """
-    known = " or ".join(map(str, FORMATS))
-    if metadata["format"] not in FORMATS:
-        raise ValueError(f"format {metadata['format']!r}, this version reads {known}")
-    if outputs != FORMATS[metadata["format"]]:
-        raise ValueError(f"format {metadata['format']} has other outputs")
+    if metadata["format"] != METADATA_FORMAT:
+        raise ValueError(f"format {metadata['format']!r}, this version reads {METADATA_FORMAT}")
     names = metadata["class_names"]
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError("class_names is not a list of strings")
     if len(names) != classes:
         raise ValueError(f"{len(names)} class names for {classes} classes")
     "".join(names).encode()  # lone surrogates cannot be printed
-    numbers = [metadata["threshold"], metadata["alpha"], metadata["samples"]]
-    if not isinstance(metadata["samples"], int) or metadata["samples"] < 1:
-        raise ValueError(f"samples is {metadata['samples']!r}, not a count")
-    if metadata["format"] == WITHOUT_P_VALUES:
-        curve = metadata["curve"]
-        if not isinstance(curve, list) or not curve:
-            raise ValueError("curve is not a list of points")
-        for rate, threshold in curve:
-            numbers += [rate, threshold]
-        if [rate for rate, _ in curve] != sorted(rate for rate, _ in curve):
-            raise ValueError("the rates of the curve are not in order")
-    else:
-        scores = metadata["scores"]
-        if not isinstance(scores, list) or len(scores) != metadata["samples"] or not scores:
-            raise ValueError(f"scores is not a list of {metadata['samples']} numbers")
-        numbers += scores
-        if scores != sorted(scores):
-            raise ValueError("the calibration scores are not in order")
-    if not all(isinstance(n, (int, float)) and math.isfinite(n) for n in numbers):
-        raise ValueError("a threshold, rate or score is not a finite number")
+    _check_calibration(metadata)
     config = metadata["preprocessing"]
     if config.get("crop_mode") not in (None, "center", "squash", "border"):
         raise ValueError(f"crop_mode is {config['crop_mode']!r}")
@@ -88,6 +64,23 @@ def check_metadata(metadata: dict[str, Any], outputs: object, classes: object) -
     check_grey_range(config.get("grey_range"))
     if not all(1 <= side <= MAX_PIXELS for side in scaled_size(config)):
         raise ValueError("input_size and crop_pct give no size to resize to")
+
+
+def _check_calibration(metadata: dict[str, Any]) -> None:
+    samples, scores = metadata["samples"], metadata["scores"]
+    if not isinstance(samples, int) or samples < 1:
+        raise ValueError(f"samples is {samples!r}, not a count")
+    if not isinstance(scores, list) or len(scores) != samples:
+        raise ValueError(f"scores is not a list of {samples} numbers")
+    numbers = [metadata[name] for name in ("threshold", "alpha", "tolerance", "temperature")]
+    if not all(isinstance(n, (int, float)) and math.isfinite(n) for n in [*numbers, *scores]):
+        raise ValueError("a threshold, rate, tolerance, temperature or score is no finite number")
+    if scores != sorted(scores):
+        raise ValueError("the calibration scores are not in order")
+    if metadata["tolerance"] < 0:
+        raise ValueError(f"tolerance is {metadata['tolerance']}")
+    if not 0 < metadata["alpha"] < 1 or Steps.of(metadata).threshold(metadata["alpha"]) is None:
+        raise ValueError(f"alpha is {metadata['alpha']} with {samples} scores")
 
 
 def scaled_size(config: dict[str, Any]) -> tuple[int, int]:

@@ -8,8 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from isomax_adapters.runtime.metadata import WITHOUT_P_VALUES
-
 
 def floored(numerators: np.ndarray, denominator: int) -> np.ndarray:
     """The largest float32 not above each fraction of whole numbers.
@@ -27,36 +25,29 @@ def floored(numerators: np.ndarray, denominator: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Steps:
-    """p-values as a step function of the score: ``values[i]`` if ``i`` of ``scores`` are as large.
+    """p-values as a step function of the score: ``values[i]`` if the score is at most ``i`` of
+    ``bounds``, :math:`(i + 1) / (n + 1)`."""
 
-    With all calibration scores, value i is (i + 1) / (n + 1). Older files have a table of rates
-    and thresholds: with some of the scores left out, a p-value is the next larger one.
-    """
-
-    scores: np.ndarray  #: descending
-    rates: np.ndarray  #: float64: the false-alarm rate of each score as a threshold, ascending
-    values: np.ndarray  #: float32, one more than scores
+    bounds: np.ndarray  #: float32, descending: of each calibration score what still ties with it
+    values: np.ndarray  #: float32, ascending, one more than bounds
 
     @classmethod
     def of(cls, metadata: dict[str, Any]) -> "Steps":
         """From the metadata of an exported file, checked."""
-        samples = metadata["samples"]
-        if metadata["format"] == WITHOUT_P_VALUES:
-            table = {round(rate * (samples + 1)): value for rate, value in metadata["curve"]}
-            # its own threshold may be one of those that were left out
-            table[int(metadata["alpha"] * (samples + 1) + 1e-9)] = metadata["threshold"]
-            ranks, scores = np.array(sorted(table)), np.array([table[k] for k in sorted(table)])
-        else:
-            ranks, scores = np.arange(1, samples + 1), np.array(metadata["scores"][::-1])
-        values = floored(np.append(ranks, samples + 1), samples + 1)
-        return cls(scores, ranks / (samples + 1), values)
+        scores = np.array(metadata["scores"][::-1], np.float64)
+        bounds = (scores + metadata["tolerance"]).astype(np.float32)
+        return cls(bounds, floored(np.arange(1, len(bounds) + 2), len(bounds) + 1))
 
     def p_values(self, scores: np.ndarray) -> np.ndarray:
         """Of outlier scores, float32 of the same shape; NaN has the smallest."""
-        ascending = self.scores[::-1].astype(np.float32)
-        return self.values[len(ascending) - np.searchsorted(ascending, scores)]
+        return self.values[len(self.bounds) - np.searchsorted(self.bounds[::-1], scores)]
 
     def threshold(self, alpha: float) -> float | None:
         """The score above which p-values are at most alpha; ``None`` if there is none."""
-        places = np.flatnonzero(self.rates <= alpha + 1e-12)
-        return float(self.scores[places[-1]]) if len(places) else None
+        rejected = int(at_most(self.values, alpha).sum())
+        return float(self.bounds[rejected - 1]) if rejected else None
+
+
+def at_most(p_values: np.ndarray, alpha: float) -> np.ndarray:
+    """Which p-values are at most alpha, in double precision: the verdict, the only one there is."""
+    return p_values.astype(np.float64) <= float(alpha)

@@ -16,8 +16,8 @@ import numpy as np
 from isomax_adapters.runtime import inputs as reading
 from isomax_adapters.runtime.decoding import MAX_PIXELS, check_grey_range
 from isomax_adapters.runtime.inputs import Input
-from isomax_adapters.runtime.metadata import FORMATS, METADATA_KEY, OUTPUTS, check_metadata, resized
-from isomax_adapters.runtime.p_values import Steps
+from isomax_adapters.runtime.metadata import METADATA_KEY, OUTPUTS, check_metadata, resized
+from isomax_adapters.runtime.p_values import Steps, at_most
 from isomax_adapters.runtime.resizing import to_size_of_graph
 from isomax_adapters.runtime.room import Room
 from isomax_adapters.runtime.safety import refers_to_other_files
@@ -42,7 +42,7 @@ class Result:
     score: float = float("nan")  #: outlier score; larger means more likely OOD
     #: conformal: of known images, a share of at most alpha has one of at most alpha, for any alpha
     p_value: float = float("nan")
-    is_ood: bool = True  #: whether the score lies above the threshold
+    is_ood: bool = True  #: whether the p-value is at most alpha
     error: str = ""
     #: name and calibrated probability of as many classes as asked for, the most probable first
     top: tuple[tuple[str, float], ...] = ()
@@ -94,12 +94,9 @@ class Scorer:
         config = self.metadata["preprocessing"]
         self.channels: int = config["input_size"][0]
         self.grey_range = check_grey_range(config.get("grey_range"))
-        self.threshold = float(self.metadata["threshold"])
-        self.alpha = float(self.metadata["alpha"])
         self.steps = Steps.of(self.metadata)
-        if alpha is not None:
-            self.threshold = self._threshold_for(alpha)
-            self.alpha = alpha
+        self.alpha = float(self.metadata["alpha"] if alpha is None else alpha)
+        self.threshold = self._threshold_for(self.alpha)  #: the score above which is_ood is true
 
     def _open(self) -> bytes:
         """The session on the file, whose content it gives back.
@@ -149,7 +146,7 @@ class Scorer:
         :raises ValueError: if alpha is smaller than what the model was calibrated for
         """
         other = copy.copy(self)  # the network is shared
-        other.threshold, other.alpha = self._threshold_for(alpha), alpha
+        other.threshold, other.alpha = self._threshold_for(alpha), float(alpha)
         return other
 
     def run(self, images: np.ndarray) -> dict[str, np.ndarray]:
@@ -157,8 +154,7 @@ class Scorer:
 
         :param images: uint8 ``[N, H, W, C]``: RGB, or of as many channels as the model has
         :return: ``label``, ``confidence``, ``score``, ``is_ood``, ``logits``, ``probabilities``,
-            ``p_value``; the last, if the file is of the format that did not give it, from the
-            table of thresholds in it
+            ``p_value``
         :raises ValueError: if the array is something else, or too thin for the model
         """
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != self.channels:
@@ -170,13 +166,9 @@ class Scorer:
             raise ValueError(f"images have shape {images.shape}; expected no empty dimension")
         if reason := self._too_thin(*images.shape[1:3]):
             raise ValueError(reason)
-        names = [output.name for output in self.session.get_outputs()]
-        outputs = dict(zip(names, self.session.run(names, {"images": images}), strict=True))
-        # not "score > threshold", which accepts NaN
-        outputs["is_ood"] = ~(outputs["score"] <= np.float32(self.threshold))
-        if "p_value" not in outputs:
-            outputs["p_value"] = self.steps.p_values(outputs["score"])
-        return outputs
+        found = self.session.run(list(OUTPUTS), {"images": images})
+        outputs = dict(zip(OUTPUTS, found, strict=True))
+        return outputs | {"is_ood": at_most(outputs["p_value"], self.alpha)}
 
     def score(
         self, inputs: Iterable[Input] | Input, batch_size: int = 16, top: int = 0
@@ -275,30 +267,35 @@ class Scorer:
             if len(images) > 1:  # one may be to blame
                 return [self._score_same_size([image], top)[0] for image in images]
             return [Result(images[0][0], error=f"{type(error).__name__}: {_first_line(error)}")]
-        results = []
         for name, (_, rank) in OUTPUTS.items():  # a graph may break its promises
             if outputs[name].shape[:1] != (len(images),) or outputs[name].ndim != rank:
                 raise ModelError(
                     f"{self.path} gave {name!r} of shape {outputs[name].shape} for {len(images)} "
                     "images"
                 )
-        for row, (source, _) in enumerate(images):
-            label = int(outputs["label"][row])
-            if not 0 <= label < len(self.class_names):
-                raise ModelError(f"{self.path} gave label {label}, which has no class name")
-            results.append(
-                Result(
-                    source=source,
-                    label=label,
-                    class_name=self.class_names[label],
-                    confidence=float(outputs["confidence"][row]),
-                    score=float(outputs["score"][row]),
-                    p_value=float(outputs["p_value"][row]),
-                    is_ood=bool(outputs["is_ood"][row]),
-                    top=self._top(outputs["logits"][row], outputs["probabilities"][row], top),
-                )
-            )
-        return results
+        return [
+            self._result(source, {name: value[row] for name, value in outputs.items()}, top)
+            for row, (source, _) in enumerate(images)
+        ]
+
+    def _result(self, source: str, row: dict[str, np.ndarray], top: int) -> Result:
+        for name in ("logits", "score", "confidence"):  # other numbers follow from these
+            if not np.isfinite(row[name]).all():
+                kind = "NaN" if np.isnan(row[name]).any() else "infinite numbers"
+                return Result(source, error=f"the network gave {kind} as {name}; it is rejected")
+        label = int(row["label"])
+        if not 0 <= label < len(self.class_names):
+            raise ModelError(f"{self.path} gave label {label}, which has no class name")
+        return Result(
+            source=source,
+            label=label,
+            class_name=self.class_names[label],
+            confidence=float(row["confidence"]),
+            score=float(row["score"]),
+            p_value=float(row["p_value"]),
+            is_ood=bool(row["is_ood"]),
+            top=self._top(row["logits"], row["probabilities"], top),
+        )
 
     def _top(
         self, logits: np.ndarray, probabilities: np.ndarray, count: int
@@ -355,7 +352,7 @@ class Scorer:
         ours = len(inputs) == 1 and inputs[0][:2] == ("images", "tensor(uint8)")
         sides = inputs[0][2] if ours else []
         ours = ours and len(sides) == 4 and not any(isinstance(side, int) for side in sides[:3])
-        if text is None or not ours or outputs not in FORMATS.values():
+        if text is None or not ours or outputs != OUTPUTS:
             raise ModelError(
                 f"{self.path} was not exported by isomax (no {METADATA_KEY!r} metadata, or other "
                 "inputs and outputs); export a model folder with 'isomax export'"
@@ -363,7 +360,7 @@ class Scorer:
         logits = next(o for o in self.session.get_outputs() if o.name == "logits")
         try:
             metadata: dict[str, Any] = json.loads(text)
-            check_metadata(metadata, outputs, logits.shape[1])
+            check_metadata(metadata, logits.shape[1])
             if metadata["preprocessing"]["input_size"][0] != sides[3]:
                 raise ValueError(f"input_size is not that of {sides[3]} channels")
         except Exception as error:  # JSON can hold anything
@@ -377,7 +374,7 @@ class Scorer:
         if threshold is None:
             raise ValueError(
                 f"alpha={alpha} takes more held-out samples than the {self.metadata['samples']} "
-                f"this model was calibrated on; the least is {self.steps.rates[0]:.4g}; for a "
+                f"this model was calibrated on; the least is {self.steps.values[0]:.4g}; for a "
                 "smaller one calibrate on more images"
             )
         return threshold

@@ -1,5 +1,5 @@
 """The model folder: ``model.safetensors`` and ``config.json`` as timm's ``local-dir:`` source reads
-them, and ``calibration.json``."""
+them, ``calibration.json``, and in ``calibration.safetensors`` the model's outputs behind it."""
 
 import json
 import os
@@ -13,13 +13,14 @@ from typing import Any
 import timm
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from timm.models._hub import save_config_for_hf
 from torch import nn
 
 from isomax.calibration import Calibration
 
 WEIGHTS, CONFIG, CALIBRATION = "model.safetensors", "config.json", "calibration.json"
+CALIBRATED_ON = "calibration.safetensors"  #: what the model made of the calibration images
 
 
 class ModelFolderError(ValueError):
@@ -144,24 +145,33 @@ def load_model(folder: str | Path) -> nn.Module:
 
 
 def save_calibration(calibration: Calibration, folder: str | Path) -> None:
-    """Write ``calibration.json`` into a model folder."""
-    target = Path(folder) / CALIBRATION
+    """Write ``calibration.json`` into a model folder, and the outputs behind it beside it."""
+    folder = Path(folder)
+    write_tensors(dict(calibration.outputs), folder / f".{CALIBRATED_ON}.partial")
+    target = folder / CALIBRATION
     partial = target.with_suffix(".partial")
     partial.write_text(json.dumps(calibration.to_dict(), indent=1), encoding="utf-8")
+    (folder / f".{CALIBRATED_ON}.partial").replace(folder / CALIBRATED_ON)
     partial.replace(target)
 
 
 def load_calibration(folder: str | Path) -> Calibration | None:
     """The calibration of a model folder; ``None`` if it has not been calibrated.
 
-    :raises ModelFolderError: if the file is damaged
+    :raises ModelFolderError: if a file is damaged, or the two are not of the same images
     """
-    if not (Path(folder) / CALIBRATION).is_file():
+    folder = Path(folder)
+    if not (folder / CALIBRATION).is_file():
         return None
+    content = _read_json(folder, CALIBRATION)
     try:
-        return Calibration.from_dict(_read_json(Path(folder), CALIBRATION))
+        outputs = load_file(folder / CALIBRATED_ON)
+    except (OSError, SafetensorError) as error:
+        raise ModelFolderError(f"{folder / CALIBRATED_ON} cannot be read: {error}") from error
+    try:
+        return Calibration.from_dict(content, outputs)
     except (KeyError, TypeError, ValueError) as error:
-        raise ModelFolderError(f"{Path(folder) / CALIBRATION} is damaged: {error}") from error
+        raise ModelFolderError(f"{folder / CALIBRATION} is damaged: {error}") from error
 
 
 def _read_json(folder: Path, name: str) -> dict[str, Any]:

@@ -88,6 +88,7 @@ def main() -> int:
         table.add_column(column, justify="left" if column == "detector" else "right")
     calibration = {"score": "x", "alpha": 0.05, "threshold": 1.0, "temperature": 1.0}
     calibration |= {"scores": [0.0] * 19 + [1.0], "samples": 20, "guarantee": "established"}
+    calibration |= {"tolerance": 0.0, "scored_by": "PyTorch"}
     about = {"format": METADATA_FORMAT, "class_names": list(map(str, range(CLASSES)))}
     about |= {"precision": "fp32", "preprocessing": config}
     above = []
@@ -99,7 +100,7 @@ def main() -> int:
         network = maps if kind == "feature_maps" else bare
         small = with_bank(detector, BANK)
         whole = with_detector(network, small, name, parts, classifier_names(model))
-        file = assemble(whole, config, about | calibration | {"score": name})
+        file = assemble(whole.whole, config, about | calibration | {"score": name})
         session = session_of(file, threads)
         found = ratio_to(
             lambda: baseline.run(None, {"pixels": floats}),

@@ -53,7 +53,8 @@ warnings.simplefilter("ignore")
 image = np.zeros((20, 30, 3), dtype=np.uint8)
 for path in sys.stdin.read().split():
     try:
-        outcome = "wrong" if Scorer(path, threads=1).score([image])[0].error else "scored"
+        error = Scorer(path, threads=1).score([image])[0].error  # of damaged weights, NaN
+        outcome = "wrong" if error and not error.startswith("the network gave") else "scored"
     except ModelError as error:
         text = str(error)
         outcome = "refused" if "\\n" not in text and len(text) < 1000 else "long"

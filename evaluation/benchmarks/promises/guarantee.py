@@ -52,7 +52,7 @@ def rejected(
         order = torch.randperm(len(scores), generator=generator)
         known, fresh = order[:count], order[count:]
         found = Calibration.fit(logits[known], labels[known], name, ALPHA, scores[known])
-        yield found, fresh, float((scores[fresh] > found.threshold).double().mean())
+        yield found, fresh, float(found.rejects(scores[fresh]).double().mean())
 
 
 def verdicts_differ(
@@ -76,8 +76,8 @@ def verdicts_differ(
     with torch.no_grad():
         wanted = torch.cat([detector.predict(x).double() for x in tensors.split(16)])
     scores = torch.tensor([row.score for row in rows]).double()
-    clear = (wanted - found.threshold).abs() > 2 * (scores - wanted).abs().max()
-    other = torch.tensor([row.is_ood for row in rows]) != (wanted > found.threshold)
+    clear = (wanted - scorer.threshold).abs() > 2 * (scores - wanted).abs().max()
+    other = torch.tensor([row.is_ood for row in rows]) != (wanted > scorer.threshold)
     return f"{int((other & clear).sum())} of {len(rows)}"
 
 

@@ -130,8 +130,8 @@ def check(name: str, photos: Path, weights: Path | None) -> dict[str, tuple[floa
             )
             whole = with_detector(network, fitted, detector, parts, classifiers)
             about = {"format": METADATA_FORMAT, "class_names": list(map(str, range(CLASSES)))}
-            about |= {"precision": "fp32", "preprocessing": config}
-            file = assemble(whole, config, about | calibration.to_dict())
+            about |= {"precision": "fp32", "preprocessing": config, "scored_by": "PyTorch"}
+            file = assemble(whole.whole, config, about | calibration.to_dict())
             session = onnxruntime.InferenceSession(file.SerializeToString())
             rows = [session.run(["score", "is_ood"], {"images": image[None]}) for image in given]
         except Exception as error:  # of whatever kind: the table has it

@@ -87,9 +87,14 @@ def export(
                 )
         from isomax_adapters.runtime import Scorer
 
-        guarantee = Scorer(path).metadata["guarantee"]
+        metadata = Scorer(path).metadata
+        guarantee = metadata["guarantee"]
         typer.echo(f"wrote {path}, verified against PyTorch; its guarantee is {guarantee}")
-        _warn_of(model_folder)
+        typer.echo(
+            f"p-values: of {metadata['samples']} scores that {metadata['scored_by']} computed; "
+            f"scores that differ by at most {metadata['tolerance']:.2g} tie"
+        )
+        _warn_of(model_folder, metadata)
         if precision != "fp32" and guarantee == "not established":
             typer.echo(
                 f"guarantee: not established; the threshold is the model folder's, and {precision} "
@@ -99,12 +104,14 @@ def export(
             )
 
 
-def _warn_of(folder: Path) -> None:
-    from isomax_adapters.timm import load_calibration, load_model
+def _warn_of(folder: Path, metadata: dict[str, Any]) -> None:
+    from isomax.calibration import Calibration
+    from isomax_adapters.timm import load_model
     from isomax_evaluation.extraction.doubts import doubts_without_images
 
     model: Any = load_model(folder)
-    for doubt in doubts_without_images(model, load_calibration(folder), model.num_classes):
+    calibration = Calibration.from_dict(metadata)  # the file's own
+    for doubt in doubts_without_images(model, calibration, model.num_classes):
         typer.echo(f"warning: {doubt}", err=True)
 
 

@@ -126,7 +126,7 @@ def _to_json(results: Iterable[Any], top: int) -> int:
         row = as_row(result)
         if top:
             row["top"] = [{"class_name": name, "probability": p} for name, p in result.top]
-        typer.echo(json.dumps(row))
+        typer.echo(json.dumps(row, allow_nan=False))
     return failed
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pytorch_ood.api import Detector
+from pytorch_ood.api import Detector, FeaturesDetector
 from rich.progress import Progress
 
 from isomax.calibration import Calibration
@@ -70,9 +70,11 @@ def equip(
     if name is not None:
         detector, fitted = _fitted(model, wanted, training, progress)
     outputs, scores = _scored(model, name, detector, held_out, progress)
+    of_features = isinstance(detector, FeaturesDetector)
     found = Calibration.fit(
-        outputs.logits, outputs.labels, name or score_of_logits(model), wanted.alpha, scores
-    )
+        outputs.logits, outputs.labels, name or score_of_logits(model), wanted.alpha, scores,
+        outputs.features if of_features else None,
+    )  # fmt: skip
     found = replace(found, guarantee=wanted.guarantee)
     network = model.parts.model
     for doubt in doubts_of(network, found, outputs.logits, outputs.labels, scores=scores):

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from isomax.calibration import RejectionThreshold
 from isomax_adapters.onnx import export
-from isomax_adapters.onnx.exporting import CALIBRATION_IMAGES, Labelled
+from isomax_adapters.onnx.images import CALIBRATION_IMAGES, Labelled
 from isomax_adapters.runtime import Scorer
 from isomax_adapters.runtime.decoding import as_array
 from isomax_adapters.timm import load_calibration, load_model
@@ -137,7 +137,7 @@ def measure(
     labels = np.empty(0)
     for precision, file in files.items():
         scorer = Scorer(file)
-        found, scores = _outputs(scorer, known, advance)
+        found, scores, rejected = _outputs(scorer, known, advance)
         labels = labels if rows else found
         row = {
             "precision": precision,
@@ -145,7 +145,7 @@ def measure(
             "accuracy": float((found == known.labels).mean()),
             "same_labels": float((found == labels).mean()),
             "alpha": scorer.alpha,
-            "false_alarms": float((scores > scorer.threshold).float().mean()),
+            "false_alarms": float(rejected.mean()),
             "threshold": scorer.threshold,
             "fitted_threshold": _fitted(scores, scorer.alpha),
         }
@@ -231,15 +231,17 @@ def _fitted(scores: torch.Tensor, alpha: float) -> float:
 
 def _outputs(
     scorer: Scorer, images: Images, advance: Callable[[int], None]
-) -> tuple[np.ndarray, torch.Tensor]:
-    labels, scores = [], []
+) -> tuple[np.ndarray, torch.Tensor, np.ndarray]:
+    """Labels, scores and verdicts."""
+    labels, scores, rejected = [], [], []
     for result in scorer.stream(_source(images, position) for position in range(len(images))):
         if result.error:
             raise InputError(f"{result.source} cannot be read: {result.error}")
         labels.append(result.label)
         scores.append(result.score)
+        rejected.append(result.is_ood)
         advance(1)
-    return np.array(labels), torch.tensor(scores)
+    return np.array(labels), torch.tensor(scores), np.array(rejected)
 
 
 def _source(images: Images, position: int) -> str | np.ndarray:

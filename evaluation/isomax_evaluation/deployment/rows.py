@@ -88,7 +88,7 @@ def write(file: io.RawIOBase, suffix: str, row: Row) -> None:
         csv.writer(line, lineterminator="\n").writerow(row.values())
         _write_all(file, line.getvalue())
     else:
-        _write_all(file, json.dumps(row) + "\n")
+        _write_all(file, json.dumps(row, allow_nan=False) + "\n")
 
 
 def _write_all(file: io.RawIOBase, text: str) -> None:

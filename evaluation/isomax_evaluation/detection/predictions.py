@@ -41,5 +41,5 @@ def predictions(model: Model, images: Images, outputs: Outputs) -> pd.DataFrame:
     table["score"] = None if scores is None else scores.numpy()
     table["is_ood"] = None
     if calibration is not None and scores is not None:
-        table["is_ood"] = (~(scores <= calibration.threshold)).numpy()
+        table["is_ood"] = calibration.rejects(scores).numpy()
     return table

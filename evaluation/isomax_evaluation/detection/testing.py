@@ -259,7 +259,7 @@ def _write_summary(bench: Bench) -> None:
     }
     alarms, scores = None, bench.model.own_scores(outputs)
     if calibration is not None and scores is not None:
-        alarms = ~(scores <= calibration.threshold)
+        alarms = calibration.rejects(scores)
         summary["test_false_alarm_rate"] = float(alarms.float().mean())
     table = rates_of_classes(logits.argmax(dim=1), labels, alarms, bench.model.class_names)
     summary["classes"] = summed_up(table)

@@ -48,6 +48,7 @@ def doubts_without_images(
     found = [doubts.of_distance_scale(head) for head in heads]
     if calibration is not None:
         found.append(doubt_of_samples(calibration.samples, calibration.alpha))
+        found.append(doubts.of_ties(calibration.scores, calibration.alpha, calibration.tolerance))
     if calibration is not None and calibration.score in SCORES:
         largest = doubts.largest_score(calibration.score, classes, heads[0] if heads else None)
         found.append(doubts.of_threshold(calibration.threshold, largest))

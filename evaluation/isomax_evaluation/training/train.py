@@ -341,7 +341,7 @@ def train_model(
     if test_images is not None:
         test_loader = eval_loader(test_images, config, job, accelerator)
         logits, labels = evaluate(model, test_loader, accelerator)
-        rejected = ~(calibration.score_of(logits) <= calibration.threshold)
+        rejected = calibration.rejects(calibration.score_of(logits))
         summary["test_accuracy"] = accuracy(logits, labels)
         summary["test_ECE"] = expected_calibration_error(logits / calibration.temperature, labels)
         summary["test_false_alarm_rate"] = float(rejected.double().mean())

@@ -46,7 +46,10 @@ def prototypes(channels: int) -> list[list[float]]:
 
 
 def build(
-    score: str = "entropic_score", channels: int = 3, scores: Sequence[float] = SCORES
+    score: str = "entropic_score",
+    channels: int = 3,
+    scores: Sequence[float] = SCORES,
+    tolerance: float = 0.0,
 ) -> onnx.ModelProto:
     numbers = ", ".join(repr(float(v)) for row in prototypes(channels) for v in row)
     text = NETWORK.replace("PROTOTYPES", numbers).replace("CHANNELS", str(channels))
@@ -63,7 +66,7 @@ def build(
         (len(scores) + 1) * 19 // 20 - 1
     ]  # for 5%, of 19, 39, 59, ... scores
     metadata = {
-        "format": 2,
+        "format": 1,
         "class_names": CLASSES,
         "score": score,
         "temperature": TEMPERATURE,
@@ -71,6 +74,7 @@ def build(
         "threshold": threshold,
         "samples": len(scores),
         "scores": sorted(scores),
+        "tolerance": tolerance,
         "preprocessing": config,
     }
     return assemble(network, config, metadata)

@@ -50,6 +50,16 @@ def fitted():
     return found
 
 
+def test_dice_is_one_product(fitted):
+    """Of images, classes and features none is held, which OpenVINO rewrites wrongly."""
+    detectors, (plain, _) = fitted[id(SOFTMAX)]
+    classifiers = classifier_names(SOFTMAX.model)
+    scored = with_detector(plain, detectors["DICE"], "DICE", SOFTMAX, classifiers)
+    kinds = [node.op_type for node in scored.scorer.graph.node]
+    assert {"MatMul", "Gemm"} & set(kinds)
+    assert not {"Unsqueeze", "ReduceSum", "Mul"} & set(kinds)
+
+
 def test_most_detectors_can_be_in_a_file():
     assert len(CASES) >= 36
 
@@ -60,7 +70,7 @@ def test_the_files_scores_are_pytorch_oods_own(parts, name, fitted):
     detector = detectors[name]
     network = maps if kind_of(detector) == "feature_maps" else plain
     whole = with_detector(network, detector, name, parts, classifier_names(parts.model))
-    session = onnxruntime.InferenceSession(whole.SerializeToString())
+    session = onnxruntime.InferenceSession(whole.whole.SerializeToString())
     pixels = torch.randn(7, *SIZE, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         expected = detector.predict(pixels).double()

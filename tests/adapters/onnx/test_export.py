@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -149,8 +150,10 @@ def test_it_is_one_valid_file_with_the_promised_interface(exported):
     calibration = load_calibration(folder)
     assert set(metadata) == set(FIELDS)
     assert metadata["class_names"][2] == "class 2"
-    assert metadata["threshold"] == calibration.threshold
-    assert metadata["scores"] == calibration.scores
+    assert metadata["threshold"] == pytest.approx(calibration.threshold, abs=1e-4)
+    np.testing.assert_allclose(metadata["scores"], calibration.scores, atol=1e-5)
+    assert metadata["scored_by"] == "file"
+    assert 0 < calibration.tolerance <= metadata["tolerance"] < 1e-4
     assert metadata["preprocessing"]["input_size"] == [3, 64, 64]
     assert metadata["provenance"]["architecture"] == "isomax_test_resnet"
     assert metadata["provenance"]["pillow"] == PIL.__version__
@@ -337,17 +340,20 @@ def test_real_photographs_and_small_images(interpolation, real_images, tmp_path)
 
 
 def test_the_verdict_in_the_file_is_the_calibrations(exported):
-    """Not Scorer's, which sets the threshold anew."""
-    folder, path = exported
+    """Not Scorer's, which judges anew."""
+    _, path = exported
     images = np.stack(list(photographs(24, np.random.default_rng(1), ((64, 64),))))
     session = onnxruntime.InferenceSession(path)
     outputs = ("label", "score", "is_ood", "probabilities", "confidence", "logits")
     label, score, is_ood, probabilities, confidence, logits = session.run(
         outputs, {"images": images}
     )
-    calibration = load_calibration(folder)
+    scorer = Scorer(path)
+    calibration = Calibration.from_dict(scorer.metadata)
     assert tells_apart(score, label.tolist(), is_ood)
-    assert np.array_equal(is_ood, score > np.float32(calibration.threshold))
+    assert np.array_equal(is_ood, score > np.float32(scorer.metadata["threshold"]))
+    assert np.array_equal(is_ood, calibration.rejects(torch.from_numpy(score)).numpy())
+    assert scorer.threshold == scorer.metadata["threshold"] == calibration.threshold
     expected = (torch.from_numpy(logits) / calibration.temperature).softmax(dim=1).numpy()
     np.testing.assert_allclose(probabilities, expected, atol=1e-5)
     assert np.array_equal(confidence, probabilities.max(axis=1))
@@ -457,21 +463,58 @@ def test_p_values_at_most_five_percent_are_the_verdict_in_node(in_node, tmp_path
         assert 0 < sum(found["is_ood"]) < len(images)
 
 
-@given(st.lists(st.integers(0, 40), min_size=1, max_size=130), st.integers(0, 2**31 - 1))
+@given(
+    st.lists(st.integers(0, 40), min_size=1, max_size=130),
+    st.sampled_from([0.0, 1e-7, 0.3, 1.0, 3.7]),
+    st.integers(0, 2**31 - 1),
+)
 @settings(deadline=None, max_examples=40)
-def test_p_values_in_a_graph_are_pythons(calibration, seed):
-    """Of every number of calibration scores, with ties, of infinite scores and of NaN."""
-    scores = np.random.default_rng(seed).integers(-1, 42, 50).astype(np.float32)
-    scores[:3] = np.inf, -np.inf, np.nan
-    content = {"format": 2, "samples": len(calibration), "scores": sorted(map(float, calibration))}
-    part = onnx.utils.Extractor(
-        verdict(2, "minimum_distance_score", 1.0, 0.0, Steps.of(content), 18, 10)
-    ).extract_model(["raw"], ["p_value"])
+def test_p_values_in_a_graph_are_pythons(calibration, tolerance, seed):
+    """Of every number of calibration scores, with ties; and of logits that are no numbers, whose
+    score may be the least of all."""
+    generator = np.random.default_rng(seed)
+    scores = generator.integers(-1, 45, 50).astype(np.float32)
+    scores[:10] = np.nextafter(scores[:10], generator.choice([-99, 99], 10).astype(np.float32))
+    content = {"scores": sorted(map(float, calibration)), "tolerance": tolerance}
+    steps = Steps.of(content)
+    alpha = float(generator.choice(steps.values[:-1]))
+    whole = verdict(2, "minimum_distance_score", 1.0, alpha, steps, 18, 10)
+    part = onnx.utils.Extractor(whole).extract_model(["raw"], ["p_value", "is_ood"])
     session = onnxruntime.InferenceSession(part.SerializeToString())
-    (found,) = session.run(None, {"raw": np.stack([-scores, -scores], axis=1)})
+    found, is_ood = session.run(None, {"raw": np.stack([-scores, -scores], axis=1)})
     known = torch.tensor(calibration, dtype=torch.float32)
-    assert np.array_equal(found, p_values(torch.from_numpy(scores), known).numpy())
-    assert np.array_equal(found, Steps.of(content).p_values(scores))
+    assert np.array_equal(found, p_values(torch.from_numpy(scores), known, tolerance).numpy())
+    assert np.array_equal(found, steps.p_values(scores))
+    assert np.array_equal(is_ood, found.astype(float) <= alpha)
+    threshold = steps.threshold(alpha)
+    assert np.array_equal(is_ood, scores > np.float32(threshold))
+    bad = np.array([[np.nan, 9], [np.inf, 0], [-np.inf, 0], [9, np.inf]], np.float32)
+    found, is_ood = session.run(None, {"raw": bad})
+    assert (found == steps.values[0]).all()
+    assert is_ood.all()
+
+
+def test_every_rate_decides_in_the_graph_as_in_python():
+    """Of 19 scores all p-values, as float32 and as quotients, and what lies beside them."""
+    calibration = [float(place) for place in range(19)]
+    steps = Steps.of({"scores": calibration, "tolerance": 0.0})
+    scores = np.arange(-1, 20, dtype=np.float32)
+    known = Calibration("any", 1.0, 0.5, calibration)
+    for rank in range(1, 20):
+        single = float(steps.values[rank - 1])
+        for alpha, rejected in (
+            (rank / 20, rank),
+            (single, rank),
+            (np.nextafter(single, 1), rank),
+            (np.nextafter(single, 0), rank - 1),
+        ):
+            graph = verdict(2, "minimum_distance_score", 1.0, alpha, steps, 18, 10)
+            session = onnxruntime.InferenceSession(graph.SerializeToString())
+            raw = np.stack([-scores, -scores - 1], axis=1)
+            (is_ood,) = session.run(["is_ood"], {"raw": raw})
+            assert is_ood.sum() == rejected
+            at = replace(known, alpha=float(alpha))
+            assert np.array_equal(at.rejects(torch.from_numpy(scores)).numpy(), is_ood)
 
 
 @pytest.mark.parametrize(
@@ -481,8 +524,9 @@ def test_p_values_in_a_graph_are_pythons(calibration, seed):
         ({"config": {"interpolation": "bicubic"}}, "preprocessing disagrees with timm's"),
         ({"network": 1.01}, "disagrees with the model: logits by"),
         ({"temperature": 1.1}, "probabilities do not follow from the logits"),
-        ({"threshold": 1.1}, "is_ood do not follow from the logits"),
-        ({"threshold": 0.9}, "is_ood do not follow from the logits"),
+        ({"alpha": 1.1}, "is_ood do not follow from the logits"),
+        ({"alpha": 0.9}, "is_ood do not follow from the logits"),
+        ({"tolerance": 1e5}, "p_value, is_ood do not follow from the logits"),
         ({"score": "minimum_distance_score"}, "score do not follow from the logits"),
     ],
 )
@@ -496,7 +540,7 @@ def test_a_file_that_disagrees_is_not_written(changed, message, exported, tmp_pa
                 weights = onnx.numpy_helper.to_array(tensor) * np.float32(changed["network"])
                 tensor.CopyFrom(onnx.numpy_helper.from_array(weights, tensor.name))
         metadata["score"] = changed.get("score", metadata["score"])
-        for name in ("temperature", "threshold"):
+        for name in ("temperature", "alpha", "tolerance"):
             metadata[name] *= changed.get(name, 1)
         return original(network, config | changed.get("config", {}), metadata)
 
@@ -532,7 +576,7 @@ def test_a_constant_verdict_is_noticed(exported, tmp_path, monkeypatch):
     def accepting_all(*arguments):
         model = original(*arguments)
         node = next(n for n in model.graph.node if list(n.output) == ["is_ood"])
-        node.CopyFrom(onnx.helper.make_node("Xor", ["accepted", "accepted"], ["is_ood"]))
+        node.CopyFrom(onnx.helper.make_node("Less", ["p_value", "p_value"], ["is_ood"]))
         return model
 
     monkeypatch.setattr(exporting, "assemble", accepting_all)

@@ -12,11 +12,13 @@ from PIL import Image
 
 from isomax_adapters.onnx import export
 from isomax_adapters.onnx import exporting as exporting_module
+from isomax_adapters.onnx import images as images_module
 from isomax_adapters.onnx import precision as precision_module
-from isomax_adapters.onnx.exporting import ExportError, Labelled
+from isomax_adapters.onnx.images import Labelled
 from isomax_adapters.onnx.judging import why_another_model
 from isomax_adapters.onnx.network import export_network
 from isomax_adapters.onnx.precision import SCOPES, join, split, to_int8
+from isomax_adapters.onnx.verifying import ExportError
 from isomax_adapters.runtime.scorer import Scorer
 from isomax_adapters.timm import load_calibration, load_model
 
@@ -62,7 +64,8 @@ def test_the_backbone_shrinks_and_the_head_does_not(
     assert convolutions <= kinds
     metadata = json.loads({p.key: p.value for p in model.metadata_props}["isomax"])
     assert metadata["precision"] == precision
-    assert metadata["threshold"] == load_calibration(folder).threshold
+    theirs = load_calibration(folder)
+    np.testing.assert_allclose(metadata["scores"], theirs.scores, atol=1e-5)
     assert metadata["guarantee"] == "not established"
     theirs, ours = Scorer(plain).score(images), Scorer(path).score(images)
     assert np.mean([a.label == b.label for a, b in zip(theirs, ours, strict=True)]) >= 0.9
@@ -168,11 +171,14 @@ def test_a_reduced_file_is_calibrated_by_its_own_scores(
     scores = sorted(result.score for result in scorer.score(unseen, batch_size=1))
     np.testing.assert_allclose(scorer.metadata["scores"], scores, rtol=1e-5)
     assert scorer.metadata["samples"] == 60
-    assert scorer.threshold == scorer.metadata["scores"][42]  # the 43rd of 60 for 30%
+    highest = np.float64(scorer.metadata["scores"][42]) + scorer.metadata["tolerance"]
+    assert scorer.threshold == np.float32(highest)  # the 43rd of 60 for 30%
     assert scorer.threshold != theirs.threshold
     assert scorer.metadata["guarantee"] == theirs.guarantee == "established"
     p_values = [result.p_value for result in scorer.score(unseen, batch_size=1)]
-    assert np.mean(np.array(p_values) <= 0.3) == pytest.approx(17 / 60)
+    ties = sum(scorer.metadata["scores"][42] < score <= scorer.threshold for score in scores)
+    assert np.mean(np.array(p_values) <= 0.3) == pytest.approx((17 - ties) / 60)
+    assert ties <= 2
 
 
 def test_a_reduced_file_is_judged_by_accuracy(folder, plain, images, tmp_path):
@@ -332,9 +338,9 @@ def test_a_channel_that_is_off_keeps_its_bias():
 
 def test_calibration_images_are_spread_over_all(monkeypatch):
     """A folder lists one class after the other: the first images are not enough."""
-    monkeypatch.setattr(exporting_module, "CALIBRATION_IMAGES", 3)
-    monkeypatch.setattr(exporting_module, "FEWEST_CALIBRATION_IMAGES", 3)
-    chosen = exporting_module._calibration_sources("int8", [f"{n}.png" for n in range(9)])
+    monkeypatch.setattr(images_module, "CALIBRATION_IMAGES", 3)
+    monkeypatch.setattr(images_module, "FEWEST_CALIBRATION_IMAGES", 3)
+    chosen = images_module.calibration_sources("int8", [f"{n}.png" for n in range(9)])
     assert chosen == ["0.png", "4.png", "8.png"]
 
 

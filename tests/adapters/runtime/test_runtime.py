@@ -146,19 +146,43 @@ def test_providers_are_those_of_onnx_runtime(model_path):
         Scorer(model_path, providers=["MoonExecutionProvider"])
 
 
-def test_another_alpha_takes_its_threshold_from_the_curve(model_path):
-    assert Scorer(model_path).threshold == 0.9
-    assert Scorer(model_path, alpha=0.01).threshold == 1.05
-    assert Scorer(model_path, alpha=0.3).threshold == 0.675  # the thirtieth of 99
-    assert Scorer(model_path, alpha=0.3099).threshold == 0.675
+def test_another_alpha_has_another_threshold(model_path):
+    for alpha, threshold in ((None, 0.9), (0.01, 1.05), (0.3, 0.675), (0.3099, 0.675)):
+        assert Scorer(model_path, alpha=alpha).threshold == np.float32(threshold)  # 0.3: of 99 30
     with pytest.raises(ValueError, match="more held-out samples than the 99"):
-        Scorer(model_path, alpha=0.001)
+        Scorer(model_path, alpha=0.009)
     with pytest.raises(ValueError, match=r"in \(0, 1\)"):
         Scorer(model_path, alpha=2)
     image = colour(128, 120, 110)
     score = by_hand(image)[2]
     assert score > 0.9
     assert Scorer(model_path, alpha=0.01).score(image)[0].is_ood == (score > 1.05)
+
+
+def test_every_rate_rejects_what_has_a_p_value_of_at_most_that(scorer):
+    """Where alpha is a p-value too: as what the file gave, as a quotient, and beside these."""
+    images = np.stack([colour(*shade) for shade in shades(200)])
+    outputs = scorer.run(images)
+    p_values = outputs["p_value"].astype(float)
+    assert len(set(p_values)) > 20
+    for rank in range(1, 100):
+        single = float(scorer.steps.values[rank - 1])
+        for alpha, expected in (
+            (rank / 100, rank),
+            (single, rank),
+            (scorer.steps.values[rank - 1], rank),
+            (np.nextafter(single, 1), rank),
+            (np.nextafter(single, 0), rank - 1),
+        ):
+            if not expected:
+                with pytest.raises(ValueError, match=r"the least is 0\.01"):
+                    scorer.at(alpha)
+                continue
+            at = scorer.at(alpha)
+            rejected = at.run(images)["is_ood"]
+            assert np.array_equal(rejected, p_values <= alpha)
+            assert np.array_equal(rejected, outputs["score"] > np.float32(at.threshold))
+            assert rejected.sum() == (np.round(100 * p_values) <= expected).sum()
 
 
 def test_p_values_are_the_share_of_calibration_scores_as_large(scorer):
@@ -175,25 +199,6 @@ def test_p_values_are_the_share_of_calibration_scores_as_large(scorer):
         assert np.array_equal(rejected, outputs["p_value"].astype(float) <= alpha)
     rows = scorer.score(images[:9])
     assert [row.p_value for row in rows] == outputs["p_value"][:9].tolist()
-
-
-def test_a_file_of_the_format_without_p_values_gives_them_from_its_table(
-    scorer, model_path, tmp_path
-):
-    _old()(model_path, tmp_path / "old.onnx")
-    old = Scorer(tmp_path / "old.onnx")
-    assert "p_value" not in [output.name for output in old.session.get_outputs()]
-    images = np.stack([colour(*shade) for shade in shades(200)])
-    expected, found = scorer.run(images), old.run(images)
-    exact = expected["p_value"] <= 0.2  # as far as no threshold is left out
-    assert 0 < exact.sum() < 200
-    assert np.array_equal(found["p_value"][exact], expected["p_value"][exact])
-    assert (found["p_value"] >= expected["p_value"]).all()  # the others are more careful
-    assert (found["p_value"] < expected["p_value"] + 0.071).all()
-    for name in set(expected) - {"p_value"}:
-        assert np.array_equal(found[name], expected[name])
-    assert old.at(0.01).threshold == 1.05
-    assert old.score(images[0])[0].p_value == found["p_value"][0]
 
 
 # -- Hostile input -----------------------------------------------------------------------------
@@ -530,26 +535,6 @@ def _with_preprocessing(model_path, folder, **changed):
     return Scorer(path)
 
 
-def _old(change=lambda metadata: None):
-    """The file in the format of before there were p-values."""
-
-    def older(model_path, path):
-        onnx = pytest.importorskip("onnx")
-        model = onnx.load(model_path)
-        names = [o.name for o in model.graph.output if o.name != "p_value"]
-        model = onnx.utils.Extractor(model).extract_model(["images"], names)
-        metadata = json.loads(onnx.load(model_path).metadata_props[0].value)
-        scores = metadata.pop("scores")[::-1]
-        kept = [*range(20), *range(20, 99, 7)]  # thinned where rates are large
-        metadata["curve"] = [[(place + 1) / 100, scores[place]] for place in kept]
-        metadata["format"] = 1
-        change(metadata)
-        onnx.helper.set_model_props(model, {"isomax": json.dumps(metadata)})
-        onnx.save(model, path)
-
-    return older
-
-
 def _preprocessing(**changed):
     return _with_metadata(lambda m: m["preprocessing"].update(changed))
 
@@ -650,17 +635,16 @@ def _varint(value):
         (_with_metadata(lambda m: m.update(class_names=["a", "b"])), "2 class names for 3"),
         (_with_metadata(lambda m: m.update(threshold=float("nan"))), "finite"),
         (_with_metadata(lambda m: m.update(threshold="high")), "finite"),
-        (_with_metadata(lambda m: m.update(format=1)), "format 1 has other outputs"),
+        (_with_metadata(lambda m: m.update(alpha=0.009)), "alpha is 0.009 with 99 scores"),
+        (_with_metadata(lambda m: m.update(alpha=1.5)), "alpha is 1.5"),
+        (_with_metadata(lambda m: m.update(tolerance=-1e-9)), "tolerance is -1e-09"),
+        (_with_metadata(lambda m: m.pop("tolerance")), "tolerance"),
         (_with_metadata(lambda m: m.update(samples=0)), "samples is 0, not a count"),
         (_with_metadata(lambda m: m.update(samples=98)), "scores is not a list of 98 numbers"),
         (_with_metadata(lambda m: m.pop("scores")), "scores"),
         (_with_metadata(lambda m: m["scores"].__setitem__(0, "low")), "damaged"),
         (_with_metadata(lambda m: m["scores"].__setitem__(0, float("-inf"))), "finite"),
         (_with_metadata(lambda m: m["scores"].reverse()), "not in order"),
-        (_old(lambda m: m.pop("curve")), "curve"),
-        (_old(lambda m: m.update(curve=[1, 2])), "damaged"),
-        (_old(lambda m: m.update(curve=[])), "not a list of points"),
-        (_old(lambda m: m["curve"].reverse()), "not in order"),
         (_with_metadata(lambda m: m.pop("preprocessing")), "preprocessing"),
         (_with_metadata(lambda m: m.update(preprocessing=[1])), "damaged"),
         (_preprocessing(crop_mode="spiral"), "crop_mode is 'spiral'"),

@@ -31,6 +31,7 @@ def test_round_trip(model, calibration, tmp_path):
     )
     assert sorted(path.name for path in folder.iterdir()) == [
         "calibration.json",
+        "calibration.safetensors",
         "config.json",
         "model.safetensors",
     ]
@@ -42,7 +43,12 @@ def test_round_trip(model, calibration, tmp_path):
     resolved = timm.data.resolve_model_data_config(loaded)
     assert resolved["input_size"] == (3, 48, 48)
     assert tuple(resolved["mean"]) == (0.1, 0.2, 0.3)
-    assert isomax_timm.load_calibration(folder) == calibration
+    found = isomax_timm.load_calibration(folder)
+    assert found == calibration
+    assert set(found.outputs) == {"scores", "logits"}
+    assert all(
+        torch.equal(found.outputs[name], calibration.outputs[name]) for name in found.outputs
+    )
     # timm's own way, unaided
     theirs = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     assert torch.equal(theirs(images), model(images))
@@ -196,4 +202,14 @@ def test_a_damaged_calibration_is_named(model, calibration, tmp_path):
     folder = isomax_timm.save_model(model, tmp_path / "m", calibration=calibration)
     (folder / "calibration.json").write_text('{"score": "entropic_score"}')
     with pytest.raises(isomax_timm.ModelFolderError, match=r"calibration\.json is damaged"):
+        isomax_timm.load_calibration(folder)
+    isomax_timm.save_calibration(calibration, folder)
+    some = {name: rows[1:].clone() for name, rows in calibration.outputs.items()}
+    safetensors.torch.save_file(some, folder / "calibration.safetensors")
+    with pytest.raises(isomax_timm.ModelFolderError, match="49 logits for 50 scores"):
+        isomax_timm.load_calibration(folder)
+    (folder / "calibration.safetensors").unlink()
+    with pytest.raises(
+        isomax_timm.ModelFolderError, match=r"calibration\.safetensors cannot be read"
+    ):
         isomax_timm.load_calibration(folder)

@@ -190,6 +190,30 @@ def test_copies_of_an_image_are_all_on_one_side(copies, share_copied):
     assert len(test) == pytest.approx(len(contents) / 5, rel=0.2)
 
 
+@pytest.mark.parametrize("share_copied", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("different", [150, 640])
+def test_copies_do_not_make_a_model_that_knows_its_images_reject_fresh_ones(
+    different, share_copied
+):
+    """A model that has learnt images by heart scores those lower, and their copies as well."""
+    alpha, generator, rejected = 0.05, np.random.default_rng(0), []
+    contents = np.concatenate(
+        [np.arange(different), *[np.arange(int(share_copied * different))] * 3]
+    )
+    images = replace(
+        images_of([len(contents)], contents=contents), labels=contents % 2, class_names=("a", "b")
+    )
+    for seed in range(200):
+        split = split_training(images, None, alpha, seed=seed)
+        assert split.guarantee == "established"
+        scores = generator.normal(size=different)
+        scores[np.unique(split.training.contents)] -= 3
+        held = np.sort(scores[split.calibration.contents])
+        threshold = held[int(np.ceil(round((len(held) + 1) * (1 - alpha), 9))) - 1]
+        rejected.append((generator.normal(size=1000) > threshold).mean())
+    assert np.mean(rejected) <= alpha + 3 * np.std(rejected) / 200**0.5
+
+
 @pytest.mark.parametrize("size", [1, 5])
 def test_images_to_test_on_are_drawn_by_class_and_group(size):
     labels = listed([400, 100, 20])[1]

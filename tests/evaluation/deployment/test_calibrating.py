@@ -71,6 +71,8 @@ def test_the_threshold_is_of_images_that_neither_has_seen(detector, trained, roo
     held = splits[splits["split"] == "calibration"]["path"]
     assert calibration.guarantee == "established"
     assert calibration.samples == len(held)
+    kept = {"scores", "logits"} | ({"features"} if detector in ("ViM", "isomax+") else set())
+    assert set(calibration.outputs) == kept
     if saved.fit_images:
         assert saved.fit_images == (splits["split"] == "train").sum()
     model = load_model(folder)
