@@ -52,6 +52,7 @@ def export(
     calibration_images: Iterable[ImageSource] | None = None,
     selection: Labelled | None = None,
     held_out: Labelled | None = None,
+    class_names: Sequence[str] | None = None,
 ) -> Path:
     """Export a model folder with its preprocessing, score and threshold, and verify the file.
 
@@ -88,6 +89,8 @@ def export(
     :param selection: what a reduced file is judged on; if not given, it is judged on the
         calibration images, without labels
     :param held_out: what a reduced file is calibrated on; images that nothing else was done with
+    :param class_names: of a folder that has none, in the order of the logits; if not given, the
+        numbers of the logits
     :return: the path
     :raises ExportError: if torch cannot export the model, or the file disagrees with it
     :raises ValueError: if the folder is no calibrated model folder, its preprocessing cannot be
@@ -109,7 +112,9 @@ def export(
     channels = config["input_size"][0]
     grey_range = grey_range_of(Path(model_folder))
     decode = partial(_decoded, channels=channels, grey_range=grey_range)
-    names = model.pretrained_cfg.get("label_names") or range(model.num_classes)
+    names = model.pretrained_cfg.get("label_names") or class_names or range(model.num_classes)
+    if len(names) != model.num_classes:
+        raise ValueError(f"{len(names)} class names for {model.num_classes} classes")
     metadata = {
         "format": METADATA_FORMAT,
         "class_names": [str(name) for name in names],

@@ -55,6 +55,8 @@ def save_model(
     """
     folder = Path(folder)
     check_place(folder)
+    if isinstance(class_names, str):
+        raise ValueError(f"class_names is the text {class_names!r}; expected a list of names")
     if class_names is not None and len(class_names) != model.num_classes:
         raise ValueError(f"{len(class_names)} class names for {model.num_classes} classes")
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -8,11 +8,13 @@ import typer
 from isomax_evaluation.cli.options import (
     Alpha,
     ClassMap,
+    ClassNames,
     GroupBy,
     ImageSize,
     Root,
     SkipBad,
     Workers,
+    class_names_of,
     image_size_of,
 )
 from isomax_evaluation.cli.terminal import one_line_errors, show_threshold, status
@@ -63,6 +65,7 @@ def calibrate(
     data_root: Root = None,
     group_by: GroupBy = None,
     class_map: ClassMap = None,
+    class_names: ClassNames = None,
     skip_bad_images: SkipBad = False,
     workers: Workers = 2,
 ) -> None:
@@ -86,6 +89,7 @@ def calibrate(
             root=data_root,
             group_by=group_by,
             class_map=class_map,
+            class_names=class_names_of(class_names),
             skip_bad_images=skip_bad_images,
             workers=workers,
         )

@@ -8,6 +8,7 @@ import typer
 from isomax_evaluation.cli.options import (
     Alpha,
     ClassMap,
+    ClassNames,
     CropMode,
     CropPct,
     GreyRange,
@@ -26,6 +27,7 @@ from isomax_evaluation.cli.options import (
     Track,
     Weights,
     Workers,
+    class_names_of,
     grey_range_of,
     image_size_of,
     recipe_of,
@@ -114,6 +116,7 @@ def compare(
     ] = None,
     group_by: GroupBy = None,
     class_map: ClassMap = None,
+    class_names: ClassNames = None,
     alpha: Alpha = 0.05,
     skip_bad_images: SkipBad = False,
     workers: Workers = 2,
@@ -176,6 +179,7 @@ def compare(
             fit_images=fit_images,
             group_by=group_by,
             class_map=class_map,
+            class_names=class_names_of(class_names),
             export=export,
             started=started,
         )

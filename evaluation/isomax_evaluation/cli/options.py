@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from isomax_evaluation.cli.terminal import path_of
-from isomax_evaluation.output.errors import InputError
+from isomax_evaluation.output.errors import InputError, input_errors
 from isomax_evaluation.training.recipes import RECIPES, Recipe
 
 Output = Annotated[
@@ -82,6 +82,14 @@ GroupBy = Annotated[
     ),
 ]
 ClassMap = Annotated[str | None, typer.Option(help="timm's file of class names, in their order.")]
+ClassNames = Annotated[
+    Path | None,
+    typer.Option(
+        help="The classes of a model that does not name them, in the order of its logits: a text "
+        "file with one a line. Without it, images decide which of the usual orders it is.",
+        metavar="FILE",
+    ),
+]
 SkipBad = Annotated[
     bool, typer.Option("--skip-bad-images", help="Leave out images that do not decode.")
 ]
@@ -175,6 +183,17 @@ def _whole_numbers(option: str, text: str) -> list[int]:
         return [int(part) for part in text.split(",")]
     except ValueError as error:
         raise InputError(f"{option} takes whole numbers with commas: {error}") from error
+
+
+def class_names_of(file: Path | None) -> list[str] | None:
+    """The lines of a file of class names."""
+    if file is None:
+        return None
+    from isomax_evaluation.data.listing.listing import class_order
+    from isomax_evaluation.data.listing.tables import load_class_map
+
+    with input_errors():
+        return class_order(load_class_map(file))
 
 
 def split(names: str) -> list[str]:

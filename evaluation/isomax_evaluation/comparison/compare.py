@@ -17,7 +17,7 @@ from isomax_evaluation.comparison.deploying import (
 )
 from isomax_evaluation.comparison.finishing import Comparison, tables_of, write_all
 from isomax_evaluation.comparison.given import given_models
-from isomax_evaluation.comparison.naming import split_name
+from isomax_evaluation.comparison.naming import as_list, split_name
 from isomax_evaluation.comparison.opening import (
     open_models,
     ready_with_each,
@@ -93,6 +93,7 @@ def compare(
     fit_images: int | None = None,
     group_by: str | None = None,
     class_map: str | None = None,
+    class_names: Sequence[str] | None = None,
     export: str | None = None,
     started: Callable[[], object] | None = None,
 ) -> Comparison:
@@ -145,6 +146,8 @@ def compare(
     :param fit_images: fit detectors on at most so many training images of each class
     :param group_by: which images belong together, see :func:`isomax_evaluation.data.open_splits`
     :param class_map: timm's file of class names
+    :param class_names: of given models that have none, in the order of their logits; if not given,
+        the ID images decide which of the usual orders it is
     :param export: the row that becomes ``chosen.onnx``, ``MODEL/DETECTOR`` or ``LOSS/DETECTOR``; by
         default the best one that can be a file: by AUROC on the tuning set if there is one, else on
         the test sets
@@ -156,7 +159,7 @@ def compare(
     digits = isinstance(id, str) and id == "digits" and not benchmark
     if losses is None:
         losses = () if given else DIGITS_LOSSES if digits else LOSSES
-    losses = list(losses)
+    losses = as_list(losses)
     if image_size is None and digits:
         image_size = 32
     image_size, auto = one_side(image_size), grey_range == "auto"
@@ -166,9 +169,11 @@ def compare(
         interpolation,
     )  # fmt: skip
     named_ood: list[tuple[str | None, Any]] = (
-        list(ood.items()) if isinstance(ood, Mapping) else [split_name(one) for one in ood]
+        list(ood.items())
+        if isinstance(ood, Mapping)
+        else [split_name(str(one)) for one in as_list(ood)]
     )
-    plan = Plan(job, losses, seeds, given, list(detectors), named_ood, image_size)
+    plan = Plan(job, losses, seeds, given, as_list(detectors), named_ood, image_size)
     plan.check(ood_is_given=benchmark is None)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError("compare runs in one process; start it without torchrun or accelerate")
@@ -187,7 +192,9 @@ def compare(
         if auto:
             found = grey_range_of(sets.train, workers, progress)
             plan = replace(plan, job=replace(plan.job, grey_range=found))
-        opened = open_models(plan, sets, accelerator.device)
+        opened = open_models(
+            plan, sets, accelerator.device, progress, class_names, class_map is not None
+        )
         if wanted is not None:
             refuse_what_no_file_holds(wanted, plan, opened, len(sets.train.class_names))
         if plan.losses:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from isomax_adapters.timm.sources import model_folder_of, models_in
-from isomax_evaluation.comparison.naming import split_name, unique_names
+from isomax_evaluation.comparison.naming import as_list, split_name, unique_names
 from isomax_evaluation.detection.opening import Given, Source
 
 
@@ -24,7 +24,7 @@ def given_models(models: Mapping[str, Any] | Iterable[str]) -> list[Given]:
             for source in (sources if isinstance(sources, (list, tuple)) else [sources])
         ]
     else:
-        listed = [split_name(text) for text in models]
+        listed = [split_name(str(text)) for text in as_list(models)]
     spread: list[tuple[str | None, Source]] = []
     for name, source in listed:
         if isinstance(source, (str, Path)) and model_folder_of(str(source)) is None:

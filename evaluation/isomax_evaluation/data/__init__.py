@@ -7,7 +7,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from isomax_evaluation.data.datasets import Splits, named_sets, open_images, open_splits
+    from isomax_evaluation.data.datasets import (
+        Splits,
+        named_sets,
+        open_images,
+        open_of_classes,
+        open_splits,
+    )
     from isomax_evaluation.data.holding_out import Divided, divide, recorded_parts, table_of_splits
     from isomax_evaluation.data.images import (
         OOD_LABEL,
@@ -16,17 +22,18 @@ if TYPE_CHECKING:
         Transformed,
         at_most,
         limit_per_class,
+        of_classes,
         stratified_split,
     )
     from isomax_evaluation.data.pixels import grey_range_of, warnings_of
     from isomax_evaluation.data.reading import check_apart, check_counts, readable
 
 _PLACES = {
-    "datasets": ("Splits", "named_sets", "open_images", "open_splits"),
+    "datasets": ("Splits", "named_sets", "open_images", "open_of_classes", "open_splits"),
     "holding_out": ("Divided", "divide", "recorded_parts", "table_of_splits"),
     "images": (
         *("OOD_LABEL", "Decoding", "Images", "Transformed", "at_most", "limit_per_class"),
-        "stratified_split",
+        *("of_classes", "stratified_split"),
     ),
     "pixels": ("grey_range_of", "warnings_of"),
     "reading": ("check_apart", "check_counts", "readable"),
@@ -47,7 +54,9 @@ __all__ = [
     "grey_range_of",
     "limit_per_class",
     "named_sets",
+    "of_classes",
     "open_images",
+    "open_of_classes",
     "open_splits",
     "readable",
     "recorded_parts",

@@ -16,7 +16,6 @@ from isomax_adapters.timm.folder import check_place
 from isomax_adapters.timm.sources import model_folder_of
 from isomax_evaluation import data
 from isomax_evaluation.data.digests import digest
-from isomax_evaluation.data.images import Images
 from isomax_evaluation.data.loading import decoding_errors, loader_of
 from isomax_evaluation.deployment.equipping import Loaded, Wanted, equip, tell_if_no_file_holds
 from isomax_evaluation.deployment.held_out import hold_out
@@ -52,6 +51,7 @@ def calibrate(
     root: str | None = None,
     group_by: str | None = None,
     class_map: str | None = None,
+    class_names: Sequence[str] | None = None,
     skip_bad_images: bool = False,
     workers: int = 2,
 ) -> Path:
@@ -73,6 +73,8 @@ def calibrate(
     :param bank: compare with at most so many of them, with detectors that compare with each
     :param hyperparameters: the detector's, other than its own or those chosen by a comparison;
         ``{"epochs": 20}`` trains a head that ``isomax+`` puts at the class means
+    :param class_names: of a model that has none, in the order of its logits; if not given, the
+        training images decide which of the usual orders it is
     :return: the model folder
     :raises InputError: if anything given cannot be used, before anything is written
     """
@@ -85,12 +87,14 @@ def calibrate(
         for line in splits.found:
             tell(progress, line)
         model = open_given(
-            Given("the model", 0, source), splits.train.class_names, {"img_size": image_size}, None,
-            tensors=False, device=accelerator.device,
+            Given("the model", 0, source), splits.train, {"img_size": image_size}, None,
+            tensors=False, device=accelerator.device, progress=progress, class_names=class_names,
+            in_given_order=class_map is not None,
         )  # fmt: skip
         name = _named(model, detector)
         tell_if_no_file_holds(model, name, progress)
-        given = None if calibration is None else _of_classes(calibration, splits.train, root)
+        names = splits.train.class_names
+        given = None if calibration is None else data.open_of_classes(calibration, names, root)
         held = hold_out(splits.train, splits.held_out, source, alpha, given)
         training, chosen = (
             data.readable(images.decoded(model.decoding), skip_bad_images, workers, progress)
@@ -198,16 +202,6 @@ def _named(model: Model, detector: str | None) -> str | None:
             + (f"; {', '.join(others)} can" if others else "")
         )
     return name
-
-
-def _of_classes(calibration: str, train: Images, root: str | None) -> Images:
-    held = data.open_images(calibration, "test", root)
-    if held.class_names != train.class_names:
-        raise InputError(
-            f"the classes of {calibration} are {', '.join(held.class_names[:5])}, ...; those of "
-            f"the training images are {', '.join(train.class_names[:5])}, ..."
-        )
-    return held
 
 
 def _chosen(source: str, name: str | None) -> dict[str, Any]:
