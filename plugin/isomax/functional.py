@@ -527,8 +527,9 @@ def of_distances(logits: Tensor) -> Tensor:
 @torch.jit.ignore
 def _refuse_positive(logits: Tensor) -> None:
     if _values_are_free_to_read(logits) and bool((logits > 0).any()):
+        largest = float(logits.detach().max())
         raise ValueError(
-            f"logits reach {float(logits.max()):.3g}, and those of a distance head are never "
+            f"logits reach {largest:.3g}, and those of a distance head are never "
             "positive: they are a linear classifier's; put IsoMaxHead, IsoMaxPlusHead or "
             "DisMaxHead in its place (isomax_adapters.timm.attach), or take the loss and the "
             "scores of softmax classifiers"

@@ -28,6 +28,7 @@ from isomax_adapters.runtime.metadata import METADATA_FORMAT
 from isomax_adapters.runtime.resizing import to_size_of_graph
 from isomax_adapters.timm import load_calibration, load_model
 from isomax_adapters.timm.attaching import classifier_names
+from isomax_adapters.timm.classes import checked_names
 from isomax_adapters.timm.grey_ranges import grey_range_of
 
 CALIBRATION_IMAGES = 256  # more of them hardly move the ranges of the activations
@@ -112,9 +113,9 @@ def export(
     channels = config["input_size"][0]
     grey_range = grey_range_of(Path(model_folder))
     decode = partial(_decoded, channels=channels, grey_range=grey_range)
-    names = model.pretrained_cfg.get("label_names") or class_names or range(model.num_classes)
-    if len(names) != model.num_classes:
-        raise ValueError(f"{len(names)} class names for {model.num_classes} classes")
+    names = model.pretrained_cfg.get("label_names") or checked_names(
+        range(model.num_classes) if class_names is None else class_names, model.num_classes
+    )
     metadata = {
         "format": METADATA_FORMAT,
         "class_names": [str(name) for name in names],

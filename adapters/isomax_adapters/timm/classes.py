@@ -12,6 +12,21 @@ _WORDNET = re.compile(r"(n\d{8})(?![0-9A-Za-z])")
 Lookup = dict[str, list[int]]  # from a name to the places of the classes that it is of
 
 
+def checked_names(class_names: Iterable[object], num_classes: int) -> list[str]:
+    """Names of a model's classes, in the order of its logits.
+
+    :raises ValueError: if they are no list, not one for each class, or one is there twice
+    """
+    if isinstance(class_names, str):
+        raise ValueError(f"class_names is the text {class_names!r}; expected a list of names")
+    names = list(map(str, class_names))
+    if len(names) != num_classes:
+        raise ValueError(f"{len(names)} class names for {num_classes} classes")
+    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+        raise ValueError(f"{_some(twice)} are names of more than one class; give each its own")
+    return names
+
+
 def match_classes(
     model: Any,
     num_classes: int,
@@ -36,14 +51,10 @@ def match_classes(
     :raises ValueError: if a class is none of the model's, is several of them, or the model has no
         names and another number of classes
     """
-    if isinstance(given, str):
-        raise ValueError(f"class_names is the text {given!r}; expected a list of names")
     config = getattr(model, "pretrained_cfg", None) or {}
     labels, described = config.get("label_names"), config.get("label_descriptions")
     if labels is None and given is not None:
-        if len(given) != num_classes:
-            raise ValueError(f"{len(given)} class names for the {num_classes} classes of {name}")
-        labels, described = given, None
+        labels, described = checked_names(given, num_classes), None
     guessed = infer_imagenet_subset(model) if labels is None and config else None
     if guessed is not None:
         info = ImageNetInfo(guessed)

@@ -17,7 +17,7 @@ from isomax_evaluation.comparison.deploying import (
 )
 from isomax_evaluation.comparison.finishing import Comparison, tables_of, write_all
 from isomax_evaluation.comparison.given import given_models
-from isomax_evaluation.comparison.naming import as_list, split_name
+from isomax_evaluation.comparison.naming import split_name
 from isomax_evaluation.comparison.opening import (
     open_models,
     ready_with_each,
@@ -42,6 +42,7 @@ from isomax_evaluation.data.pixels import grey_range_of
 from isomax_evaluation.detection.models import Model
 from isomax_evaluation.detection.testing import Bench, Tested, test_model
 from isomax_evaluation.output.errors import InputError
+from isomax_evaluation.output.files import as_list
 from isomax_evaluation.output.folders import check_outside
 from isomax_evaluation.output.progress import progress_bar, tell, warn
 from isomax_evaluation.output.provenance import write_provenance

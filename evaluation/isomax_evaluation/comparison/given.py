@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from isomax_adapters.timm.sources import model_folder_of, models_in
-from isomax_evaluation.comparison.naming import as_list, split_name, unique_names
+from isomax_evaluation.comparison.naming import split_name, unique_names
 from isomax_evaluation.detection.opening import Given, Source
+from isomax_evaluation.output.files import as_list
 
 
 def given_models(models: Mapping[str, Any] | Iterable[str]) -> list[Given]:

@@ -2,15 +2,9 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from isomax_evaluation.output.errors import InputError
 from isomax_evaluation.output.files import as_text
-
-
-def as_list(given: Any) -> list[Any]:
-    """What is given, one by one; a text or path where a list is meant is a list of one."""
-    return [given] if isinstance(given, (str, Path)) else list(given)
 
 
 def split_name(text: str) -> tuple[str | None, str]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from isomax.calibration import RejectionThreshold
 from isomax_adapters.pytorch_ood import Parts, check_names, why_not
+from isomax_adapters.timm.classes import checked_names
 from isomax_adapters.timm.folder import check_place
 from isomax_adapters.timm.sources import model_folder_of
 from isomax_evaluation import data
@@ -155,9 +156,9 @@ def calibrate_model(
         )
     parts = model if isinstance(model, Parts) else Parts(model)
     config = dict(data_config or timm.data.resolve_model_data_config(network))
-    names = tuple(map(str, range(parts.num_classes) if class_names is None else class_names))
-    if len(names) != parts.num_classes:
-        raise InputError(f"{len(names)} class names for {parts.num_classes} classes")
+    names_given = range(parts.num_classes) if class_names is None else class_names
+    with input_errors():
+        names = tuple(checked_names(names_given, parts.num_classes))
     for what, loader in (("held_out", held_out), ("training", training)):
         if loader is not None:
             _check_preprocessing(what, loader, config)

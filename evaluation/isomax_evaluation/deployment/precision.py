@@ -27,6 +27,7 @@ from isomax_evaluation.data.preprocessing import preprocessing_of
 from isomax_evaluation.detection.class_order import places_by_images
 from isomax_evaluation.detection.metrics import ood_metrics
 from isomax_evaluation.output.errors import InputError, input_errors
+from isomax_evaluation.output.files import as_list
 
 #: parts of a training's images that it has not seen -> what they are for
 UNSEEN = {"validation": "selection", "calibration": "held_out"}
@@ -77,7 +78,7 @@ def export_and_measure(
     held = None if splits.held_out is None else data.of_classes(splits.held_out, names)
     if calibration is not None:
         held = data.open_of_classes(calibration, names, root)
-    unknown = [data.open_images(name, "test", root).as_ood() for name in ood]
+    unknown = [data.open_images(name, "test", root).as_ood() for name in as_list(ood)]
     recorded: dict[str, Images] = {}
     if calibration is None:
         recorded = _recorded(model_folder, [training, *([] if held is None else [held])])
