@@ -94,7 +94,6 @@ def main() -> int:
     given = parser.parse_args()
     warnings.simplefilter("ignore")
     splits = data.open_splits(given.id)
-    names = splits.train.class_names
     size = {"img_size": given.image_size}
     with progress_bar() as progress:
         model = open_given(
