@@ -9,6 +9,7 @@ from isomax.functional import (
     entropic_score,
     max_mean_logit_entropy_score,
     minimum_distance_score,
+    of_distances,
 )
 from isomax.papers import DISMAX, ISOMAX, ISOMAX_PLUS
 
@@ -47,8 +48,9 @@ class EntropicScore(_Score):
         r"""
         :param logits: :math:`B \times C`, or :math:`B \times C \times H \times W`
         :return: entropies in nats, :math:`B` (:math:`B \times H \times W`)
+        :raises ValueError: if logits are positive: they are of no distance head
         """
-        return entropic_score(logits)
+        return entropic_score(of_distances(logits))
 
 
 class MinimumDistanceScore(_Score):
@@ -73,6 +75,7 @@ class MinimumDistanceScore(_Score):
         r"""
         :param logits: :math:`B \times C`, or :math:`B \times C \times H \times W`
         :return: distances, :math:`B` (:math:`B \times H \times W`)
+        :raises ValueError: if logits are positive: they are of no distance head
         """
         return minimum_distance_score(logits)
 
@@ -100,6 +103,7 @@ class MaxMeanLogitEntropyScore(_Score):
         r"""
         :param logits: :math:`B \times C`, or :math:`B \times C \times H \times W`
         :return: scores, :math:`B` (:math:`B \times H \times W`)
+        :raises ValueError: if logits are positive: they are of no distance head
         """
         return max_mean_logit_entropy_score(logits)
 

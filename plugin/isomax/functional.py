@@ -174,7 +174,8 @@ def isomax_loss(
     :param entropic_scale: :math:`E_s`; there in training, taken away at inference
     :param reduction: ``mean``, ``sum`` or ``none``
     :return: a scalar, or with ``none`` one value per sample
-    :raises ValueError: if shapes do not fit, a label is not below C, or the reduction is unknown
+    :raises ValueError: if shapes do not fit, a label is not below C, the reduction is unknown, or
+        logits are positive, see :func:`of_distances`
 
     Source: IsoMax, the loss with the entropic scale; the same in IsoMax+ and DisMax.
 
@@ -183,6 +184,7 @@ def isomax_loss(
     """
     reduction = checked_reduction(reduction)
     _check_target(logits, target)
+    logits = of_distances(logits)
     losses, known, _ = _cross_entropies(entropic_scale * logits, target)
     if reduction == "none":
         return losses
@@ -227,6 +229,7 @@ def fractional_probability_loss(
     if not target.is_floating_point():
         return isomax_loss(logits, target, entropic_scale, reduction)
     _check_target(logits, target)
+    logits = of_distances(logits)
     cross_entropies, known, target = _cross_entropies(entropic_scale * logits, target)
     losses = cross_entropies + torch.xlogy(target, target).sum(dim=1)
     if reduction == "none":
@@ -326,13 +329,14 @@ def minimum_distance_score(logits: Tensor) -> Tensor:
 
     :param logits: :math:`B \times C`, or :math:`B \times C \times H \times W`
     :return: distances, :math:`B` (:math:`B \times H \times W`)
+    :raises ValueError: if logits are positive, see :func:`of_distances`
 
     Source: IsoMax+, minimum distance score.
 
     >>> minimum_distance_score(torch.tensor([[-3.0, -1.0]]))
     tensor([1.])
     """
-    return -logits.amax(dim=1)
+    return -of_distances(logits).amax(dim=1)
 
 
 def max_mean_logit_entropy_score(logits: Tensor) -> Tensor:
@@ -342,12 +346,14 @@ def max_mean_logit_entropy_score(logits: Tensor) -> Tensor:
 
     :param logits: :math:`B \times C`, or :math:`B \times C \times H \times W`
     :return: scores, :math:`B` (:math:`B \times H \times W`)
+    :raises ValueError: if logits are positive, see :func:`of_distances`
 
     Source: DisMax, max-mean logit entropy score.
 
     >>> max_mean_logit_entropy_score(torch.tensor([[-2.0, -2.0]]))
     tensor([4.6931])
     """
+    logits = of_distances(logits)
     return entropic_score(logits) - logits.amax(dim=1) - logits.mean(dim=1)
 
 
@@ -502,6 +508,32 @@ def _as_map(rows: Tensor, features: Tensor) -> Tensor:
         batch, _, height, width = features.shape
         return rows.unflatten(0, (batch, height, width)).permute(0, 3, 1, 2)
     return rows
+
+
+@torch.fx.wrap
+def of_distances(logits: Tensor) -> Tensor:
+    """Logits that can be those of a distance head: none is positive, since no distance is negative.
+
+    :param logits: of any shape
+    :return: the same
+    :raises ValueError: if some are positive (looked at on the CPU only, where that costs no
+        synchronisation, and not while a compiler or an exporter runs)
+    """
+    if not torch.jit.is_scripting():
+        _refuse_positive(logits)
+    return logits
+
+
+@torch.jit.ignore
+def _refuse_positive(logits: Tensor) -> None:
+    if _values_are_free_to_read(logits) and bool((logits > 0).any()):
+        largest = float(logits.detach().max())
+        raise ValueError(
+            f"logits reach {largest:.3g}, and those of a distance head are never "
+            "positive: they are a linear classifier's; put IsoMaxHead, IsoMaxPlusHead or "
+            "DisMaxHead in its place (isomax_adapters.timm.attach), or take the loss and the "
+            "scores of softmax classifiers"
+        )
 
 
 def checked_reduction(reduction: str | None) -> str:

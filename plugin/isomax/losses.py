@@ -75,7 +75,8 @@ class IsoMaxLoss(nn.Module):
         :param target: labels :math:`B` (:math:`B \times H \times W`), or class probabilities of
             the shape of the logits; samples with targets :math:`< 0` are discarded
         :return: the loss; with ``none`` one value per sample, zero for outliers
-        :raises ValueError: if shapes do not fit or a label is not below C
+        :raises ValueError: if shapes do not fit, a label is not below C, or logits are positive:
+            they are of no distance head
         """
         return isomax_loss(logits, target, self.entropic_scale, self.reduction)
 
@@ -134,7 +135,8 @@ class FractionalProbabilityLoss(nn.Module):
         :param target: class probabilities :math:`B \times C`, or labels :math:`B` of a batch
             without mosaics; samples with targets :math:`< 0` are discarded
         :return: the loss; with ``none`` one value per sample, zero for outliers
-        :raises ValueError: if shapes do not fit or a label is not below C
+        :raises ValueError: if shapes do not fit, a label is not below C, or logits are positive:
+            they are of no distance head
         """
         return fractional_probability_loss(logits, target, self.entropic_scale, self.reduction)
 

@@ -27,6 +27,7 @@ from isomax import (
     PostHocDisMax,
     PostHocIsoMax,
     PostHocIsoMaxPlus,
+    functional,
 )
 
 DETECTORS = [EntropicScore, MinimumDistanceScore, MaxMeanLogitEntropyScore]
@@ -98,7 +99,7 @@ def test_without_a_model_predict_says_so(detector_class):
 @every_detector
 def test_segmentation_scores_each_pixel(detector_class):
     assert Task.SEGMENTATION in detector_class.info.tasks
-    logits = torch.randn(2, 3, 4, 4)
+    logits = -torch.randn(2, 3, 4, 4).abs()
     scores = detector_class(None).predict_logits(logits)
     assert scores.shape == (2, 4, 4)
     as_samples = detector_class(None).predict_logits(logits.permute(0, 2, 3, 1).reshape(-1, 3))
@@ -209,7 +210,7 @@ def test_every_reduction_is_finite_and_set_like_pytorch_oods(loss_class, kind, o
 @pytest.mark.parametrize("outliers", [True, False])
 @pytest.mark.filterwarnings("ignore:Discarding")
 def test_loss_supports_the_tasks_it_claims(shape, outliers):
-    logits = torch.randn(shape[0], 3, *shape[1:])
+    logits = -torch.randn(shape[0], 3, *shape[1:]).abs()
     target = torch.arange(torch.Size(shape).numel()).reshape(shape) % 4 - 1
     target = target if outliers else target.clamp(min=0)
     loss = IsoMaxLoss()(logits, target)
@@ -220,6 +221,46 @@ def test_loss_supports_the_tasks_it_claims(shape, outliers):
     torch.testing.assert_close(IsoMaxLoss(reduction="sum")(logits, target), each.sum())
     if not outliers:
         torch.testing.assert_close(loss, apply_reduction(each, "mean"))
+
+
+@pytest.mark.parametrize(
+    "component",
+    [IsoMaxLoss(), FractionalProbabilityLoss(), EntropicScore, MinimumDistanceScore,
+     MaxMeanLogitEntropyScore, functional.minimum_distance_score,
+     functional.max_mean_logit_entropy_score],
+)  # fmt: skip
+def test_logits_of_a_linear_layer_are_refused_and_those_of_a_head_never(component):
+    features = torch.randn(16, 4)
+    for head in (IsoMaxHead(4, 3), IsoMaxPlusHead(4, 3), DisMaxHead(4, 3, drop_in=True)):
+        called(component, head.train(), features)
+        called(component, head.double().eval(), features.double())
+        called(component, head.bfloat16().eval(), features.bfloat16())
+    with pytest.raises(ValueError, match="never positive: they are a linear classifier's; put Iso"):
+        called(component, nn.Linear(4, 3), features)
+
+
+def called(component, model, features):
+    if isinstance(component, nn.Module):
+        return component(model(features), torch.arange(len(features)) % 3)
+    return component(model)(features) if isinstance(component, type) else component(model(features))
+
+
+@pytest.mark.parametrize("of", [EntropicScore, MinimumDistanceScore, MaxMeanLogitEntropyScore])
+def test_the_look_at_the_logits_is_in_no_compiled_or_exported_graph(of):
+    class Scored(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = IsoMaxPlusHead(4, 3).eval()
+
+        def forward(self, features):
+            return of(None).predict_logits(self.head(features))
+
+    features = torch.randn(5, 4)
+    with torch.no_grad():
+        expected = Scored()(features).shape
+        exported = torch.export.export(Scored(), (features,))
+        compiled = torch.compile(Scored(), backend="eager", fullgraph=True)
+        assert exported.module()(features).shape == compiled(features).shape == expected
 
 
 def test_loss_has_no_parameters_to_move():

@@ -5,7 +5,7 @@ reduced; the detector put behind it; all of it calibrated on the scores of its o
 with preprocessing and verdict; and verified.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -50,6 +50,7 @@ def export(
     calibration_images: Iterable[ImageSource] | None = None,
     selection: Labelled | None = None,
     held_out: Labelled | None = None,
+    class_names: Sequence[str] | None = None,
 ) -> Path:
     """Export a model folder with its preprocessing, score and threshold, and verify the file.
 
@@ -91,6 +92,8 @@ def export(
     :param selection: what a reduced file is judged on; if not given, it is judged on the
         calibration images, without labels
     :param held_out: what a reduced file is calibrated on; images that nothing else was done with
+    :param class_names: of a folder that has none, in the order of the logits; if not given, the
+        numbers of the logits
     :return: the path
     :raises ExportError: if torch cannot export the model, or the file disagrees with it
     :raises ValueError: if the folder is no calibrated model folder, its preprocessing cannot be
@@ -100,7 +103,7 @@ def export(
     if path.is_dir():
         raise ValueError(f"{path} is a folder; give the name of the file to write")
     sources = calibration_sources(precision, calibration_images)
-    opened = open_folder(Path(model_folder), precision)
+    opened = open_folder(Path(model_folder), precision, class_names)
     check_labelled(
         precision, selection, held_out, opened.model.num_classes, opened.calibration.alpha
     )

@@ -1,5 +1,6 @@
 """A model folder opened for export: model, calibration, and the detector that this is of."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from isomax_adapters.onnx.verifying import ExportError
 from isomax_adapters.pytorch_ood import Parts, load_detector, read_detector
 from isomax_adapters.runtime.decoding import GreyRange
 from isomax_adapters.timm import load_calibration, load_model
+from isomax_adapters.timm.classes import checked_names
 from isomax_adapters.timm.grey_ranges import grey_range_of
 
 
@@ -31,17 +33,13 @@ class Opened:
     detector: Any  #: the fitted detector that is calibrated; ``None`` if the score is of the logits
     config: dict[str, Any]  #: preprocessing, as ``timm.data.resolve_model_data_config`` gives it
     grey_range: GreyRange | None
+    class_names: tuple[str, ...]
 
     @property
     def size(self) -> tuple[int, int, int]:
         """Of an image as the network gets it."""
         channels, height, width = self.config["input_size"]
         return channels, height, width
-
-    @property
-    def class_names(self) -> list[str]:
-        names = self.model.pretrained_cfg.get("label_names") or range(self.model.num_classes)
-        return [str(name) for name in names]
 
     def decode(self, source: ImageSource) -> np.ndarray:
         """An image as the model takes it, uint8 ``[H, W, C]``."""
@@ -71,9 +69,11 @@ class Opened:
         return logits, maps, self.detector.predict_feature_maps(maps)
 
 
-def open_folder(folder: Path, precision: str) -> Opened:
+def open_folder(folder: Path, precision: str, class_names: Sequence[str] | None = None) -> Opened:
     """
-    :raises ValueError: if the folder is no calibrated model folder
+    :param class_names: of a folder that has none; the numbers of the logits if not given
+    :raises ValueError: if the folder is no calibrated model folder, or names are not one for each
+        class
     :raises ExportError: if its detector cannot go with this precision
     """
     model: Any = load_model(folder)
@@ -83,6 +83,10 @@ def open_folder(folder: Path, precision: str) -> Opened:
             f"{folder} is not calibrated, so there is no threshold; calibrate it with "
             "isomax.calibration.Calibration.fit and isomax_adapters.timm.save_calibration"
         )
+    classes = model.num_classes
+    names = model.pretrained_cfg.get("label_names") or checked_names(
+        range(classes) if class_names is None else class_names, classes
+    )
     parts = Parts(model)
     return Opened(
         model,
@@ -91,6 +95,7 @@ def open_folder(folder: Path, precision: str) -> Opened:
         _detector_of(folder, parts, calibration, precision),
         timm.data.resolve_model_data_config(model),
         grey_range_of(folder),
+        tuple(map(str, names)),
     )
 
 

@@ -90,6 +90,7 @@ def check_names(names: Iterable[str], others: Iterable[str] = ()) -> None:
     :param others: names that are allowed beside :data:`NAMES`
     :raises ValueError: naming what was meant, if that can be told, and all that there are
     """
+    names = [names] if isinstance(names, str) else names
     known = [*others, *NAMES]
     if unknown := [name for name in names if name not in known]:
         asked = [f"{name}{_question(name)}" for name in unknown]
@@ -106,6 +107,6 @@ def _question(name: str) -> str:
 
 
 def _known(names: Iterable[str] | None) -> list[str]:
-    chosen = list(NAMES if names is None else names)
+    chosen = list(NAMES if names is None else [names] if isinstance(names, str) else names)
     check_names(chosen)
     return chosen

@@ -1,66 +1,121 @@
 """Which of a model's classes a data set's classes are, by name."""
 
-from collections.abc import Sequence
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from timm.data import ImageNetInfo, infer_imagenet_subset
 
+_WORDNET = re.compile(r"(n\d{8})(?![0-9A-Za-z])")
 
-def names_of_classes(model: Any) -> list[set[str]] | None:
-    """All names that each class of a timm model goes by; ``None`` if the model does not say.
+Lookup = dict[str, list[int]]  # from a name to the places of the classes that it is of
 
-    They are the ``label_names`` and ``label_descriptions`` of its config, as model folders have
-    them; else, of a model with as many classes as an ImageNet, synsets (``n01443537``) and words
-    (``goldfish``).
+
+def checked_names(class_names: Iterable[object], num_classes: int) -> list[str]:
+    """Names of a model's classes, in the order of its logits.
+
+    :raises ValueError: if they are no list, not one for each class, or one is there twice
     """
-    config = getattr(model, "pretrained_cfg", None) or {}
-    labels = config.get("label_names")
-    described = config.get("label_descriptions")
-    subset = infer_imagenet_subset(model) if hasattr(model, "pretrained_cfg") else None
-    if labels is None and subset is not None:
-        info = ImageNetInfo(subset)
-        labels, described = info.label_names(), info.label_descriptions(as_dict=True)
-    if labels is None:
-        return None
-    texts = described if isinstance(described, dict) else {}
-    return [
-        {_alike(name) for name in [str(label), *str(texts.get(label, "")).split(", ")] if name}
-        for label in labels
-    ]
+    if isinstance(class_names, str):
+        raise ValueError(f"class_names is the text {class_names!r}; expected a list of names")
+    names = list(map(str, class_names))
+    if len(names) != num_classes:
+        raise ValueError(f"{len(names)} class names for {num_classes} classes")
+    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+        raise ValueError(f"{_some(twice)} are names of more than one class; give each its own")
+    return names
 
 
-def match_classes(model: Any, num_classes: int, name: str, class_names: Sequence[str]) -> list[int]:
-    """The place among a model's classes of each class of a data set.
+def match_classes(
+    model: Any,
+    num_classes: int,
+    name: str,
+    class_names: Sequence[str],
+    given: Sequence[str] | None = None,
+) -> list[int] | None:
+    """The place among a model's classes of each class of a data set, by name.
 
-    By name where the model has names, without regard to case and underscores; by number where it
-    has none.
+    A model's names are the ``label_names`` and ``label_descriptions`` of its config, as model
+    folders have them; else those that are given; else, of a model with as many classes as an
+    ImageNet, WordNet's. Names are exact. Only WordNet's, which nobody calls folders by to the
+    letter, are found by what a folder's name begins with (``n01443537_goldfish``), and their words
+    without regard to case and underscores.
 
     :param model: a timm model, or any network
     :param num_classes: how many classes it has
     :param name: of the model, for messages
     :param class_names: of the data set
+    :param given: names of a model without any, in the order of its logits
+    :return: ``None`` if the model has as many classes as the data set, and no names
     :raises ValueError: if a class is none of the model's, is several of them, or the model has no
         names and another number of classes
     """
-    known = names_of_classes(model)
-    if known is None:
-        if num_classes != len(class_names):
-            raise ValueError(
-                f"{name} has {num_classes} classes without names, the ID data "
-                f"{len(class_names)} ({_some(class_names)}); give the data that it was trained on, "
-                "or a model folder whose config.json has label_names"
-            )
-        return list(range(len(class_names)))
-    places: dict[str, list[int]] = {}
-    for place, names in enumerate(known):
-        for one in names:
-            places.setdefault(one, []).append(place)
-    found = [places.get(_alike(class_name), []) for class_name in class_names]
+    config = getattr(model, "pretrained_cfg", None) or {}
+    labels, described = config.get("label_names"), config.get("label_descriptions")
+    if labels is None and given is not None:
+        labels, described = checked_names(given, num_classes), None
+    guessed = infer_imagenet_subset(model) if labels is None and config else None
+    if guessed is not None:
+        info = ImageNetInfo(guessed)
+        labels, described = info.label_names(), info.label_descriptions(as_dict=True)
+    if labels is not None:
+        labels = [_normal(str(label)) for label in labels]
+        lookups = _lookups(labels, described if isinstance(described, dict) else {})
+        found = [_places(_normal(one), lookups) for one in class_names]
+        if any(found) or guessed is None or num_classes != len(class_names):
+            return _chosen(found, name, class_names, labels, lookups)
+    if num_classes != len(class_names):
+        raise ValueError(
+            f"{name} has {num_classes} classes without names, the ID data {len(class_names)} "
+            f"({_some(class_names)}); give the data that it was trained on, or its class names in "
+            "the order of its logits (--class-names FILE, class_names in Python)"
+        )
+    return None
+
+
+def _lookups(labels: Sequence[str], described: dict[str, str]) -> list[Lookup]:
+    """The names of classes, the surest first: labels, whole descriptions, words of these."""
+    whole = [[text] if (text := str(described.get(label, ""))) else [] for label in labels]
+    words = [text[0].split(", ") if text else [] for text in whole]
+    lookups = [_lookup([label] for label in labels), _lookup(whole), _lookup(words)]
+    if any(map(_WORDNET.fullmatch, labels)):
+        lookups += [_lookup([_alike(name) for name in one] for one in some)
+                    for some in (whole, words)]  # fmt: skip
+    return lookups
+
+
+def _lookup(names: Iterable[Iterable[str]]) -> Lookup:
+    places: Lookup = {}
+    for place, some in enumerate(names):
+        for name in some:
+            places.setdefault(name, []).append(place)
+    return places
+
+
+def _places(name: str, lookups: Sequence[Lookup]) -> list[int]:
+    synset = _WORDNET.match(name)
+    spellings = [name, *([synset[1]] if synset else []), *([_alike(name)] if lookups[3:] else [])]
+    return next((look[one] for look in lookups for one in spellings if one in look), [])
+
+
+def _chosen(
+    found: Sequence[Sequence[int]],
+    name: str,
+    class_names: Sequence[str],
+    labels: Sequence[str],
+    lookups: Sequence[Lookup],
+) -> list[int]:
     if unknown := [c for c, at in zip(class_names, found, strict=True) if not at]:
+        like = {_alike(label): label for label in labels}
+        meant = [f"{like[_alike(c)]} for {c}" for c in unknown if _alike(c) in like]
+        names = [*lookups[2]] or labels
         raise ValueError(
             f"{name} does not know {len(unknown)} of the {len(class_names)} ID classes: "
-            f"{_some(unknown)}; it has {len(known)}, such as {_some([min(n) for n in known])}: "
-            "rename the folders, leave those classes out, or give a model that was trained on them"
+            f"{_some(unknown)}; it has {len(labels)}, such as {_some(names)}"
+            + (f" (did you mean {_some(meant)}?)" if meant else "")
+            + ": rename the folders, leave those classes out, or give a model that was trained on "
+            "them"
         )
     if several := [c for c, at in zip(class_names, found, strict=True) if len(at) > 1]:
         raise ValueError(
@@ -72,6 +127,10 @@ def match_classes(model: Any, num_classes: int, name: str, class_names: Sequence
         twice = [c for c, at in zip(class_names, chosen, strict=True) if chosen.count(at) > 1]
         raise ValueError(f"{_some(twice)} are one class of {name}; put them in one folder")
     return chosen
+
+
+def _normal(name: str) -> str:
+    return unicodedata.normalize("NFC", name)  # as folders' names are read
 
 
 def _alike(name: str) -> str:

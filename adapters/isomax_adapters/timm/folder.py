@@ -18,6 +18,7 @@ from timm.models._hub import save_config_for_hf
 from torch import nn
 
 from isomax.calibration import Calibration
+from isomax_adapters.timm.classes import checked_names
 
 WEIGHTS, CONFIG, CALIBRATION = "model.safetensors", "config.json", "calibration.json"
 CALIBRATED_ON = "calibration.safetensors"  #: what the model made of the calibration images
@@ -52,12 +53,12 @@ def save_model(
     :param also: writes what else belongs into the folder, before that appears
     :return: the folder
     :raises ModelFolderError: if something else is there already
-    :raises ValueError: if the number of class names is not the model's number of classes
+    :raises ValueError: if the class names are not one for each of the model's classes
     """
     folder = Path(folder)
     check_place(folder)
-    if class_names is not None and len(class_names) != model.num_classes:
-        raise ValueError(f"{len(class_names)} class names for {model.num_classes} classes")
+    classes: Any = model.num_classes
+    names = None if class_names is None else checked_names(class_names, classes)
     folder.parent.mkdir(parents=True, exist_ok=True)
     grey_range = grey_range or getattr(model, "grey_range", None)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
@@ -73,7 +74,7 @@ def save_model(
             model,
             str(new / CONFIG),
             model_config={
-                **({"label_names": list(class_names)} if class_names else {}),
+                **({"label_names": names} if names else {}),
                 **({"grey_range": list(grey_range)} if grey_range else {}),
             },
             data_config=data_config,

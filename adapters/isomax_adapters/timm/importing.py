@@ -68,8 +68,9 @@ def folder_from_checkpoint(
     ``train.py``: something to calibrate, compare and export.
 
     :param folder: where, as in :func:`~isomax_adapters.timm.save_model`
-    :param class_names: label names, in the order of the logits; of a folder of images, the sorted
-        names of its subfolders
+    :param class_names: label names, in the order of the logits: of torchvision's ``ImageFolder``
+        the sorted names of the subfolders, of timm's readers those in natural order. If not given,
+        the folder has none, and whoever opens it with labelled images finds the order by these
     :return: the folder; the other parameters and errors are those of
         :func:`model_from_checkpoint` and :func:`~isomax_adapters.timm.save_model`
     """

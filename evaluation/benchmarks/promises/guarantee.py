@@ -35,6 +35,7 @@ from isomax_evaluation.detection.fitting import fit
 from isomax_evaluation.detection.models import Model
 from isomax_evaluation.detection.opening import Given, open_given
 from isomax_evaluation.detection.scoring import score
+from isomax_evaluation.output.progress import progress_bar
 
 DIVISIONS, ALPHA, THROUGH_THE_FILE = 200, 0.05, 64
 
@@ -93,9 +94,11 @@ def main() -> int:
     given = parser.parse_args()
     warnings.simplefilter("ignore")
     splits = data.open_splits(given.id)
-    names = splits.train.class_names
     size = {"img_size": given.image_size}
-    model = open_given(Given("model", 0, given.model), names, size, None, False, "cpu")
+    with progress_bar() as progress:
+        model = open_given(
+            Given("model", 0, given.model), splits.train, size, None, False, "cpu", progress
+        )
     both = data.limit_per_class(splits.train, given.fit_images + given.held_out)
     share = given.held_out / (given.fit_images + given.held_out)
     training, held = data.hold_out(both, share)

@@ -5,7 +5,13 @@ from typing import Annotated, Any
 
 import typer
 
-from isomax_evaluation.cli.options import Alpha, settings_of, with_settings
+from isomax_evaluation.cli.options import (
+    Alpha,
+    ClassNames,
+    class_names_of,
+    settings_of,
+    with_settings,
+)
 from isomax_evaluation.cli.terminal import one_line_errors, show_threshold, status
 from isomax_evaluation.data.settings import Preprocessing, Reading
 from isomax_evaluation.output.errors import InputError
@@ -52,6 +58,7 @@ def calibrate(
             "the head of --detector isomax+.",
         ),
     ] = None,
+    class_names: ClassNames = None,
     **settings: Any,
 ) -> None:
     """Make a trained classifier say "unknown": fit a detector, calibrate its threshold, and write a
@@ -72,6 +79,7 @@ def calibrate(
             hyperparameters=dict(map(_value, hyperparameters or ())),
             image_size=settings_of(Preprocessing, settings).image_size,
             reading=settings_of(Reading, settings),
+            class_names=class_names_of(class_names),
         )
         show_threshold(folder)
 

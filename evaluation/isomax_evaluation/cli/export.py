@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from isomax_evaluation.cli.options import settings_of, with_settings
+from isomax_evaluation.cli.options import ClassNames, class_names_of, settings_of, with_settings
 from isomax_evaluation.cli.terminal import one_line_errors, print_table, status
 from isomax_evaluation.data.settings import Reading
 from isomax_evaluation.output.errors import InputError, input_errors
@@ -43,6 +43,7 @@ def export(
     ood: Annotated[
         list[str] | None, typer.Option(help="OOD data for AUROC: a folder or a name; repeatable.")
     ] = None,
+    class_names: ClassNames = None,
     test_images: Annotated[
         int | None, typer.Option(help="Measure on at most N images of each dataset.")
     ] = None,
@@ -70,10 +71,11 @@ def export(
             from isomax_adapters.timm.sources import model_folder_of
 
         model_folder = model_folder_of(str(model_folder)) or model_folder
+        names = class_names_of(class_names)
         with input_errors():
             if id is None:
                 with status("exporting"):
-                    export_onnx(model_folder, path, precision)
+                    export_onnx(model_folder, path, precision, class_names=names)
             else:
                 _export_and_measure(
                     model_folder=model_folder,
@@ -84,6 +86,7 @@ def export(
                     test_images=test_images,
                     reading=settings_of(Reading, settings),
                     calibration=calibration,
+                    class_names=names,
                 )
         from isomax_adapters.runtime import Scorer
 

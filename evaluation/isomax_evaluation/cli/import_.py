@@ -5,8 +5,9 @@ from typing import Annotated
 
 import typer
 
+from isomax_evaluation.cli.options import class_names_of
 from isomax_evaluation.cli.terminal import one_line_errors, status
-from isomax_evaluation.output.errors import InputError, input_errors
+from isomax_evaluation.output.errors import input_errors
 
 
 def import_(
@@ -20,21 +21,24 @@ def import_(
     ] = None,
     class_names: Annotated[
         Path | None,
-        typer.Option(help="The classes in the order of the logits: a text file with one a line."),
+        typer.Option(
+            help="The classes in the order of the logits: a text file with one a line.",
+            metavar="FILE",
+        ),
     ] = None,
 ) -> None:
     """Make a model folder of a checkpoint, to compare, calibrate and export."""
     with one_line_errors("timm"):
-        names = None
-        if class_names is not None:
-            try:
-                names = class_names.read_text(encoding="utf-8").split("\n")
-            except (OSError, UnicodeDecodeError) as error:
-                raise InputError(f"{class_names} cannot be read: {error}") from error
-            names = [name.strip() for name in names if name.strip()]
+        names = class_names_of(class_names)
         with status("loading PyTorch"):
             from isomax_adapters.timm import folder_from_checkpoint
 
         with input_errors():
             made = folder_from_checkpoint(checkpoint, folder, model, names)
+        if names is None:
+            typer.echo(
+                "its class names are not known: calibrate, compare and export find their order by "
+                "images, or give them with --class-names FILE",
+                err=True,
+            )
         typer.echo(f"model folder: {made}, next: isomax compare --models {made} --id FOLDER")

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from isomax_evaluation.cli.terminal import path_of
-from isomax_evaluation.output.errors import InputError
+from isomax_evaluation.output.errors import InputError, input_errors
 from isomax_evaluation.training.recipes import ALL, RECIPES, Recipe
 
 Output = Annotated[
@@ -19,6 +19,14 @@ Output = Annotated[
 ]
 PerClass = Annotated[int | None, typer.Option(help="Use at most N training images per class.")]
 Alpha = Annotated[float, typer.Option(help="Share of known images that may be rejected.")]
+ClassNames = Annotated[
+    Path | None,
+    typer.Option(
+        help="The classes of a model that does not name them, in the order of its logits: a text "
+        "file with one a line. Without it, images decide which of the usual orders it is.",
+        metavar="FILE",
+    ),
+]
 RecipeName = Annotated[str | None, typer.Option(help=f"One of {', '.join(RECIPES)}.")]
 Track = Annotated[
     bool, typer.Option(help="Log to MLflow: MLFLOW_TRACKING_URI, or SQLite in the output folder.")
@@ -99,6 +107,17 @@ def recipe_of(name: str, options: dict[str, Any]) -> Recipe:
     if recipe.freeze_backbone == ALL:
         recipe = replace(recipe, epochs=0, freeze_backbone=0)
     return recipe
+
+
+def class_names_of(file: Path | None) -> list[str] | None:
+    """The lines of a file of class names."""
+    if file is None:
+        return None
+    from isomax_evaluation.data.listing.listing import class_order
+    from isomax_evaluation.data.listing.tables import load_class_map
+
+    with input_errors():
+        return class_order(load_class_map(file))
 
 
 def split(names: str) -> list[str]:

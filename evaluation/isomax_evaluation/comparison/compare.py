@@ -44,6 +44,7 @@ from isomax_evaluation.data.splitting import Split
 from isomax_evaluation.detection.models import Model
 from isomax_evaluation.detection.testing import Bench, Tested, test_model
 from isomax_evaluation.output.errors import InputError
+from isomax_evaluation.output.files import as_list
 from isomax_evaluation.output.folders import check_outside
 from isomax_evaluation.output.progress import progress_bar, tell, warn
 from isomax_evaluation.output.provenance import write_provenance
@@ -85,6 +86,7 @@ def compare(
     tune: str | None = None,
     models: Mapping[str, Any] | Sequence[str] = (),
     fit_images: int | None = None,
+    class_names: Sequence[str] | None = None,
     export: str | None = None,
     costs: bool = True,
     started: Callable[[], object] | None = None,
@@ -126,6 +128,8 @@ def compare(
         :class:`~isomax_adapters.pytorch_ood.Parts` of any network), or a list of these, which are
         its seeds. Nothing is trained for them
     :param fit_images: fit detectors on at most so many training images of each class
+    :param class_names: of given models that have none, in the order of their logits; if not given,
+        the ID images decide which of the usual orders it is
     :param export: the row that becomes ``chosen.onnx``, ``MODEL/DETECTOR`` or ``LOSS/DETECTOR``; by
         default the best one that can be a file: by AUROC on the tuning set if there is one, else on
         the test sets
@@ -138,15 +142,17 @@ def compare(
     digits = isinstance(id, str) and id == "digits" and not benchmark
     if losses is None:
         losses = () if given else DIGITS_LOSSES if digits else LOSSES
-    losses = list(losses)
+    losses = as_list(losses)
     if preprocessing.image_size is None and digits:
         preprocessing = replace(preprocessing, image_size=32)
     loss = losses[0] if losses else ""
     job = Job(source_of(model), loss, recipe, preprocessing, 0, alpha, reading.workers)
     named_ood: list[tuple[str | None, Any]] = (
-        list(ood.items()) if isinstance(ood, Mapping) else [split_name(one) for one in ood]
+        list(ood.items())
+        if isinstance(ood, Mapping)
+        else [split_name(str(one)) for one in as_list(ood)]
     )
-    plan = Plan(job, losses, seeds, given, list(detectors), named_ood)
+    plan = Plan(job, losses, seeds, given, as_list(detectors), named_ood)
     check_settings(reading)
     plan.check(ood_is_given=benchmark is None)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -164,7 +170,9 @@ def compare(
             tell(progress, f"{output} has {plan.seeds} seeds, and keeps them")
         sets = open_sets(id, plan.ood, benchmark, tune, reading)
         plan = replace(plan, job=with_grey_range(plan.job, sets.train, progress))
-        opened = open_models(plan, sets, accelerator.device)
+        opened = open_models(
+            plan, sets, accelerator.device, progress, class_names, reading.class_map is not None
+        )
         if wanted is not None:
             refuse_what_no_file_holds(wanted, plan, opened, len(sets.train.class_names))
         if plan.losses:

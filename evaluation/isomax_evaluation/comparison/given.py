@@ -7,6 +7,7 @@ from typing import Any
 from isomax_adapters.timm.sources import model_folder_of, models_in
 from isomax_evaluation.comparison.naming import split_name, unique_names
 from isomax_evaluation.detection.opening import Given, Source
+from isomax_evaluation.output.files import as_list
 
 
 def given_models(models: Mapping[str, Any] | Iterable[str]) -> list[Given]:
@@ -24,7 +25,7 @@ def given_models(models: Mapping[str, Any] | Iterable[str]) -> list[Given]:
             for source in (sources if isinstance(sources, (list, tuple)) else [sources])
         ]
     else:
-        listed = [split_name(text) for text in models]
+        listed = [split_name(str(text)) for text in as_list(models)]
     spread: list[tuple[str | None, Source]] = []
     for name, source in listed:
         if isinstance(source, (str, Path)) and model_folder_of(str(source)) is None:

@@ -36,8 +36,18 @@ def row_of(text: str, plan: Plan) -> tuple[str, str, str]:
     return model, detector, "asked for"
 
 
-def open_models(plan: Plan, sets: Sets, device: Any) -> list[Model]:
+def open_models(
+    plan: Plan,
+    sets: Sets,
+    device: Any,
+    progress: Progress,
+    names_given: Sequence[str] | None = None,
+    in_given_order: bool = False,
+) -> list[Model]:
     """The models that are given.
+
+    :param names_given: of the classes of those that have none, in the order of their logits
+    :param in_given_order: as :func:`~isomax_evaluation.detection.opening.open_given` takes it
 
     :raises InputError: if one cannot be had, knows other classes, or no detector can work
     """
@@ -50,11 +60,14 @@ def open_models(plan: Plan, sets: Sets, device: Any) -> list[Model]:
     opened = [
         open_given(
             given,
-            class_names,
+            sets.train,
             plan.preprocessing,
             plan.job.decoding.grey_range,
             sets.tensors,
             device,
+            progress,
+            names_given,
+            in_given_order,
         )
         for given in plan.given
     ]

@@ -171,12 +171,17 @@ def _open_id(id: Any, reading: Reading) -> Splits:
     train, test = (open_torch(given, str(name)) for given in pair)
     if len(train.class_names) < 2:
         raise InputError(f"{name} has one class; a classifier needs at least two")
-    # a data set without names is known by its largest label only
-    names = max(train.class_names, test.class_names, key=len)
-    return Splits(replace(train, class_names=names), replace(test, class_names=names))
+    if _numbered(train) or _numbered(test):  # then it is known by its largest label only
+        names = max(train.class_names, test.class_names, key=len)
+        return Splits(replace(train, class_names=names), replace(test, class_names=names))
+    return Splits(train, data.of_classes(test, train.class_names))
+
+
+def _numbered(images: Images) -> bool:
+    return images.class_names == tuple(map(str, range(len(images.class_names))))
 
 
 def _open(source: Any, name: str, root: str | None) -> Images:
     if isinstance(source, (str, Path)):
         return data.open_images(str(source), "test", root)
-    return open_torch(source, name)
+    return open_torch(source, name, labelled=False)

@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from isomax_evaluation.data.copies import settle, table_of_copies
-    from isomax_evaluation.data.datasets import Splits, named_sets, open_images, open_splits
+    from isomax_evaluation.data.datasets import (
+        Splits,
+        named_sets,
+        open_images,
+        open_of_classes,
+        open_splits,
+    )
     from isomax_evaluation.data.images import (
         OOD_LABEL,
         Decoding,
@@ -16,6 +22,7 @@ if TYPE_CHECKING:
         Transformed,
         at_most,
         limit_per_class,
+        of_classes,
     )
     from isomax_evaluation.data.pixels import grey_range_of, warnings_of
     from isomax_evaluation.data.reading import check_counts, readable
@@ -31,10 +38,13 @@ if TYPE_CHECKING:
     )
 
 _PLACES = {
-    "datasets": ("Splits", "named_sets", "open_images", "open_splits"),
+    "datasets": ("Splits", "named_sets", "open_images", "open_of_classes", "open_splits"),
     "copies": ("settle", "table_of_copies"),
     "settings": ("Preprocessing", "Reading"),
-    "images": ("OOD_LABEL", "Decoding", "Images", "Transformed", "at_most", "limit_per_class"),
+    "images": (
+        *("OOD_LABEL", "Decoding", "Images", "Transformed", "at_most", "limit_per_class"),
+        "of_classes",
+    ),
     "pixels": ("grey_range_of", "warnings_of"),
     "reading": ("check_counts", "readable"),
     "splitting": (
@@ -60,7 +70,9 @@ __all__ = [
     "hold_out",
     "limit_per_class",
     "named_sets",
+    "of_classes",
     "open_images",
+    "open_of_classes",
     "open_splits",
     "readable",
     "recorded_parts",

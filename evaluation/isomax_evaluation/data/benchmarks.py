@@ -1,7 +1,5 @@
 """pytorch-ood's benchmarks as images."""
 
-from typing import Any
-
 import numpy as np
 import pytorch_ood.benchmark
 from pytorch_ood.benchmark import Benchmark
@@ -41,12 +39,11 @@ def open_benchmark(
     assert isinstance(benchmark, Benchmark)
     train_set = benchmark.train_set()
     (test_set,) = benchmark.test_sets(known=True, unknown=False)
-    names = _class_names(train_set)
     title = type(benchmark).__name__
     train, test = (
-        from_dataset(dataset, title, labels, names or tuple(map(str, range(int(labels.max()) + 1))))
+        from_dataset(dataset, title, *labels_of(dataset, title, classes=names or None))
+        for names in [getattr(train_set, "classes", ())]
         for dataset in (train_set, test_set)
-        for labels in [labels_of(dataset)]
     )
     unknown = [
         from_dataset(dataset, name, np.full(len(dataset), OOD_LABEL), ())
@@ -55,7 +52,3 @@ def open_benchmark(
         )
     ]
     return train, test, unknown
-
-
-def _class_names(dataset: Any) -> tuple[str, ...]:
-    return tuple(map(str, getattr(dataset, "classes", ())))

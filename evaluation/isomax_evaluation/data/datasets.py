@@ -12,6 +12,7 @@
 
 import inspect
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
@@ -25,11 +26,11 @@ from PIL import Image
 from pytorch_ood.dataset.img import GaussianNoise, UniformNoise
 
 from isomax_adapters.runtime.decoding import open_image
-from isomax_evaluation.data.images import OOD_LABEL, Images
+from isomax_evaluation.data.images import OOD_LABEL, Images, of_classes
 from isomax_evaluation.data.listing.contents import contents_of
 from isomax_evaluation.data.listing.files import existing_folder
 from isomax_evaluation.data.listing.folders import SPLITS, scan, scan_unlabelled
-from isomax_evaluation.data.listing.listing import Listing, Scan
+from isomax_evaluation.data.listing.listing import Listing, Scan, in_order
 from isomax_evaluation.data.listing.tables import load_class_map, read_labels
 from isomax_evaluation.data.settings import Reading
 from isomax_evaluation.data.splitting import TEST_SHARE, draw_test, hold_out
@@ -131,6 +132,28 @@ def open_images(name: str, split: str = "test", root: str | None = None) -> Imag
         "'digits', 'gaussian-noise', 'uniform-noise', one of pytorch-ood's, such as Textures, one "
         "of torchvision's, such as CIFAR10, or a name that timm knows, such as torch/cifar10"
     )
+
+
+def open_of_classes(name: str, classes: Sequence[str], root: str | None = None) -> Images:
+    """Images of a model's classes, or of some of them, labelled as the model does: by name.
+
+    :param name: a folder with one subfolder per class (of its splits, the test split), a table of
+        labels, or a name
+    :param classes: the model's, in its order
+    :raises InputError: if there are no such images, or some are of another class
+    """
+    is_table = name.lower().endswith(TABLES) and Path(name).expanduser().is_file()
+    if is_table or existing_folder(name):
+        try:
+            found = read_labels(name) if is_table else scan(name)
+        except (ValueError, OSError) as error:
+            raise InputError(str(error)) from error
+        listing = found.test or found.train
+        assert listing is not None
+        images = _images_of(listing, _name_of(name))
+    else:
+        images = open_images(name, "test", root)
+    return of_classes(images, classes)
 
 
 def named_sets() -> dict[str, str]:
@@ -236,7 +259,7 @@ def _unlabelled(folder: str, split: str) -> Images:
         raise InputError(str(error)) from error
     # the folders that images lie in are most often classes
     inside = [name.rpartition("/")[0].rpartition("/")[2] for name in listing.names]
-    names = tuple(sorted(set(inside)))
+    names = tuple(in_order(set(inside)))
     labels = np.array([names.index(one) for one in inside])
     paths = listing.paths
     return Images(
@@ -312,14 +335,12 @@ def _from_torchvision(name: str, split: str, root: str | None) -> Images:
         arguments["download"] = True
     try:
         dataset = made(**arguments)
-        labels = labels_of(dataset)
     except Exception as error:  # of a download: anything
         raise InputError(
             f"cannot open {name} in {root or 'the current folder'}: {one_line(error)}; give the "
             "folder that holds it with --data-root"
         ) from error
-    names = getattr(dataset, "classes", None) or range(int(labels.max()) + 1)
-    return from_dataset(dataset, name, labels, tuple(map(str, names)))
+    return from_dataset(dataset, name, *labels_of(dataset, name))
 
 
 def _named(name: str, split: str, root: str | None) -> Images:
@@ -330,13 +351,9 @@ def _named(name: str, split: str, root: str | None) -> Images:
     except (AssertionError, RuntimeError, ValueError, OSError, ImportError) as error:
         where = f"in {root}" if root else "(no data root given)"
         raise InputError(f"cannot open dataset {name!r} {where}: {error}") from error
-    reader = getattr(source, "reader", None)
-    if reader is not None and hasattr(reader, "dataset"):  # Hugging Face datasets
-        labels = np.array(reader.dataset[reader.label_key])
-        names = reader.dataset.features[reader.label_key].names
-    else:
-        labels = np.array(source.targets)
-        names = source.classes
-    return Images(
-        name.rpartition("/")[2], source, labels, tuple(map(str, names)), np.arange(len(labels))
-    )
+    listed = classes = None
+    reader: Any = getattr(source, "reader", None)
+    if hasattr(reader, "label_key") and hasattr(reader, "dataset"):  # Hugging Face datasets
+        listed = reader.dataset[reader.label_key]
+        classes = getattr(reader.dataset.features[reader.label_key], "names", None)
+    return from_dataset(source, name.rpartition("/")[2], *labels_of(source, name, listed, classes))

@@ -10,7 +10,7 @@ from PIL import Image
 from torch.utils import data as torch_data
 
 from isomax_adapters.runtime.decoding import GreyRange, as_pixels
-from isomax_evaluation.output.errors import InputError, one_line
+from isomax_evaluation.output.errors import InputError, first_few, one_line
 
 OOD_LABEL = -1
 
@@ -122,6 +122,22 @@ class Transformed(torch_data.Dataset):
 
     def __getitem__(self, position: int) -> tuple[torch.Tensor, int]:
         return self.transform(self.images.image(position)), int(self.images.labels[position])
+
+
+def of_classes(images: Images, classes: Sequence[str]) -> Images:
+    """The same images, their labels places among these classes: by name.
+
+    :raises InputError: if some are of another class, or of none
+    """
+    named = images.class_names
+    if strange := [one for one in named if one not in classes] or ["no classes"] * (not named):
+        raise InputError(
+            f"{images.name} has {first_few(strange, 3)}, not among the known classes: "
+            f"{first_few(classes, 5)}"
+        )
+    places = np.array([classes.index(one) for one in named])
+    labels = np.where(images.labels < 0, images.labels, places[images.labels])
+    return replace(images, labels=labels, class_names=tuple(classes))
 
 
 def limit_per_class(images: Images, limit: int | None, seed: int = 0) -> Images:

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from isomax import posthoc
 from isomax.calibration import RejectionThreshold
 from isomax_adapters.pytorch_ood import Parts, check_names, why_not
+from isomax_adapters.timm.classes import checked_names
 from isomax_adapters.timm.folder import check_place
 from isomax_adapters.timm.sources import model_folder_of
 from isomax_evaluation import data
 from isomax_evaluation.data.digests import digest
-from isomax_evaluation.data.images import Images
 from isomax_evaluation.data.loading import decoding_errors, loader_of
 from isomax_evaluation.data.settings import Reading
 from isomax_evaluation.data.splitting import split_for_calibration
@@ -53,6 +53,7 @@ def calibrate(
     bank: int | None = None,
     hyperparameters: Mapping[str, Any] | None = None,
     image_size: int | tuple[int, int] | None = None,
+    class_names: Sequence[str] | None = None,
     reading: Reading = Reading(),
 ) -> Path:
     """Give a trained classifier a detector and a threshold; write it as a model folder.
@@ -74,6 +75,8 @@ def calibrate(
     :param bank: compare with at most so many of them, with detectors that compare with each
     :param hyperparameters: the detector's, other than its own or those chosen by a comparison;
         ``{"epochs": 20}`` trains a head that ``isomax+`` puts at the class means
+    :param class_names: of a model that has none, in the order of its logits; if not given, the
+        training images decide which of the usual orders it is
     :param reading: how images are found and read
     :return: the model folder
     :raises InputError: if anything given cannot be used, before anything is written
@@ -87,16 +90,15 @@ def calibrate(
         for line in splits.found:
             tell(progress, line)
         model = open_given(
-            Given("the model", 0, source), splits.train.class_names, {"img_size": image_size}, None,
-            tensors=False, device=accelerator.device,
+            Given("the model", 0, source), splits.train, {"img_size": image_size}, None,
+            tensors=False, device=accelerator.device, progress=progress, class_names=class_names,
+            in_given_order=reading.class_map is not None,
         )  # fmt: skip
         name = _named(model, detector)
         tell_if_no_file_holds(model, name, progress)
-        given = (
-            None
-            if calibration is None
-            else _of_classes(calibration, splits.train, reading.data_root)
-        )
+        names, given = splits.train.class_names, None
+        if calibration is not None:
+            given = data.open_of_classes(calibration, names, reading.data_root)
         held = split_for_calibration(splits.train, splits.held_out, splits_of(source), alpha, given)
         parts = (held.calibration, data.limit_per_class(held.training, fit_images))
         decoded = [images.decoded(model.decoding) for images in parts]
@@ -162,9 +164,9 @@ def calibrate_model(
         )
     parts = model if isinstance(model, Parts) else Parts(model)
     config = dict(data_config or timm.data.resolve_model_data_config(network))
-    names = tuple(map(str, range(parts.num_classes) if class_names is None else class_names))
-    if len(names) != parts.num_classes:
-        raise InputError(f"{len(names)} class names for {parts.num_classes} classes")
+    names_given = range(parts.num_classes) if class_names is None else class_names
+    with input_errors():
+        names = tuple(checked_names(names_given, parts.num_classes))
     for what, loader in (("held_out", held_out), ("training", training)):
         if loader is not None:
             _check_preprocessing(what, loader, config)
@@ -209,16 +211,6 @@ def _named(model: Model, detector: str | None) -> str | None:
             + (f"; {', '.join(others)} can" if others else "")
         )
     return name
-
-
-def _of_classes(calibration: str, train: Images, root: str | None) -> Images:
-    held = data.open_images(calibration, "test", root)
-    if held.class_names != train.class_names:
-        raise InputError(
-            f"the classes of {calibration} are {', '.join(held.class_names[:5])}, ...; those of "
-            f"the training images are {', '.join(train.class_names[:5])}, ..."
-        )
-    return held
 
 
 def _chosen(source: str, name: str | None) -> dict[str, Any]:

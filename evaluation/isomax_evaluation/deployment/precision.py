@@ -2,12 +2,12 @@
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import timm.data
 import torch
 from rich.markup import escape
 from rich.progress import Progress
@@ -19,13 +19,16 @@ from isomax_adapters.onnx.images import CALIBRATION_IMAGES, Labelled
 from isomax_adapters.runtime import Scorer
 from isomax_adapters.runtime.decoding import as_array
 from isomax_adapters.timm import load_calibration, load_model
+from isomax_adapters.timm.classes import match_classes
 from isomax_adapters.timm.grey_ranges import grey_range_of
 from isomax_evaluation import data
 from isomax_evaluation.data.images import Decoding, Images
 from isomax_evaluation.data.preprocessing import preprocessing_of
 from isomax_evaluation.data.settings import Reading
+from isomax_evaluation.detection.class_order import places_by_images
 from isomax_evaluation.detection.metrics import ood_metrics
-from isomax_evaluation.output.errors import InputError, first_few
+from isomax_evaluation.output.errors import InputError, input_errors
+from isomax_evaluation.output.files import as_list
 from isomax_evaluation.output.progress import tell
 
 #: parts of a training's images that it has not seen -> what they are for
@@ -42,6 +45,7 @@ def export_and_measure(
     reading: Reading = Reading(),
     test_images: int | None = None,
     calibration: str | None = None,
+    class_names: Sequence[str] | None = None,
 ) -> pd.DataFrame:
     """Export a model folder; say what its precision costs against float32.
 
@@ -57,6 +61,8 @@ def export_and_measure(
         judge it. If not given, those of ``id`` that ``isomax train`` has held out do, or its
         validation set beside a test set; without any, a reduced file has the folder's threshold
         and no guarantee
+    :param class_names: of a folder without any, in the order of the logits; if not given, the
+        training images decide which of the usual orders it is
     :return: as :func:`measure`
     :raises InputError: if data cannot be used, before anything is exported
     """
@@ -65,14 +71,14 @@ def export_and_measure(
     model: Any = load_model(model_folder)  # a timm model: more attributes than nn.Module has
     channels = preprocessing_of(model)["input_size"][0]
     decoding = Decoding(channels, grey_range_of(Path(model_folder)))
-    names = tuple(map(str, model.pretrained_cfg.get("label_names") or ()))
-    if known.class_names != names:
-        raise InputError(
-            f"the classes of {id} are {', '.join(known.class_names[:5])}, ...; those of "
-            f"{model_folder} are {', '.join(names[:5])}, ...: give the data it was trained on"
-        )
-    held = splits.held_out if calibration is None else _of_classes(calibration, names, root)
-    unknown = [data.open_images(name, "test", root).as_ood() for name in ood]
+    names = _names_by_place(
+        model, str(model_folder), training.decoded(decoding), class_names, progress
+    )
+    training, known = data.of_classes(training, names), data.of_classes(known, names)
+    held = None if splits.held_out is None else data.of_classes(splits.held_out, names)
+    if calibration is not None:
+        held = data.open_of_classes(calibration, names, root)
+    unknown = [data.open_images(name, "test", root).as_ood() for name in as_list(ood)]
     recorded: dict[str, Images] = {}
     if calibration is None:
         recorded = _recorded(model_folder, [training, *([] if held is None else [held])])
@@ -108,7 +114,8 @@ def export_and_measure(
         for kind, file in files.items():
             ranges = (_source(training, i) for i in range(len(training)))
             labelled = {} if kind == "fp32" else unseen
-            export(model_folder, file, kind, ranges if kind == "int8" else None, **labelled)
+            ranges_of = ranges if kind == "int8" else None
+            export(model_folder, file, kind, ranges_of, class_names=names, **labelled)
         progress.remove_task(task)
         count = len(files) * sum(map(len, (known, *unknown)))
         task = progress.add_task("measuring", total=count)
@@ -180,17 +187,32 @@ def terminal_table(measured: pd.DataFrame) -> Table:
     return table
 
 
-def _of_classes(name: str, classes: tuple[str, ...], root: str | None) -> Images:
-    """Images of the model's classes, or some of them, labelled as the model does."""
-    images = data.open_images(name, "test", root)
-    strange = sorted(set(images.class_names) - set(classes))
-    if strange or not images.class_names:
-        raise InputError(
-            f"{name} has {first_few(strange, 3) or 'no classes'}, which the model does not know; "
-            f"its classes are {first_few(classes, 5)}"
+def _names_by_place(
+    model: Any,
+    name: str,
+    images: Images,
+    class_names: Sequence[str] | None,
+    progress: Progress,
+) -> tuple[str, ...]:
+    """The classes of the ID data in the order of the model's logits.
+
+    :raises InputError: if they are not the model's, or it does not know its classes and the images
+        do not tell
+    """
+    named, classes = images.class_names, model.num_classes
+    with input_errors():
+        places = match_classes(model, classes, name, named, class_names)
+    if places is None:
+        transform = timm.data.create_transform(**preprocessing_of(model))
+        places = places_by_images(
+            lambda batch: model(batch).argmax(dim=1), images, transform, name, progress
         )
-    places = np.array([classes.index(one) for one in images.class_names])
-    return replace(images, labels=places[images.labels], class_names=classes)
+    if len(places) < classes:
+        raise InputError(
+            f"{name} has {classes} classes, and the ID data {len(places)} of them "
+            f"({', '.join(named[:5])}, ...): give the data it was trained on"
+        )
+    return tuple(named[places.index(at)] for at in range(classes))
 
 
 def _unseen(held: Images, model_folder: Path) -> dict[str, Labelled]:

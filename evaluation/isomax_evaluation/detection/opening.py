@@ -1,11 +1,12 @@
 """Models that exist: opened, and made to speak of the classes of the ID data."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pytorch_ood.api import Detector
+from rich.progress import Progress
 from timm.models import get_model_input_config
 from torch import nn
 
@@ -15,7 +16,9 @@ from isomax_adapters.timm import load_calibration
 from isomax_adapters.timm.classes import match_classes
 from isomax_adapters.timm.grey_ranges import grey_range_of
 from isomax_adapters.timm.sources import model_folder_of, open_model
+from isomax_evaluation.data.images import Images
 from isomax_evaluation.data.preprocessing import preprocessing_of
+from isomax_evaluation.detection.class_order import places_by_images
 from isomax_evaluation.detection.models import Model
 from isomax_evaluation.output.errors import InputError
 
@@ -45,22 +48,30 @@ class Given:
 
 def open_given(
     given: Given,
-    class_names: Sequence[str],
+    images: Images,
     preprocessing: Mapping[str, Any],
     grey_range: GreyRange | None,
     tensors: bool,
     device: Any,
+    progress: Progress,
+    class_names: Sequence[str] | None = None,
+    in_given_order: bool = False,
 ) -> Model:
     """Open a model and match its classes to those of the ID data.
 
-    The logits of its other classes are dropped.
+    The logits of its other classes are dropped. Which logit is of which class of a folder, a model
+    without names does not say: the images do, see
+    :func:`~isomax_evaluation.detection.class_order.places_by_images`. Data sets that are no files
+    number their classes themselves.
 
-    :param class_names: of the ID data
+    :param images: of the ID data
     :param preprocessing: what is to be other than the model's own, as
         :func:`~isomax_evaluation.data.preprocessing.preprocessing_of` takes it; a model that is
         built for one size keeps that
     :param grey_range: of a model that was not trained with one of its own
     :param tensors: whether the images come as finished tensors
+    :param class_names: of a model that has none, in the order of its logits
+    :param in_given_order: whether that of the classes of the ID data was given, and is the model's
     :raises InputError: if it cannot be had, or does not know the classes
     """
     calibration = None
@@ -80,7 +91,9 @@ def open_given(
         network = parts.model
         if parts.num_classes < 1:
             raise ValueError(f"{given.name} has no classes")
-        classes = match_classes(network, parts.num_classes, given.name, class_names)
+        classes = match_classes(
+            network, parts.num_classes, given.name, images.class_names, class_names
+        )
     except ValueError as error:  # of the doors, all of them
         raise InputError(f"{given.name}: {error}") from error
     if not tensors and not hasattr(network, "pretrained_cfg"):
@@ -88,9 +101,6 @@ def open_given(
             f"{given.name} is no timm model, so how its images are prepared is not known; give "
             "data sets whose transform makes the tensors it takes"
         )
-    if len(classes) < parts.num_classes:
-        calibration, detector = None, None  # they are of all classes together
-    parts.keep_classes(classes)
     network.to(device).eval()
     config = None
     if not tensors:
@@ -102,5 +112,22 @@ def open_given(
             raise InputError(
                 f"{given.name} takes {config['input_size'][0]} channels; expected 1, 3 or 4"
             )
-    names = tuple(class_names)
-    return Model(given.name, given.seed, parts, names, config, calibration, grey_range, detector)
+    model = Model(
+        given.name, given.seed, parts, images.class_names, config, calibration, grey_range, detector
+    )
+    if classes is None and in_given_order:
+        classes = list(range(parts.num_classes))
+    if classes is None:
+        classes = places_by_images(
+            lambda batch: network(batch.to(device)).argmax(dim=1),
+            images.decoded(model.decoding),
+            model.transform,
+            given.name,
+            progress,
+        )
+    if classes != list(range(parts.num_classes)):
+        parts.keep_classes(classes)
+        if detector is not None or len(classes) < parts.num_classes:
+            # they are of all classes together, in their order
+            model = replace(model, calibration=None, detector=None)
+    return model

@@ -14,6 +14,11 @@ from isomax_evaluation.output.errors import InputError
 TEXT: Any = {"encoding": "utf-8", "errors": "surrogateescape"}
 
 
+def as_list(given: Any) -> list[Any]:
+    """What is given, one by one; a text or path where a list is meant is a list of one."""
+    return [given] if isinstance(given, (str, Path)) else list(given)
+
+
 def as_text(name: str) -> str:
     """What the file system or the command line calls something, as text: UTF-8 whatever the locale;
     bytes that are none are escaped."""

@@ -15,7 +15,7 @@ from isomax_adapters.onnx.verifying import ExportError
 from isomax_adapters.pytorch_ood import Parts, load_detector, read_detector
 from isomax_adapters.runtime.decoding import as_pixels, open_image
 from isomax_adapters.runtime.scorer import Scorer
-from isomax_adapters.timm import load_calibration, load_model
+from isomax_adapters.timm import load_calibration, load_model, save_model
 from isomax_evaluation import train
 from isomax_evaluation.data.settings import Preprocessing, Reading
 from isomax_evaluation.deployment.calibrating import calibrate
@@ -237,3 +237,19 @@ def test_what_no_file_can_hold_says_what_can(detector, precision, message, train
     with pytest.raises(ExportError, match=message):
         export(folder, tmp_path / "m.onnx", precision)
     assert not (tmp_path / "m.onnx").exists()
+
+
+def test_a_calibration_folder_is_matched_by_name(root, tmp_path):
+    """Where text order and natural order differ, and a folder's order is not the model's."""
+    names = ("2", "10", "1")
+    make_folder(tmp_path / "set", names, 30)
+    make_folder(tmp_path / "fresh", names, 8, seed=1)
+    torch.manual_seed(0)
+    model = timm.create_model("test_resnet", num_classes=3)
+    source = save_model(model, tmp_path / "source", ["10", "1", "2"])
+    calibrated(source, tmp_path / "set", tmp_path / "m", calibration=str(tmp_path / "fresh"))
+    found = load_calibration(tmp_path / "m")
+    assert (found.guarantee, found.samples) == ("established", 24)
+    weights = load_model(tmp_path / "m").get_classifier().weight
+    assert load_model(tmp_path / "m").pretrained_cfg["label_names"] == ["1", "2", "10"]
+    assert torch.equal(weights, model.get_classifier().weight[[1, 2, 0]])

@@ -175,7 +175,7 @@ def listings(
                 f"the {split} split of {root} has classes without training images: {shown}; "
                 "correct their names, take the split away, or give the labels as a CSV file"
             )
-    names = in_order(trained) if class_map is None else _class_order(class_map)
+    names = in_order(trained) if class_map is None else class_order(class_map)
     position = {name: at for at, name in enumerate(names)}
     result = {}
     for split, entries in found.items():
@@ -192,7 +192,11 @@ def listings(
     return result
 
 
-def _class_order(class_map: Mapping[str, int]) -> list[str]:
+def class_order(class_map: Mapping[str, int]) -> list[str]:
+    """The classes of a class map by position.
+
+    :raises ValueError: if the positions are not 0, 1, 2 and so on
+    """
     names = sorted(class_map, key=lambda name: class_map[name])
     if [class_map[name] for name in names] != list(range(len(names))):
         raise ValueError(
