@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from isomax_adapters.runtime.errors import InputError
 
-class InputError(ValueError):
-    """Something given cannot be used; the message names it and the way out."""
+__all__ = ["InputError", "first_few", "input_errors", "one_line"]
 
 
 @contextmanager
