@@ -18,6 +18,7 @@ from isomax.calibration import p_values as conformal_p_values
 from isomax.functional import SCORES
 from isomax_adapters.onnx.judging import why_another_model, worst_layers
 from isomax_adapters.runtime.decoding import from_array
+from isomax_adapters.runtime.errors import InputError
 from isomax_adapters.runtime.metadata import OUTPUTS
 from isomax_adapters.runtime.scorer import Scorer
 
@@ -32,7 +33,7 @@ TOLERANCES = (0.05, 0.05, 0.1)
 BLAMED_ON = 4  # images
 
 
-class ExportError(RuntimeError):
+class ExportError(InputError):
     """The model cannot be exported, or the exported file disagrees with it; nothing is written."""
 
 

@@ -86,7 +86,7 @@ SkipBad = Annotated[
     bool, typer.Option("--skip-bad-images", help="Leave out images that do not decode.")
 ]
 RecipeName = Annotated[str | None, typer.Option(help=f"One of {', '.join(RECIPES)}.")]
-Workers = Annotated[int, typer.Option(help="Processes that decode images.")]
+Workers = Annotated[int, typer.Option(help="Processes that decode images.", min=0)]
 Track = Annotated[
     bool, typer.Option(help="Log to MLflow: MLFLOW_TRACKING_URI, or SQLite in the output folder.")
 ]

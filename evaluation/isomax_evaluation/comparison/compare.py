@@ -172,7 +172,7 @@ def compare(
     plan.check(ood_is_given=benchmark is None)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError("compare runs in one process; start it without torchrun or accelerate")
-    output = Path(output).expanduser()
+    output = Path(os.path.expanduser(output))
     check_outside(output, id, tune, *(source for _, source in plan.ood))
     plan = grown(plan, output)
     wanted = None if export is None else row_of(export, plan)

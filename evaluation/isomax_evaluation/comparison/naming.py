@@ -1,5 +1,6 @@
 """Short names for folders and models that are told apart by them."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +14,7 @@ def split_name(text: str) -> tuple[str | None, str]:
     A text that is a file or folder as it stands has none.
     """
     name, equals, source = text.partition("=")
-    if not equals or not name or "/" in name or Path(text).expanduser().exists():
+    if not equals or not name or "/" in name or Path(os.path.expanduser(text)).exists():
         return None, text
     return as_text(name), source
 
@@ -49,7 +50,7 @@ def no_doubles(what: str, names: Sequence[str]) -> None:
 
 
 def _parts(source: str) -> list[str]:
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     if path.exists():
         return [as_text(part) for part in path.resolve().parts if part != path.anchor]
     return [source.rpartition("/")[2] or source]

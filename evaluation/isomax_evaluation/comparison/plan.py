@@ -1,6 +1,7 @@
 """What a comparison is of. In its output folder it may grow, and not change."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -240,7 +241,7 @@ def _grown_ood(
 
 def _old_name(source: str) -> str:
     """As version 0.1 named a set."""
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     return path.resolve().name if path.is_dir() else source.rpartition("/")[2]
 
 

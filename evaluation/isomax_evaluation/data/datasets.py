@@ -77,7 +77,7 @@ def open_splits(
     :param class_map: timm's file of class names, in their order
     :raises InputError: if there is no such dataset, or it has fewer than two classes
     """
-    is_table = name.lower().endswith(TABLES) and Path(name).expanduser().is_file()
+    is_table = name.lower().endswith(TABLES) and Path(os.path.expanduser(name)).is_file()
     if is_table or existing_folder(name):
         splits = _open_files(name, is_table, group_by, class_map)
     elif group_by or class_map:
@@ -212,7 +212,7 @@ def _splits_of(found: Scan, name: str) -> Splits:
 def _name_of(folder: str) -> str:
     """The last part of its path, as text: it becomes a name in tables. Of a set's training part it
     is the set's."""
-    place = Path(folder).expanduser().resolve()
+    place = Path(os.path.expanduser(folder)).resolve()
     return as_text(place.parent.name if place.name.lower() in SPLITS["train"] else place.name)
 
 

@@ -1,6 +1,7 @@
 """A trained classifier becomes one that says "unknown": ``isomax calibrate``, and the same for a
 model in memory."""
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from isomax.calibration import RejectionThreshold
 from isomax_adapters.pytorch_ood import Parts, check_names, why_not
+from isomax_adapters.timm.checkpoints import check_finite
 from isomax_adapters.timm.folder import check_place
 from isomax_adapters.timm.sources import model_folder_of
 from isomax_evaluation import data
@@ -76,7 +78,7 @@ def calibrate(
     :return: the model folder
     :raises InputError: if anything given cannot be used, before anything is written
     """
-    output = Path(output).expanduser()
+    output = Path(os.path.expanduser(output))
     _check(alpha, output)
     splits = data.open_splits(id, root, group_by, class_map)
     check_outside(output, id)
@@ -142,7 +144,7 @@ def calibrate_model(
     :return: the model folder, for ``isomax_adapters.onnx.export``
     :raises InputError: if anything given cannot be used, before anything is written
     """
-    output = Path(output).expanduser()
+    output = Path(os.path.expanduser(output))
     _check(alpha, output)
     network: Any = model.model if isinstance(model, Parts) else model
     if not hasattr(network, "pretrained_cfg"):
@@ -150,6 +152,7 @@ def calibrate_model(
             f"{type(network).__name__} is no timm model; a model folder is of timm's architectures"
         )
     parts = model if isinstance(model, Parts) else Parts(model)
+    check_finite(network.state_dict(), "the model")
     config = dict(data_config or timm.data.resolve_model_data_config(network))
     names = tuple(map(str, range(parts.num_classes) if class_names is None else class_names))
     if len(names) != parts.num_classes:

@@ -12,6 +12,7 @@ from rich.progress import Progress
 from isomax.calibration import Calibration
 from isomax_adapters.onnx.scorers import obstacle_to_export
 from isomax_adapters.pytorch_ood import Saved, detectors_for, save_detector, with_bank
+from isomax_adapters.pytorch_ood.saving import state_of
 from isomax_adapters.timm import save_model
 from isomax_evaluation.detection.fitting import doubt_of_fit, fit
 from isomax_evaluation.detection.models import Model
@@ -117,6 +118,10 @@ def _fitted(
             f"{name} has no hyperparameter {', '.join(unknown)}; it has {', '.join(own) or 'none'}"
         )
     detectors[name].set_hyperparameters(**given)
+    try:
+        state_of(detectors[name])
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error
     torch.manual_seed(model.seed)
     count = 0
     if detectors[name].requires_fit:

@@ -9,12 +9,17 @@ __all__ = ["InputError", "first_few", "input_errors", "one_line"]
 
 
 @contextmanager
-def input_errors() -> Iterator[None]:
-    """What is refused with a ``ValueError`` elsewhere is an :class:`InputError` here."""
+def input_errors(*kinds: type[Exception]) -> Iterator[None]:
+    """Around one call that is handed what a user gave: a ``ValueError`` is an :class:`InputError`.
+
+    :param kinds: other errors that are one, too
+    """
     try:
         yield
-    except ValueError as error:
-        raise InputError(str(error)) from error
+    except InputError:
+        raise
+    except (ValueError, *kinds) as error:
+        raise InputError(" ".join(str(error).split()) or type(error).__name__) from error
 
 
 def one_line(error: BaseException) -> str:

@@ -1,6 +1,7 @@
 """Train or fine-tune a timm model with any of the losses: resumable, on one process or several."""
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -130,7 +131,7 @@ def train(
     check_job(job)
     if not 0 < val_share < 1:
         raise InputError(f"the share of validation images is {val_share}; expected 0 to 1")
-    output = Path(output).expanduser()
+    output = Path(os.path.expanduser(output))
     check_outside(output, dataset)
     splits = data.open_splits(dataset, root, group_by, class_map)
     with (

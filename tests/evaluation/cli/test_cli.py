@@ -16,7 +16,7 @@ from rich.table import Table
 from typer.testing import CliRunner
 
 from isomax_adapters.runtime.scorer import Scorer
-from isomax_evaluation.cli import app
+from isomax_evaluation.cli import app, main
 from isomax_evaluation.cli.options import recipe_of
 from isomax_evaluation.cli.terminal import print_blocks, print_table
 from isomax_evaluation.comparison.rows import terminal_table
@@ -272,6 +272,22 @@ def test_register_is_refused_before_training(isomax, tmp_path, photos):
         assert not (tmp_path / "out").exists()
 
 
+def test_a_defect_of_ours_is_a_traceback_and_how_to_report_it(tmp_path, monkeypatch, capsys):
+    def broken(*args, **kwargs):
+        raise ValueError("of ours")
+
+    monkeypatch.setattr("isomax_evaluation.training.jobs.attach", broken)
+    arguments = ["train", "--data", "digits", "--no-track", "--output", tmp_path / "out"]
+    monkeypatch.setattr("sys.argv", ["isomax", *map(str, arguments)])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 1
+    *_, raised, last = capsys.readouterr().err.splitlines()
+    assert raised == "ValueError: of ours"
+    assert last.startswith("isomax: a defect of isomax, not a mistake of yours; please report it")
+    assert "isomax --version" in last
+
+
 def test_train_then_export_then_score(isomax, tmp_path, photos):
     output = tmp_path / "out"
     run = isomax(
@@ -299,7 +315,9 @@ def test_train_then_export_then_score(isomax, tmp_path, photos):
         (["compare", "--id", "/no/such/folder", "--ood", "uniform-noise"], "no dataset or folder"),
         (["compare", "--recipe", "secret"], "unknown recipe 'secret'"),
         (["train", "--data", "{one}"], "has one class (only)"),
-        (["train", "--data", "{bad}", "--seed", "-3"], "the seed is -3"),
+        (["train", "--data", "{bad}", "--seed", "-3"], "the seed is -3; expected 0 to 4294967295"),
+        (["train", "--data", "{bad}", "--seed", "4294967296"], "the seed is 4294967296; expected"),
+        (["train", "--data", "{bad}", "--model", "resnet18.nonesuch"], "no weights 'nonesuch' of"),
         (["train", "--data", "{bad}", "--image-size", "0"], "the image size is 0"),
         (["train", "--data", "{bad}", "--val-share", "1"], "validation images is 1.0"),
         (

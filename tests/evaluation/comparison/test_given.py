@@ -378,6 +378,14 @@ def test_a_network_without_a_known_classifier_says_how_to_name_it(tmp_path):
                 ood={"far": tensors(3, 0)}, output=tmp_path / "out")  # fmt: skip
 
 
+def test_a_model_in_memory_that_diverged_is_refused(tmp_path):
+    network = timm.create_model("test_resnet", num_classes=7)
+    with torch.no_grad():
+        network.fc.bias[2] = float("inf")
+    with pytest.raises(InputError, match=r"mine has NaN or infinity in fc\.bias; give"):
+        compare(models={"mine": network}, output=tmp_path / "out")
+
+
 # -- Sources ---------------------------------------------------------------------------------------
 
 

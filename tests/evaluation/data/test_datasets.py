@@ -1,9 +1,13 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
 from pytorch_ood.dataset.img import GaussianNoise
 
+from isomax_adapters.timm.sources import SourceError, open_model
 from isomax_evaluation import data
+from isomax_evaluation.cli.terminal import path_of
 from isomax_evaluation.data.reading import read_once
 from isomax_evaluation.data.torch_datasets import from_dataset
 from isomax_evaluation.output.errors import InputError
@@ -94,6 +98,17 @@ def test_a_folder_goes_before_a_data_set_of_its_name(tmp_path, monkeypatch, name
     make_folder(tmp_path / name, ("a", "b"), 5)
     assert data.open_splits(name).train.class_names == ("a", "b")
     assert len(data.open_images(name)) == 10
+
+
+def test_a_name_that_begins_with_a_tilde_is_no_home_folder(tmp_path, monkeypatch):
+    make_folder(tmp_path / "~photos", ("a", "b"), 5)
+    monkeypatch.chdir(tmp_path)
+    for name in ("./~photos", "~photos"):
+        assert len(data.open_splits(name).train) == 8
+    assert path_of("./~out") == Path("~out")
+    (tmp_path / "~run").mkdir()
+    with pytest.raises(SourceError, match="~run holds no model: expected config"):
+        open_model("./~run")
 
 
 def test_labels_from_a_table_with_splits_groups_and_a_class_map(tmp_path):

@@ -50,6 +50,13 @@ def test_without_a_detector_it_is_the_heads_own_score(model, tmp_path):
     assert load_calibration(folder).score == "minimum_distance_score"
 
 
+def diverged():
+    model = timm.create_model("test_resnet", num_classes=3)
+    with torch.no_grad():
+        model.bn1.weight[0] = float("nan")
+    return model.train()
+
+
 class Prepared(TensorDataset):
     transform = Compose([Normalize([0.0, 0.0, 0.0], [1.0, 1.0, 1.0])])
 
@@ -62,9 +69,11 @@ class Prepared(TensorDataset):
         ({"held_out": batches(5)}, "takes at least 19 held-out samples"),
         ({"detector": "ViM"}, "ViM is fitted on training images; give a loader of them"),
         ({"detector": "nothing"}, "unknown detector nothing"),
+        ({"detector": "Gram"}, "Gram: a list in feature_layers cannot be written into a model"),
         ({"class_names": ["a"]}, "1 class names for 3 classes"),
         ({"alpha": 2}, "alpha is 2"),
         ({"model": nn.Linear(2, 2)}, "Linear is no timm model"),
+        ({"model": diverged()}, "the model has NaN or infinity in bn1.weight"),
     ],
 )
 def test_what_cannot_be_is_one_line_and_writes_nothing(change, message, model, tmp_path):
