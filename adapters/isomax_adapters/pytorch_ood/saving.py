@@ -133,7 +133,9 @@ def _take(key: str, value: Any, tensors: dict[str, Tensor], values: dict[str, An
     elif isinstance(value, Mapping):
         for name, item in value.items():
             _take(f"{key}.{name}", item, tensors, values)
-    elif type(value).__module__.startswith("pytorch_ood.detector.openmax"):
+    elif isinstance(value, Detector) or type(value).__module__.startswith(
+        "pytorch_ood.detector.openmax"
+    ):
         for name, item in vars(value).items():
             _take(f"{key}.{name}", item, tensors, values)
     elif not (callable(value) or isinstance(value, (nn.Module, torch.device))):
@@ -165,9 +167,11 @@ def restore(detector: Any, tensors: Mapping[str, Tensor], values: Mapping[str, A
         else:
             setattr(detector, first, tensor)
     for key, parts in nested.items():
+        plain = {k.partition(".")[2]: v for k, v in values.items() if k.startswith(f"{key}.")}
         if key == "_openmax":
-            plain = {k.partition(".")[2]: v for k, v in values.items() if k.startswith(f"{key}.")}
             detector._openmax = _open_max(parts, plain)
+        elif isinstance(vars(detector).get(key), Detector):
+            restore(vars(detector)[key], parts, plain)
         elif hasattr(detector, "head_class"):
             classes, width = parts["prototypes"].shape
             head = detector.head_class(
