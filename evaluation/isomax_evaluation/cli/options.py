@@ -11,7 +11,7 @@ import typer
 
 from isomax_evaluation.cli.terminal import path_of
 from isomax_evaluation.output.errors import InputError
-from isomax_evaluation.training.recipes import RECIPES, Recipe
+from isomax_evaluation.training.recipes import RECIPES, Recipe, recipe_named
 
 Output = Annotated[
     Path,
@@ -128,8 +128,7 @@ def with_recipe_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def recipe_of(name: str, options: dict[str, Any]) -> Recipe:
-    if name not in RECIPES:
-        raise InputError(f"unknown recipe {name!r}; choose from {', '.join(RECIPES)}")
+    recipe = recipe_named(name)
     given = {key: value for key, value in options.items() if value is not None}
     frozen = given.get("freeze_backbone")
     if frozen == "all":
@@ -147,7 +146,7 @@ def recipe_of(name: str, options: dict[str, Any]) -> Recipe:
                 given[key] = tuple(number(part) for part in given[key].split(","))
     except ValueError as error:
         raise InputError(f"--{key.replace('_', '-')} takes numbers with commas: {error}") from error
-    return replace(RECIPES[name], **given)
+    return replace(recipe, **given)
 
 
 def image_size_of(text: str | None) -> int | tuple[int, int] | None:

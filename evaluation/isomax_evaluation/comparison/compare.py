@@ -17,7 +17,7 @@ from isomax_evaluation.comparison.deploying import (
 )
 from isomax_evaluation.comparison.finishing import Comparison, tables_of, write_all
 from isomax_evaluation.comparison.given import given_models
-from isomax_evaluation.comparison.naming import split_name
+from isomax_evaluation.comparison.naming import named
 from isomax_evaluation.comparison.opening import (
     open_models,
     ready_with_each,
@@ -47,7 +47,7 @@ from isomax_evaluation.output.progress import progress_bar, tell, warn
 from isomax_evaluation.output.provenance import write_provenance
 from isomax_evaluation.training.card import write_card
 from isomax_evaluation.training.jobs import Job, accelerator_for, fetch_weights
-from isomax_evaluation.training.recipes import RECIPES, Recipe
+from isomax_evaluation.training.recipes import Recipe, recipe_named
 from isomax_evaluation.training.train import one_side
 
 DETECTORS = (
@@ -151,7 +151,10 @@ def compare(
     :param started: called when all that was given has turned out to be of use, before any work
     :raises InputError: if anything given cannot be used, before any work
     """
-    recipe = RECIPES[recipe] if isinstance(recipe, str) else recipe
+    recipe = recipe_named(recipe) if isinstance(recipe, str) else recipe
+    for what, texts in (("losses", losses), ("detectors", detectors)):
+        if isinstance(texts, str):
+            raise InputError(f"{what} is {texts!r}; expected a list of names, [{texts!r}]")
     given = given_models(models)
     digits = isinstance(id, str) and id == "digits" and not benchmark
     if losses is None:
@@ -165,10 +168,7 @@ def compare(
         workers, weights, in_chans, None if auto else grey_range, crop_mode, crop_pct,  # type: ignore[arg-type]
         interpolation,
     )  # fmt: skip
-    named_ood: list[tuple[str | None, Any]] = (
-        list(ood.items()) if isinstance(ood, Mapping) else [split_name(one) for one in ood]
-    )
-    plan = Plan(job, losses, seeds, given, list(detectors), named_ood, image_size)
+    plan = Plan(job, losses, seeds, given, list(detectors), named(ood, "ood"), image_size)
     plan.check(ood_is_given=benchmark is None)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError("compare runs in one process; start it without torchrun or accelerate")

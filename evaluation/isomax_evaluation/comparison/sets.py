@@ -156,6 +156,11 @@ def _open_id(id: Any, root: str | None, group_by: str | None, class_map: str | N
             "training and test set"
         )
     train, test = (open_torch(given, str(name)) for given in pair)
+    if unknown := int((train.labels < 0).sum() + (test.labels < 0).sum()):
+        raise InputError(
+            f"{name} has {unknown} images with labels below 0, which are out-of-distribution; give "
+            "those as ood"
+        )
     if len(train.class_names) < 2:
         raise InputError(f"{name} has one class; a classifier needs at least two")
     # a data set without names is known by its largest label only

@@ -26,7 +26,9 @@ def from_dataset(
         # it gives another image at every access
         dataset = [dataset[index] for index in range(len(dataset))]
     first = dataset[0][0]
-    if not isinstance(first, (Image.Image, torch.Tensor)):
+    if isinstance(first, torch.Tensor):
+        check_tensor(first, name)
+    elif not isinstance(first, Image.Image):
         raise InputError(
             f"{name} gives {type(first).__name__}, not images: make it with a transform that "
             "returns its argument, since each model brings its own preprocessing"
@@ -50,10 +52,47 @@ def open_torch(given: Any, name: str) -> Images:
             f"{name} is {type(given).__name__}; expected a folder, the name of a dataset, a "
             "torch.utils.data.Dataset with a length, or a DataLoader of (images, labels)"
         )
+    if len(dataset):
+        _check_pair(dataset[0], name)
     labels = labels_of(dataset)
     known = labels[labels >= 0]
     names = getattr(dataset, "classes", None) or range(int(known.max()) + 1 if len(known) else 0)
     return from_dataset(dataset, name, labels, tuple(map(str, names)))
+
+
+def _check_pair(item: Any, name: str) -> None:
+    """
+    :raises InputError: if an item of a data set is no image with its label
+    """
+    pair = isinstance(item, (tuple, list)) and len(item) >= 2
+    shown = type(item).__name__
+    if isinstance(item, dict):
+        shown += f" of {', '.join(map(str, item))}"
+    if pair:
+        try:
+            pair = int(item[1]) == item[1]
+        except (TypeError, ValueError, RuntimeError):  # of a tensor of several numbers
+            pair = False
+        shown = f"an image with the label {item[1]!r}"
+    if not pair:
+        raise InputError(
+            f"{name} gives {' '.join(shown.split())}; expected (image, label) with a whole number "
+            "as label: wrap it in a Dataset that returns these"
+        )
+
+
+def check_tensor(image: torch.Tensor, name: str) -> None:
+    """
+    :raises InputError: if no network takes an image such as this
+    """
+    kinds = (torch.float32, torch.float16, torch.bfloat16)
+    if image.dtype not in kinds or image.ndim != 3:
+        raise InputError(
+            f"{name} gives tensors of {str(image.dtype).removeprefix('torch.')} and shape "
+            f"{list(image.shape)}; expected float32 [C, H, W], normalised as the model takes it: "
+            "torchvision's v2.ToDtype(torch.float32, scale=True) and v2.Normalize, or PIL images, "
+            "which are prepared here"
+        )
 
 
 def _dataset_of(loader: torch_data.DataLoader) -> Any:

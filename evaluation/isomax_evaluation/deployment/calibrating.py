@@ -20,6 +20,7 @@ from isomax_evaluation import data
 from isomax_evaluation.data.digests import digest
 from isomax_evaluation.data.images import Images
 from isomax_evaluation.data.loading import decoding_errors, loader_of
+from isomax_evaluation.data.torch_datasets import check_tensor
 from isomax_evaluation.deployment.equipping import Loaded, Wanted, equip, tell_if_no_file_holds
 from isomax_evaluation.deployment.held_out import hold_out
 from isomax_evaluation.detection.models import Model
@@ -244,9 +245,16 @@ def _check_preprocessing(what: str, loader: Batches, config: dict[str, Any]) -> 
                 )
     if iter(loader) is loader:
         raise InputError(f"{what} is used up after one pass; give a loader, or a list of batches")
-    images = next(iter(loader))[0]
+    batch = next(iter(loader), None)
+    if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+        raise InputError(
+            f"{what} gives {'nothing' if batch is None else type(batch).__name__}; expected "
+            "batches of (images, labels)"
+        )
+    images = batch[0]
     if tuple(images.shape[1:]) != tuple(config["input_size"]):
         raise InputError(
             f"{what}: its images are {tuple(images.shape[1:])}, a file would make them "
             f"{tuple(config['input_size'])}; give data_config with their input_size"
         )
+    check_tensor(images[0], what)

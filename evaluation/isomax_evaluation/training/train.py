@@ -54,7 +54,7 @@ from isomax_evaluation.training.jobs import (
     fetch_weights,
 )
 from isomax_evaluation.training.loop import accuracy, evaluate, fit
-from isomax_evaluation.training.recipes import RECIPES, Recipe, same_recipe
+from isomax_evaluation.training.recipes import Recipe, recipe_named, same_recipe
 
 
 def train(
@@ -122,7 +122,7 @@ def train(
     :return: the model folder
     :raises InputError: if anything given cannot be used, before training starts
     """
-    recipe = RECIPES[recipe] if isinstance(recipe, str) else recipe
+    recipe = recipe_named(recipe) if isinstance(recipe, str) else recipe
     auto = grey_range == "auto"
     job = Job(
         model, loss, recipe, seed, pretrained, small_images, one_side(image_size), alpha, workers,

@@ -136,6 +136,16 @@ def test_labels_from_a_table_with_splits_groups_and_a_class_map(tmp_path):
         data.open_splits(str(tmp_path / "labels.csv"))
 
 
+def test_a_class_map_of_other_classes_is_said_to_be_that(tmp_path):
+    make_folder(tmp_path / "x", ("a", "b"), 2)
+    (tmp_path / "map.txt").write_text("dog\ncat\n")
+    rows = [f"{c}/00{at}.jpg,{c}" for c in "ab" for at in range(2)]
+    (tmp_path / "x/labels.csv").write_text("\n".join(["path,label", *rows]))
+    for name in ("x", "x/labels.csv"):
+        with pytest.raises(InputError, match="the class map names dog; cat: give that of these"):
+            data.open_splits(str(tmp_path / name), class_map=str(tmp_path / "map.txt"))
+
+
 def test_given_splits_respect_groups_too(tmp_path):
     for split, numbers in (("train", (1, 2)), ("val", (2, 3)), ("test", (4,))):
         for number in numbers:

@@ -66,6 +66,12 @@ class Prepared(TensorDataset):
     [
         ({"held_out": batches(40, side=32)}, r"images are \(3, 32, 32\), a file would make them"),
         ({"held_out": iter([])}, "held_out is used up after one pass"),
+        ({"held_out": []}, "held_out gives nothing; expected batches of"),
+        ({"held_out": [{"image": torch.zeros(4, 3, 160, 160)}]}, "held_out gives dict; expected"),
+        (
+            {"held_out": [(torch.zeros(4, 3, 160, 160, dtype=torch.uint8), torch.zeros(4))]},
+            "held_out gives tensors of uint8 .* expected float32",
+        ),
         ({"held_out": batches(5)}, "takes at least 19 held-out samples"),
         ({"detector": "ViM"}, "ViM is fitted on training images; give a loader of them"),
         ({"detector": "nothing"}, "unknown detector nothing"),

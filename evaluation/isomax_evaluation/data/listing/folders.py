@@ -25,6 +25,7 @@ from isomax_evaluation.data.listing.listing import (
     listings,
     printable,
 )
+from isomax_evaluation.output.errors import first_few
 
 SPLITS = {
     "train": ("train", "training"),
@@ -73,6 +74,8 @@ def scan(folder: str | os.PathLike[str], class_map: Mapping[str, int] | None = N
             way_out = "put each class into a folder of its own, or give the labels as a CSV file"
             if not left_out[split].has(_LOOSE):
                 way_out = f"files that are read end in {', '.join(sorted(IMAGE_SUFFIXES))}"
+            if class_map and left_out[split].has(_UNMAPPED):
+                way_out = f"the class map names {first_few(list(class_map), 3)}: give that of these"
             raise ValueError(
                 f"{os.path.join(root, splits[split])} has no images in class folders"
                 f"{left_out[split]}; {way_out}"

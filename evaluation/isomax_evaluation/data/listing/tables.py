@@ -11,6 +11,7 @@ from typing import NoReturn
 from isomax_evaluation.data.listing.files import expanded
 from isomax_evaluation.data.listing.folders import SPLIT_OF
 from isomax_evaluation.data.listing.listing import Entry, LeavingOut, Scan, listings
+from isomax_evaluation.output.errors import InputError, first_few
 
 _DELIMITERS = (",", ";", "\t", "|", " ")
 _COLUMNS = {  # and what they are called elsewhere
@@ -66,7 +67,9 @@ def read_labels(
         shown = "; ".join(bad[:_SHOWN]) + "; ..." * (len(bad) > _SHOWN)
         raise ValueError(f"{len(bad)} of {len(rows)} rows of {path} cannot be used: {shown}")
     if not found:
-        raise ValueError(f"{path} lists no images{beside}")
+        of_others = class_map and beside.has(_UNMAPPED)
+        named = f"; the class map names {first_few(list(class_map or ()), 3)}: give that of these"
+        raise InputError(f"{path} lists no images{beside}{named if of_others else ''}")
     for reason in bad:
         beside.add("row that cannot be used", reason)
     found = {split: found[split] for split in (*SPLIT_OF.values(), "all") if split in found}
