@@ -156,7 +156,7 @@ class _Entrypoint:
         if features_only:
             if own is not None:
                 if small_images:
-                    raise ValueError(
+                    raise InputError(
                         f"timm takes the features of {self.architecture} apart before its stem is "
                         "replaced by that of small_images; use the model's forward_intermediates()"
                     )

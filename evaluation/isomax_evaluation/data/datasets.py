@@ -159,7 +159,7 @@ def _open_files(name: str, is_table: bool, group_by: str | None, class_map: str 
         if is_table:
             found = read_labels(name, classes, group_by if prefix is None else None)
         elif group_by is not None and prefix is None:
-            raise ValueError(
+            raise InputError(
                 f"images in folders have no column {group_by!r} to group by; give the number of "
                 "characters that file names of one group begin with, or a table of labels"
             )
@@ -178,7 +178,7 @@ def _check_groups(found: Scan) -> None:
     """No group is in two of the splits that were given."""
     for (name, split), (other_name, other) in combinations(found.splits.items(), 2):
         if shared := sorted(set(split.groups or ()) & set(other.groups or ())):
-            raise ValueError(
+            raise InputError(
                 f"{len(shared)} groups are in both {name} and {other_name}: "
                 f"{first_few(shared, 5)}; keep the images of a group in one split, or do not group"
             )
@@ -189,7 +189,7 @@ def _splits_of(found: Scan, name: str) -> Splits:
     train, test, held_out = found.train, found.test, found.held_out
     if train is None or (test is not None and train is test):
         only = next(iter(found.splits))
-        raise ValueError(
+        raise InputError(
             f"{name} has {only}/ and no train/; put the images to train on into train/, or all "
             "classes straight into the folder"
         )

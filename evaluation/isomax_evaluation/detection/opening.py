@@ -81,7 +81,7 @@ def open_given(
             check_finite(parts.model.state_dict(), given.name)
         network = parts.model
         if parts.num_classes < 1:
-            raise ValueError(f"{given.name} has no classes")
+            raise InputError(f"{given.name} has no classes")
         classes = match_classes(network, parts.num_classes, given.name, class_names)
     except ValueError as error:  # of the doors, all of them
         raise InputError(f"{given.name}: {error}") from error
