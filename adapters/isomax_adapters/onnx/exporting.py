@@ -24,6 +24,7 @@ from isomax_adapters.onnx.scorers import kind_of
 from isomax_adapters.onnx.verifying import ExportError, verify
 from isomax_adapters.pytorch_ood import Parts, load_detector, read_detector
 from isomax_adapters.runtime.decoding import GreyRange, as_array, from_array, open_image
+from isomax_adapters.runtime.errors import InputError
 from isomax_adapters.runtime.metadata import METADATA_FORMAT
 from isomax_adapters.runtime.resizing import to_size_of_graph
 from isomax_adapters.timm import load_calibration, load_model
@@ -90,17 +91,17 @@ def export(
     :param held_out: what a reduced file is calibrated on; images that nothing else was done with
     :return: the path
     :raises ExportError: if torch cannot export the model, or the file disagrees with it
-    :raises ValueError: if the folder is no calibrated model folder, its preprocessing cannot be
+    :raises InputError: if the folder is no calibrated model folder, its preprocessing cannot be
         exported, or precision and images are not as described
     """
     path = Path(path)
     if path.is_dir():
-        raise ValueError(f"{path} is a folder; give the name of the file to write")
+        raise InputError(f"{path} is a folder; give the name of the file to write")
     sources = _calibration_sources(precision, calibration_images)
     model: Any = load_model(model_folder)  # a timm model: more attributes than nn.Module has
     calibration = load_calibration(model_folder)
     if calibration is None:
-        raise ValueError(
+        raise InputError(
             f"{model_folder} is not calibrated, so there is no threshold; calibrate it with "
             "isomax.calibration.Calibration.fit and isomax_adapters.timm.save_calibration"
         )
@@ -191,7 +192,7 @@ def _detector_of(
     """The fitted detector of a model folder whose threshold is for its scores; ``None`` if it is
     for scores of the logits.
 
-    :raises ValueError: if there is none for the threshold
+    :raises InputError: if there is none for the threshold
     :raises ExportError: if it cannot go with this precision
     """
     if calibration.score in SCORES:
@@ -200,7 +201,7 @@ def _detector_of(
     saved = read_detector(folder)
     assert saved is not None
     if saved.name != calibration.score:
-        raise ValueError(
+        raise InputError(
             f"the threshold of {folder} is for {calibration.score}, and its detector is "
             f"{saved.name}; calibrate it again"
         )
@@ -235,28 +236,28 @@ def _check_labelled(
         if given is None:
             continue
         if precision == "fp32":
-            raise ValueError(
+            raise InputError(
                 f"{name} images are for fp16 and int8; fp32 keeps what the folder was calibrated on"
             )
         if len(given.images) != len(given.labels) or not len(given.images):
-            raise ValueError(f"{name}: {len(given.images)} images and {len(given.labels)} labels")
+            raise InputError(f"{name}: {len(given.images)} images and {len(given.labels)} labels")
         if min(given.labels) < 0 or max(given.labels) >= classes:
-            raise ValueError(
+            raise InputError(
                 f"{name}: labels lie in [{min(given.labels)}, {max(given.labels)}]; expected "
                 f"[0, {classes})"
             )
     needed = RejectionThreshold(alpha).samples_needed
     if held_out is not None and len(held_out.images) < needed:
-        raise ValueError(
+        raise InputError(
             f"{len(held_out.images)} held-out images are too few; alpha={alpha:g} takes {needed}"
         )
 
 
 def _calibration_sources(precision: str, given: Iterable[ImageSource] | None) -> list[ImageSource]:
     if precision not in PRECISIONS:
-        raise ValueError(f"unknown precision {precision!r}; choose from {', '.join(PRECISIONS)}")
+        raise InputError(f"unknown precision {precision!r}; choose from {', '.join(PRECISIONS)}")
     if (precision == "int8") != (given is not None):
-        raise ValueError(
+        raise InputError(
             "int8 is calibrated on in-distribution images: pass some training images"
             if given is None
             else f"calibration images are for int8; {precision} takes none"
@@ -264,12 +265,12 @@ def _calibration_sources(precision: str, given: Iterable[ImageSource] | None) ->
     if given is None:
         return []
     if isinstance(given, (str, os.PathLike)):
-        raise ValueError(f"calibration images are {given}; give a list of files, or of arrays")
+        raise InputError(f"calibration images are {given}; give a list of files, or of arrays")
     found = list(given)
     if not found:
-        raise ValueError("there are no calibration images")
+        raise InputError("there are no calibration images")
     if len(found) < FEWEST_CALIBRATION_IMAGES:
-        raise ValueError(
+        raise InputError(
             f"{len(found)} calibration images are too few; int8 takes at least "
             f"{FEWEST_CALIBRATION_IMAGES} to learn the ranges of the activations, and "
             f"{CALIBRATION_IMAGES} do best"
@@ -288,7 +289,7 @@ def _preprocessed(images: Iterable[np.ndarray], config: dict[str, Any]) -> list[
 def _decoded(source: ImageSource, channels: int, grey_range: GreyRange | None) -> np.ndarray:
     if isinstance(source, np.ndarray):
         if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != channels:
-            raise ValueError(
+            raise InputError(
                 f"a calibration image is {source.dtype} of shape {source.shape}; expected uint8 "
                 f"[H, W, {channels}]"
             )
@@ -297,4 +298,4 @@ def _decoded(source: ImageSource, channels: int, grey_range: GreyRange | None) -
         with open_image(source) as image:
             return as_array(image, channels, grey_range)
     except Exception as error:  # Pillow's decoders raise whatever they please
-        raise ValueError(f"calibration image {source} cannot be read: {error}") from error
+        raise InputError(f"calibration image {source} cannot be read: {error}") from error

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from isomax_adapters.runtime.decoding import CHANNELS, GreyRange, as_pixels, from_array, open_image
+from isomax_adapters.runtime.errors import InputError
 
 Encoded = bytes | bytearray | memoryview
 Input = str | os.PathLike | Encoded | IO[bytes] | np.ndarray | Image.Image
@@ -21,7 +22,7 @@ _LIMIT = threading.Lock()
 LONGEST = 300  # characters of a message
 
 
-class UnusableError(ValueError):
+class UnusableError(InputError):
     """An input that is no image, or one that is refused; the message is the row's error."""
 
 

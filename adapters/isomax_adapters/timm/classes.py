@@ -5,6 +5,8 @@ from typing import Any
 
 from timm.data import ImageNetInfo, infer_imagenet_subset
 
+from isomax_adapters.runtime.errors import InputError
+
 
 def names_of_classes(model: Any) -> list[set[str]] | None:
     """All names that each class of a timm model goes by; ``None`` if the model does not say.
@@ -39,13 +41,13 @@ def match_classes(model: Any, num_classes: int, name: str, class_names: Sequence
     :param num_classes: how many classes it has
     :param name: of the model, for messages
     :param class_names: of the data set
-    :raises ValueError: if a class is none of the model's, is several of them, or the model has no
+    :raises InputError: if a class is none of the model's, is several of them, or the model has no
         names and another number of classes
     """
     known = names_of_classes(model)
     if known is None:
         if num_classes != len(class_names):
-            raise ValueError(
+            raise InputError(
                 f"{name} has {num_classes} classes without names, the ID data "
                 f"{len(class_names)} ({_some(class_names)}); give the data that it was trained on, "
                 "or a model folder whose config.json has label_names"
@@ -57,20 +59,20 @@ def match_classes(model: Any, num_classes: int, name: str, class_names: Sequence
             places.setdefault(one, []).append(place)
     found = [places.get(_alike(class_name), []) for class_name in class_names]
     if unknown := [c for c, at in zip(class_names, found, strict=True) if not at]:
-        raise ValueError(
+        raise InputError(
             f"{name} does not know {len(unknown)} of the {len(class_names)} ID classes: "
             f"{_some(unknown)}; it has {len(known)}, such as {_some([min(n) for n in known])}: "
             "rename the folders, leave those classes out, or give a model that was trained on them"
         )
     if several := [c for c, at in zip(class_names, found, strict=True) if len(at) > 1]:
-        raise ValueError(
+        raise InputError(
             f"{_some(several)} could be more than one class of {name}; call the folder by its "
             "synset (n01443537) or its whole description"
         )
     chosen = [at[0] for at in found]
     if len(set(chosen)) < len(chosen):
         twice = [c for c, at in zip(class_names, chosen, strict=True) if chosen.count(at) > 1]
-        raise ValueError(f"{_some(twice)} are one class of {name}; put them in one folder")
+        raise InputError(f"{_some(twice)} are one class of {name}; put them in one folder")
     return chosen
 
 
