@@ -24,7 +24,7 @@ from isomax_adapters.onnx.scorers import kind_of
 from isomax_adapters.onnx.verifying import ExportError, verify
 from isomax_adapters.pytorch_ood import Parts, load_detector, read_detector
 from isomax_adapters.runtime.decoding import GreyRange, as_array, from_array, open_image
-from isomax_adapters.runtime.errors import InputError
+from isomax_adapters.runtime.errors import InputError, input_errors
 from isomax_adapters.runtime.metadata import METADATA_FORMAT
 from isomax_adapters.runtime.resizing import to_size_of_graph
 from isomax_adapters.timm import load_calibration, load_model
@@ -142,10 +142,12 @@ def export(
             reduced = _assembled(network, config, metadata | calibration.to_dict())
             logits, scores = _given_by(reduced, config, map(decode, held_out.images))
             classes = torch.tensor(held_out.labels)
-            calibration = replace(
-                Calibration.fit(logits, classes, calibration.score, calibration.alpha, scores),
-                guarantee=calibration.guarantee,
-            )
+            guarantee = calibration.guarantee
+            with input_errors():  # of what the reduced file makes NaN
+                calibration = Calibration.fit(
+                    logits, classes, calibration.score, calibration.alpha, scores
+                )
+            calibration = replace(calibration, guarantee=guarantee)
     exported = _assembled(network, config, metadata | calibration.to_dict())
     unfinished = path.with_name(f".{path.name}.partial")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -181,7 +183,7 @@ def _reduced(
 ) -> onnx.ModelProto:
     try:
         backbone, head = split(network, classifiers)
-    except ValueError as error:
+    except InputError as error:
         raise ExportError(str(error)) from error
     return join(to_fp16(backbone) if precision == "fp16" else to_int8(backbone, pixels), head)
 

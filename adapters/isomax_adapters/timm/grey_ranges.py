@@ -17,5 +17,5 @@ def grey_range_of(folder: Path) -> GreyRange | None:
     content = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     try:
         return check_grey_range(content.get("grey_range"))
-    except ValueError as error:
+    except InputError as error:
         raise InputError(f"{folder / CONFIG}: {error}") from error

@@ -7,7 +7,7 @@ import typer
 
 from isomax_evaluation.cli.options import Root, SkipBad, Workers
 from isomax_evaluation.cli.terminal import one_line_errors, print_table, status
-from isomax_evaluation.output.errors import InputError, input_errors
+from isomax_evaluation.output.errors import InputError
 from isomax_evaluation.output.files import check_target
 
 
@@ -65,23 +65,22 @@ def export(
             from isomax_adapters.timm.sources import model_folder_of
 
         model_folder = model_folder_of(str(model_folder)) or model_folder
-        with input_errors():
-            if id is None:
-                with status("exporting"):
-                    export_onnx(model_folder, path, precision)
-            else:
-                _export_and_measure(
-                    model_folder=model_folder,
-                    path=path,
-                    precision=precision,
-                    id=id,
-                    ood=ood or [],
-                    root=data_root,
-                    test_images=test_images,
-                    skip_bad_images=skip_bad_images,
-                    workers=workers,
-                    calibration=calibration,
-                )
+        if id is None:
+            with status("exporting"):
+                export_onnx(model_folder, path, precision)
+        else:
+            _export_and_measure(
+                model_folder=model_folder,
+                path=path,
+                precision=precision,
+                id=id,
+                ood=ood or [],
+                root=data_root,
+                test_images=test_images,
+                skip_bad_images=skip_bad_images,
+                workers=workers,
+                calibration=calibration,
+            )
         from isomax_adapters.runtime import Scorer
 
         guarantee = Scorer(path).metadata["guarantee"]

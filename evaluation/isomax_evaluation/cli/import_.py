@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from isomax_evaluation.cli.terminal import one_line_errors, status
-from isomax_evaluation.output.errors import InputError, input_errors
+from isomax_evaluation.output.errors import InputError
 
 
 def import_(
@@ -35,6 +35,5 @@ def import_(
         with status("loading PyTorch"):
             from isomax_adapters.timm import folder_from_checkpoint
 
-        with input_errors():
-            made = folder_from_checkpoint(checkpoint, folder, model, names)
+        made = folder_from_checkpoint(checkpoint, folder, model, names)
         typer.echo(f"model folder: {made}, next: isomax compare --models {made} --id FOLDER")

@@ -170,7 +170,7 @@ def _open_files(name: str, is_table: bool, group_by: str | None, class_map: str 
             found = Scan(splits, found.left_out)
         _check_groups(found)
         return _splits_of(found, _name_of(name))
-    except (ValueError, OSError) as error:
+    except OSError as error:
         raise InputError(str(error)) from error
 
 
@@ -232,7 +232,7 @@ def _unlabelled(folder: str, split: str) -> Images:
             inside = [name for name in os.listdir(folder) if name.lower() in SPLITS["train"]]
             top = os.path.join(folder, inside[0]) if len(inside) == 1 else folder
         listing = scan_unlabelled(top)
-    except (ValueError, OSError) as error:
+    except OSError as error:
         raise InputError(str(error)) from error
     # the folders that images lie in are most often classes
     inside = [name.rpartition("/")[0].rpartition("/")[2] for name in listing.names]

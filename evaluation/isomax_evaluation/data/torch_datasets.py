@@ -52,18 +52,20 @@ def open_torch(given: Any, name: str) -> Images:
             f"{name} is {type(given).__name__}; expected a folder, the name of a dataset, a "
             "torch.utils.data.Dataset with a length, or a DataLoader of (images, labels)"
         )
-    if len(dataset):
-        _check_pair(dataset[0], name)
+    _check_pairs(dataset, name)
     labels = labels_of(dataset)
     known = labels[labels >= 0]
     names = getattr(dataset, "classes", None) or range(int(known.max()) + 1 if len(known) else 0)
     return from_dataset(dataset, name, labels, tuple(map(str, names)))
 
 
-def _check_pair(item: Any, name: str) -> None:
+def _check_pairs(dataset: Any, name: str) -> None:
     """
-    :raises InputError: if an item of a data set is no image with its label
+    :raises InputError: if the first item of a data set is no image with its label
     """
+    if not len(dataset):
+        return
+    item = dataset[0]
     pair = isinstance(item, (tuple, list)) and len(item) >= 2
     shown = type(item).__name__
     if isinstance(item, dict):

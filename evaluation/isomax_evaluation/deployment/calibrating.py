@@ -166,7 +166,7 @@ def calibrate_model(
     given = Model(type(network).__name__, 0, parts, names, config)
     fed = None if training is None else Loaded(training)
     try:
-        with input_errors(), progress_bar() as progress:
+        with progress_bar() as progress:
             name = _named(given, detector)
             tell_if_no_file_holds(given, name, progress)
             wanted = Wanted(name, alpha, bank=bank, hyperparameters=hyperparameters)
@@ -179,7 +179,7 @@ def calibrate_model(
 def _check(alpha: float, output: Path) -> None:
     with input_errors():
         RejectionThreshold(alpha)
-        check_place(output)
+    check_place(output)
 
 
 def _named(model: Model, detector: str | None) -> str | None:
@@ -192,7 +192,7 @@ def _named(model: Model, detector: str | None) -> str | None:
     name = POST_HOC.get(detector, detector)
     try:
         check_names([name], POST_HOC)
-    except ValueError as error:
+    except InputError as error:
         raise InputError(f"{error}; `isomax list detectors` says which a file can hold") from error
     reasons = why_not(model.parts, [name, *ON_ANY_HEAD])
     if reason := reasons.get(name):

@@ -70,9 +70,10 @@ def equip(
     if name is not None:
         detector, fitted = _fitted(model, wanted, training, progress)
     outputs, scores = _scored(model, name, detector, held_out, progress)
-    found = Calibration.fit(
-        outputs.logits, outputs.labels, name or score_of_logits(model), wanted.alpha, scores
-    )
+    with input_errors():  # of too few images, other labels, logits or scores that are NaN
+        found = Calibration.fit(
+            outputs.logits, outputs.labels, name or score_of_logits(model), wanted.alpha, scores
+        )
     found = replace(found, guarantee=wanted.guarantee)
     network = model.parts.model
     for doubt in doubts_of(network, found, outputs.logits, outputs.labels, scores=scores):
@@ -117,7 +118,8 @@ def _fitted(
         raise InputError(
             f"{name} has no hyperparameter {', '.join(unknown)}; it has {', '.join(own) or 'none'}"
         )
-    detectors[name].set_hyperparameters(**given)
+    with input_errors():
+        detectors[name].set_hyperparameters(**given)
     try:
         state_of(detectors[name])
     except InputError as error:
@@ -146,7 +148,7 @@ def _fitted(
         return detectors[name], count
     try:
         return with_bank(detectors[name], wanted.bank), count
-    except ValueError as error:
+    except InputError as error:
         raise InputError(f"{name}: {error}") from error
 
 
@@ -175,8 +177,7 @@ def _write(
         if about is not None:
             save_detector(detector, about, place)
 
-    with input_errors():
-        save_model(
-            model.parts.model, folder, model.class_names, dict(model.preprocessing or {}),
-            calibration, model.grey_range, detector_too,
-        )  # fmt: skip
+    save_model(
+        model.parts.model, folder, model.class_names, dict(model.preprocessing or {}),
+        calibration, model.grey_range, detector_too,
+    )  # fmt: skip

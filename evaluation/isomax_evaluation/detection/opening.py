@@ -83,7 +83,7 @@ def open_given(
         if parts.num_classes < 1:
             raise InputError(f"{given.name} has no classes")
         classes = match_classes(network, parts.num_classes, given.name, class_names)
-    except ValueError as error:  # of the doors, all of them
+    except InputError as error:
         raise InputError(f"{given.name}: {error}") from error
     if not tensors and not hasattr(network, "pretrained_cfg"):
         raise InputError(

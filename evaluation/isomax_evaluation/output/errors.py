@@ -1,25 +1,10 @@
 """What a user can set right, and what a table says of the rest."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
-from isomax_adapters.runtime.errors import InputError
+from isomax_adapters.runtime.errors import InputError, input_errors
 
 __all__ = ["InputError", "first_few", "input_errors", "one_line"]
-
-
-@contextmanager
-def input_errors(*kinds: type[Exception]) -> Iterator[None]:
-    """Around one call that is handed what a user gave: a ``ValueError`` is an :class:`InputError`.
-
-    :param kinds: other errors that are one, too
-    """
-    try:
-        yield
-    except InputError:
-        raise
-    except (ValueError, *kinds) as error:
-        raise InputError(" ".join(str(error).split()) or type(error).__name__) from error
 
 
 def one_line(error: BaseException) -> str:

@@ -138,8 +138,7 @@ def check_preprocessing(job: Job) -> None:
         raise InputError(
             f"the image size is {size}; expected at least 1, or height and width of at least 1"
         )
-    with input_errors():
-        check_grey_range(job.grey_range)
+    check_grey_range(job.grey_range)
     for name, value, allowed in (
         ("in_chans", job.in_chans, CHANNELS),
         ("crop_mode", job.crop_mode, ("center", "squash", "border")),

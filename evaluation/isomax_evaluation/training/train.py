@@ -25,7 +25,7 @@ from isomax_evaluation.data.images import Images
 from isomax_evaluation.data.loading import decoding_errors
 from isomax_evaluation.extraction.classes import far_above, rates_of_classes, summed_up
 from isomax_evaluation.extraction.doubts import doubt_of_samples, doubts_of
-from isomax_evaluation.output.errors import InputError
+from isomax_evaluation.output.errors import InputError, input_errors
 from isomax_evaluation.output.files import read_lines, write_json
 from isomax_evaluation.output.folders import (
     check_outside,
@@ -362,7 +362,8 @@ def train_model(
     logits, labels = evaluate(model, calibrating, accelerator)
     heads = head_modules(model)
     score = heads[0].score if heads else "energy_score"
-    calibration = Calibration.fit(logits, labels, score, job.alpha)
+    with input_errors():  # of logits that are NaN
+        calibration = Calibration.fit(logits, labels, score, job.alpha)
     if not divided.established:
         calibration = replace(calibration, guarantee="not established")
     losses = [row["train_loss"] for row in read_lines(output / "metrics.jsonl") if "lr" in row]

@@ -1,5 +1,6 @@
 """The command as a user runs it."""
 
+import importlib
 import importlib.metadata
 import json
 import re
@@ -272,13 +273,33 @@ def test_register_is_refused_before_training(isomax, tmp_path, photos):
         assert not (tmp_path / "out").exists()
 
 
-def test_a_defect_of_ours_is_a_traceback_and_how_to_report_it(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("where", "command"),
+    [
+        ("isomax_evaluation.training.jobs.attach", "train --data digits --no-track --output {out}"),
+        ("isomax_evaluation.data.datasets.scan",
+         "train --data {out} --no-track --output {out}-run"),
+        ("isomax_evaluation.detection.opening.match_classes",
+         "compare --models {model} --detectors MaxLogit --no-track --output {out}"),
+        ("isomax_evaluation.deployment.calibrating.equip",
+         "calibrate {model} --id digits --output {out}"),
+        ("isomax_adapters.onnx.exporting.load_model", "export {model} {out}/m.onnx"),
+        ("isomax_adapters.timm.importing.load_weights",
+         "import {model}/model.safetensors {out} --model test_resnet"),
+    ],
+)  # fmt: skip
+def test_a_defect_of_ours_is_a_traceback_and_how_to_report_it(
+    where, command, compared, tmp_path, monkeypatch, capsys
+):
     def broken(*args, **kwargs):
         raise ValueError("of ours")
 
-    monkeypatch.setattr("isomax_evaluation.training.jobs.attach", broken)
-    arguments = ["train", "--data", "digits", "--no-track", "--output", tmp_path / "out"]
-    monkeypatch.setattr("sys.argv", ["isomax", *map(str, arguments)])
+    (tmp_path / "out").mkdir()
+    model = compared.output / "runs/softmax-seed0/model"
+    arguments = command.format(out=tmp_path / "out", model=model).split()
+    importlib.import_module(where.rpartition(".")[0])
+    monkeypatch.setattr(where, broken)
+    monkeypatch.setattr("sys.argv", ["isomax", *arguments])
     with pytest.raises(SystemExit) as caught:
         main()
     assert caught.value.code == 1
