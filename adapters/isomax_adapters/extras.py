@@ -2,6 +2,8 @@
 
 from importlib.util import find_spec
 
+from isomax_adapters.runtime.errors import InputError
+
 #: extra -> modules that its code cannot do without; a served model has no more than these
 EXTRAS = {
     "timm": ("torch", "timm", "pytorch_ood", "sklearn"),
@@ -14,7 +16,7 @@ BELOW = {"train": ("timm",), "onnx": ("timm",), "report": ("timm", "train")}  # 
 SHOWN = 3  # modules in a message
 
 
-class MissingExtraError(ImportError):
+class MissingExtraError(InputError, ImportError):
     """Something takes packages that are not installed; the message says how to install them."""
 
 

@@ -13,6 +13,8 @@ from typing import Any
 from mlflow.entities import Dataset, DatasetInput, InputTag
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 
+from isomax_adapters.runtime.errors import InputError
+
 # whatever the locale; names of files need not be UTF-8
 TEXT: Any = {"encoding": "utf-8", "errors": "surrogateescape"}
 SYSTEM_METRICS = "system.jsonl"
@@ -78,12 +80,12 @@ def _mlflow_name(name: str) -> str:
 def parsed(path: Path, line: str | None = None) -> Any:
     """The JSON of a file, or of one of its lines.
 
-    :raises ValueError: naming the file, if it is none
+    :raises InputError: naming the file, if it is none
     """
     try:
         return json.loads(path.read_text(**TEXT) if line is None else line)
     except ValueError as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
+        raise InputError(f"{path} is damaged: {error}") from error
 
 
 def read_text(path: Path) -> str | None:

@@ -5,11 +5,13 @@ import re
 import time
 from collections.abc import Iterator
 
+from isomax_adapters.runtime.errors import InputError
+
 HIDDEN = "***"
 _GIVE_UP = 20.0  # seconds of failing: a server that refuses takes less, one that hangs more
 
 
-class TrackingError(RuntimeError):
+class TrackingError(InputError):
     """The tracking server cannot be used; the results are safe in the output folder."""
 
     def __init__(self, reason: str, way_out: str) -> None:

@@ -36,6 +36,7 @@ from isomax_adapters.onnx.precision import join, split, to_fp16, to_int8
 from isomax_adapters.onnx.recalibrating import calibrated_on, with_own_scores
 from isomax_adapters.onnx.scorers import kind_of
 from isomax_adapters.onnx.verifying import ExportError, random_batches, verify
+from isomax_adapters.runtime.errors import InputError
 from isomax_adapters.runtime.metadata import METADATA_FORMAT
 from isomax_adapters.timm.attaching import classifier_names
 
@@ -96,12 +97,12 @@ def export(
         numbers of the logits
     :return: the path
     :raises ExportError: if torch cannot export the model, or the file disagrees with it
-    :raises ValueError: if the folder is no calibrated model folder, its preprocessing cannot be
+    :raises InputError: if the folder is no calibrated model folder, its preprocessing cannot be
         exported, or precision and images are not as described
     """
     path = Path(path)
     if path.is_dir():
-        raise ValueError(f"{path} is a folder; give the name of the file to write")
+        raise InputError(f"{path} is a folder; give the name of the file to write")
     sources = calibration_sources(precision, calibration_images)
     opened = open_folder(Path(model_folder), precision, class_names)
     check_labelled(
@@ -147,7 +148,7 @@ def _reduced(
 ) -> onnx.ModelProto:
     try:
         backbone, head = split(network, classifiers)
-    except ValueError as error:
+    except InputError as error:
         raise ExportError(str(error)) from error
     return join(to_fp16(backbone) if precision == "fp16" else to_int8(backbone, pixels), head)
 

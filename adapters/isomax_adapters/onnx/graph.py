@@ -13,6 +13,7 @@ import onnx
 import PIL
 from onnx import compose, numpy_helper, parser
 
+from isomax_adapters.runtime.errors import InputError
 from isomax_adapters.runtime.metadata import METADATA_KEY, scaled_size
 from isomax_adapters.runtime.p_values import Steps, at_most
 
@@ -80,18 +81,18 @@ def preprocessing(config: dict[str, Any], opset: int, ir_version: int) -> onnx.M
     ``pixels``, float ``[N, C, h, w]``.
 
     :param config: as ``timm.data.resolve_model_data_config`` gives it
-    :raises ValueError: if the configuration has a resampling or crop that cannot be exported, or
+    :raises InputError: if the configuration has a resampling or crop that cannot be exported, or
         not one mean and standard deviation for each channel
     """
     if config["interpolation"] not in _MODES:
-        raise ValueError(
+        raise InputError(
             f"interpolation {config['interpolation']!r} has no ONNX counterpart; export a model "
             f"whose preprocessing uses {', '.join(_MODES)}"
         )
     channels, height, width = config["input_size"]
     for name in ("mean", "std"):
         if len(config[name]) != channels:
-            raise ValueError(f"{name} has {len(config[name])} values for {channels} channels")
+            raise InputError(f"{name} has {len(config[name])} values for {channels} channels")
     scaled = scaled_size(config)
     crop_mode = config.get("crop_mode") or "center"
     passes = _VERTICAL_FIRST if int(PIL.__version__.split(".")[0]) >= 13 else _WIDTH_FIRST
@@ -295,7 +296,7 @@ def _target_size(crop_mode: str, scaled: Sequence[int]) -> str:
         rounded = Round(unrounded)
         resized_size = Cast<to=7>(rounded)
         """
-    raise ValueError(f"crop mode {crop_mode!r} cannot be exported; use center, squash or border")
+    raise InputError(f"crop mode {crop_mode!r} cannot be exported; use center, squash or border")
 
 
 def _crop(crop_mode: str, size: Sequence[int], mean: Sequence[float]) -> str:

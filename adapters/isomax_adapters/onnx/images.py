@@ -13,6 +13,7 @@ from isomax_adapters.onnx.graph import preprocessing
 from isomax_adapters.onnx.precision import PRECISIONS
 from isomax_adapters.onnx.running import session_of
 from isomax_adapters.runtime.decoding import GreyRange, as_array, from_array, open_image
+from isomax_adapters.runtime.errors import InputError
 from isomax_adapters.runtime.resizing import to_size_of_graph
 
 CALIBRATION_IMAGES = 256  # more of them hardly move the ranges of the activations
@@ -37,25 +38,25 @@ def check_labelled(
     alpha: float,
 ) -> None:
     """
-    :raises ValueError: if these images are not for this precision, or cannot be what they are for
+    :raises InputError: if these images are not for this precision, or cannot be what they are for
     """
     for name, given in (("selection", selection), ("held_out", held_out)):
         if given is None:
             continue
         if precision == "fp32":
-            raise ValueError(
+            raise InputError(
                 f"{name} images are for fp16 and int8; fp32 keeps what the folder was calibrated on"
             )
         if len(given.images) != len(given.labels) or not len(given.images):
-            raise ValueError(f"{name}: {len(given.images)} images and {len(given.labels)} labels")
+            raise InputError(f"{name}: {len(given.images)} images and {len(given.labels)} labels")
         if min(given.labels) < 0 or max(given.labels) >= classes:
-            raise ValueError(
+            raise InputError(
                 f"{name}: labels lie in [{min(given.labels)}, {max(given.labels)}]; expected "
                 f"[0, {classes})"
             )
     needed = RejectionThreshold(alpha).samples_needed
     if held_out is not None and len(held_out.images) < needed:
-        raise ValueError(
+        raise InputError(
             f"{len(held_out.images)} held-out images are too few; alpha={alpha:g} takes {needed}"
         )
 
@@ -63,12 +64,12 @@ def check_labelled(
 def calibration_sources(precision: str, given: Iterable[ImageSource] | None) -> list[ImageSource]:
     """At most ``CALIBRATION_IMAGES`` of the images for the ranges of ``int8``, evenly spaced.
 
-    :raises ValueError: if there are none or too few, or the precision takes none
+    :raises InputError: if there are none or too few, or the precision takes none
     """
     if precision not in PRECISIONS:
-        raise ValueError(f"unknown precision {precision!r}; choose from {', '.join(PRECISIONS)}")
+        raise InputError(f"unknown precision {precision!r}; choose from {', '.join(PRECISIONS)}")
     if (precision == "int8") != (given is not None):
-        raise ValueError(
+        raise InputError(
             "int8 is calibrated on in-distribution images: pass some training images"
             if given is None
             else f"calibration images are for int8; {precision} takes none"
@@ -76,12 +77,12 @@ def calibration_sources(precision: str, given: Iterable[ImageSource] | None) -> 
     if given is None:
         return []
     if isinstance(given, (str, os.PathLike)):
-        raise ValueError(f"calibration images are {given}; give a list of files, or of arrays")
+        raise InputError(f"calibration images are {given}; give a list of files, or of arrays")
     found = list(given)
     if not found:
-        raise ValueError("there are no calibration images")
+        raise InputError("there are no calibration images")
     if len(found) < FEWEST_CALIBRATION_IMAGES:
-        raise ValueError(
+        raise InputError(
             f"{len(found)} calibration images are too few; int8 takes at least "
             f"{FEWEST_CALIBRATION_IMAGES} to learn the ranges of the activations, and "
             f"{CALIBRATION_IMAGES} do best"
@@ -93,11 +94,11 @@ def calibration_sources(precision: str, given: Iterable[ImageSource] | None) -> 
 def decoded(source: ImageSource, channels: int, grey_range: GreyRange | None) -> np.ndarray:
     """An image as the model takes it, uint8 ``[H, W, C]``.
 
-    :raises ValueError: if it is an array of another kind, or cannot be read
+    :raises InputError: if it is an array of another kind, or cannot be read
     """
     if isinstance(source, np.ndarray):
         if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != channels:
-            raise ValueError(
+            raise InputError(
                 f"a calibration image is {source.dtype} of shape {source.shape}; expected uint8 "
                 f"[H, W, {channels}]"
             )
@@ -106,7 +107,7 @@ def decoded(source: ImageSource, channels: int, grey_range: GreyRange | None) ->
         with open_image(source) as image:
             return as_array(image, channels, grey_range)
     except Exception as error:  # Pillow's decoders raise whatever they please
-        raise ValueError(f"calibration image {source} cannot be read: {error}") from error
+        raise InputError(f"calibration image {source} cannot be read: {error}") from error
 
 
 def as_network_gets_them(

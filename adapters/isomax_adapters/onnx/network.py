@@ -18,7 +18,13 @@ from torch import Tensor, nn
 from isomax_adapters.onnx.graph import score_of_logits
 from isomax_adapters.onnx.precision import split
 from isomax_adapters.onnx.running import Way, session_of
-from isomax_adapters.onnx.scorers import kind_of, scorer_of, why_not_exported, why_too_large
+from isomax_adapters.onnx.scorers import (
+    kind_of,
+    scorer_of,
+    why_network_too_large,
+    why_not_exported,
+    why_too_large,
+)
 from isomax_adapters.onnx.verifying import ExportError
 from isomax_adapters.pytorch_ood import Parts
 from isomax_adapters.pytorch_ood.saving import state_of
@@ -63,8 +69,10 @@ def export_network(
     """The network alone: ``pixels``, float ``[N, C, h, w]`` -> ``logits``.
 
     :param outputs: names of what the model gives
-    :raises ExportError: if torch cannot export it
+    :raises ExportError: if torch cannot export it, or no file can hold it
     """
+    if reason := why_network_too_large(model):  # torch takes several times its size to find out
+        raise ExportError(reason)
     return _to_onnx(model, torch.zeros(2, *input_size), "pixels", outputs, "this model")
 
 

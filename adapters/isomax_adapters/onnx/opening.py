@@ -18,6 +18,7 @@ from isomax_adapters.onnx.scorers import kind_of
 from isomax_adapters.onnx.verifying import ExportError
 from isomax_adapters.pytorch_ood import Parts, load_detector, read_detector
 from isomax_adapters.runtime.decoding import GreyRange
+from isomax_adapters.runtime.errors import InputError
 from isomax_adapters.timm import load_calibration, load_model
 from isomax_adapters.timm.classes import checked_names
 from isomax_adapters.timm.grey_ranges import grey_range_of
@@ -72,14 +73,14 @@ class Opened:
 def open_folder(folder: Path, precision: str, class_names: Sequence[str] | None = None) -> Opened:
     """
     :param class_names: of a folder that has none; the numbers of the logits if not given
-    :raises ValueError: if the folder is no calibrated model folder, or names are not one for each
+    :raises InputError: if the folder is no calibrated model folder, or names are not one for each
         class
     :raises ExportError: if its detector cannot go with this precision
     """
     model: Any = load_model(folder)
     calibration = load_calibration(folder)
     if calibration is None:
-        raise ValueError(
+        raise InputError(
             f"{folder} is not calibrated, so there is no threshold; calibrate it with "
             "isomax.calibration.Calibration.fit and isomax_adapters.timm.save_calibration"
         )
@@ -105,7 +106,7 @@ def _detector_of(
     """The fitted detector of a model folder whose threshold is for its scores; ``None`` if it is
     for scores of the logits.
 
-    :raises ValueError: if there is none for the threshold
+    :raises InputError: if there is none for the threshold
     :raises ExportError: if it cannot go with this precision
     """
     if calibration.score in SCORES:
@@ -114,7 +115,7 @@ def _detector_of(
     saved = read_detector(folder)
     assert saved is not None
     if saved.name != calibration.score:
-        raise ValueError(
+        raise InputError(
             f"the threshold of {folder} is for {calibration.score}, and its detector is "
             f"{saved.name}; calibrate it again"
         )

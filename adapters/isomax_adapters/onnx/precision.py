@@ -23,6 +23,8 @@ from onnxruntime.quantization import (
 from onnxruntime.transformers.float16 import convert_float_to_float16
 from onnxruntime.transformers.onnx_model import OnnxModel
 
+from isomax_adapters.runtime.errors import InputError
+
 PRECISIONS = ("fp32", "fp16", "int8")
 SCOPES = "pkg.torch.onnx.name_scopes"  #: where torch.onnx notes the modules a node comes from
 # what is not here stays float: normalisation, softmax, gates, global pooling. A Relu or Clip is
@@ -44,7 +46,7 @@ def split(
     :param classifiers: names of the modules that give the logits
     :return: the backbone, ``pixels`` -> features, and the head, features -> logits; a distilled
         model has several features
-    :raises ValueError: if no node of the network comes from these modules
+    :raises InputError: if no node of the network comes from these modules
     """
     constants = {tensor.name for tensor in network.graph.initializer}
     behind: set[str] = set()  # what the classifiers give and all that is computed from it
@@ -57,7 +59,7 @@ def split(
         features.update(dict.fromkeys(name for name in inputs if name not in behind))
         behind.update(node.output)
     if not features:
-        raise ValueError(
+        raise InputError(
             f"no node of the exported network comes from {', '.join(classifiers)}, so the head "
             "cannot be kept in float32; export this model as fp32"
         )

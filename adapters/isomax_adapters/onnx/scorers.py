@@ -67,17 +67,31 @@ def why_too_large(name: str, size: int, network: int) -> str | None:
     )
 
 
+def why_network_too_large(model: nn.Module) -> str | None:
+    """Why a network alone does not fit into a file; ``None`` if it does."""
+    size = _bytes_of(model)
+    if size <= LARGEST:
+        return None
+    return (
+        f"the network cannot be exported: it holds {size / 1e9:.2f} GB, and a file has at most "
+        f"{LARGEST / 1e9:.2f}; choose a smaller architecture"
+    )
+
+
+def _bytes_of(model: nn.Module) -> int:
+    return sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+
+
 def obstacle_to_export(name: str, parts: Parts, input_size: tuple[int, int, int]) -> str | None:
     """Why no file of this model can hold a detector, before that is fitted."""
     (detector,) = detectors_for(parts, [name]).values()
-    reason = why_not_exported(name, detector)
+    reason = why_not_exported(name, detector) or why_network_too_large(parts.model)
     if reason or name != "GMM":
         return reason
     # a matrix for each class, in float64
     with torch.no_grad():
         width = parts.encode(torch.zeros(1, *input_size, device=parts.device)).shape[1]
-    network = sum(p.numel() * p.element_size() for p in parts.model.parameters())
-    return why_too_large(name, 8 * parts.num_classes * width**2, network)
+    return why_too_large(name, 8 * parts.num_classes * width**2, _bytes_of(parts.model))
 
 
 def scorer_of(detector: Any) -> nn.Module:

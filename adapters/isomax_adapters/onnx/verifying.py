@@ -16,6 +16,7 @@ from isomax.calibration import Calibration
 from isomax.functional import SCORES
 from isomax_adapters.onnx.judging import why_another_model, worst_layers
 from isomax_adapters.runtime.decoding import from_array
+from isomax_adapters.runtime.errors import InputError
 from isomax_adapters.runtime.metadata import OUTPUTS
 from isomax_adapters.runtime.scorer import Scorer
 
@@ -33,7 +34,7 @@ BLAMED_ON = 4  # images
 Model = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]
 
 
-class ExportError(RuntimeError):
+class ExportError(InputError):
     """The model cannot be exported, or the exported file disagrees with it; nothing is written."""
 
 

@@ -9,6 +9,7 @@ from torch import nn
 
 from isomax_adapters.pytorch_ood.parts import Parts
 from isomax_adapters.pytorch_ood.wirings import WIRINGS
+from isomax_adapters.runtime.errors import InputError
 
 NAMES = tuple(WIRINGS)
 """All names that :func:`detectors_for` knows."""
@@ -42,7 +43,7 @@ def detectors_for(
         mode first
     :param names: which detectors; all of :data:`NAMES` if not given
     :return: the detectors by name, in the order of the names
-    :raises ValueError: if a name is unknown, or the model has no classifier
+    :raises InputError: if a name is unknown, or the model has no classifier
     """
     parts = model if isinstance(model, Parts) else Parts(model)
     reasons = why_not(parts, names)
@@ -56,7 +57,7 @@ def detectors_for(
 def why_not(model: nn.Module | Parts, names: Iterable[str] | None = None) -> dict[str, str]:
     """The detectors that cannot work on a model, with the reason.
 
-    :raises ValueError: if a name is unknown, or the model has no classifier
+    :raises InputError: if a name is unknown, or the model has no classifier
     """
     parts = model if isinstance(model, Parts) else Parts(model)
     reasons = {name: WIRINGS[name].obstacle(parts) for name in _known(names)}
@@ -78,7 +79,7 @@ def wiring_notes(names: Iterable[str] | None = None) -> list[WiringNote]:
     """How detectors are wired, and where that is written; ``pandas.DataFrame`` takes the list.
 
     :param names: which detectors; all of :data:`NAMES` if not given
-    :raises ValueError: if a name is unknown
+    :raises InputError: if a name is unknown
     """
     chosen = [(name, WIRINGS[name]) for name in _known(names)]
     return [WiringNote(name, w.how, w.source, w.differs, w.held_out) for name, w in chosen]
@@ -88,13 +89,13 @@ def check_names(names: Iterable[str], others: Iterable[str] = ()) -> None:
     """Refuse names of detectors that there are not.
 
     :param others: names that are allowed beside :data:`NAMES`
-    :raises ValueError: naming what was meant, if that can be told, and all that there are
+    :raises InputError: naming what was meant, if that can be told, and all that there are
     """
     names = [names] if isinstance(names, str) else names
     known = [*others, *NAMES]
     if unknown := [name for name in names if name not in known]:
         asked = [f"{name}{_question(name)}" for name in unknown]
-        raise ValueError(f"unknown detector {', '.join(asked)}; choose from {', '.join(known)}")
+        raise InputError(f"unknown detector {', '.join(asked)}; choose from {', '.join(known)}")
 
 
 def _question(name: str) -> str:

@@ -24,6 +24,7 @@ from torch.nn import functional as F
 
 from isomax import MahalanobisPP, fit_temperature
 from isomax.mahalanobis import CHUNK, RIDGE, finest_dtype
+from isomax_adapters.runtime.errors import InputError
 
 
 class MahalanobisODIN(GradientDetector):
@@ -96,11 +97,11 @@ class GMM(ood.GMM):
         """
         :param z: pooled features, :math:`N \\times D`; may be memory-mapped
         :param labels: :math:`N`; those below 0 are left out
-        :raises ValueError: if no label is at least 0, or no class varies
+        :raises InputError: if no label is at least 0, or no class varies
         """
         classes, counts = labels[labels >= 0].unique(return_counts=True)
         if not len(classes):
-            raise ValueError("no label is at least 0; fit on in-distribution samples")
+            raise InputError("no label is at least 0; fit on in-distribution samples")
         like = _square(z, self.device or z.device)
         means, covariances = [], []
         for label in classes:
@@ -113,7 +114,7 @@ class GMM(ood.GMM):
             covariance.diagonal().add_(ridge)
             triangle, failed = torch.linalg.cholesky_ex(covariance)
             if failed:
-                raise ValueError(
+                raise InputError(
                     f"the features of class {int(classes[place])} span too few directions, even "
                     f"with a ridge of {self.reg:g} of the variance; set reg higher"
                 )
@@ -162,7 +163,7 @@ class PNML(ood.PNML):
         """
         :param z: pooled features, :math:`N \\times D`; may be memory-mapped
         :param labels: :math:`N`; those below 0 are left out
-        :raises ValueError: if no label is at least 0
+        :raises InputError: if no label is at least 0
         """
         gram = _square(z, self.device or z.device)
         for rows in _known(z, labels, gram):
@@ -204,11 +205,11 @@ class ViM(ood.ViM):
         """
         :param z: pooled features, :math:`N \\times D`; may be memory-mapped, and is read twice
         :param labels: :math:`N`; those below 0 are left out
-        :raises ValueError: if no label is at least 0, or the principal subspace is all there is
+        :raises InputError: if no label is at least 0, or the principal subspace is all there is
         """
         principal = self.d if self.d <= z.shape[1] else z.shape[1] // 2
         if principal == z.shape[1]:
-            raise ValueError(
+            raise InputError(
                 f"d is {self.d}, which is all of the features' dimensions; give a smaller one"
             )
         scatter = _square(z, self.w.device)
@@ -266,7 +267,7 @@ def _square(z: Tensor, device: torch.device) -> Tensor:
 def _known(z: Tensor, labels: Tensor, like: Tensor) -> Iterator[Tensor]:
     """Features without outliers, a chunk at a time."""
     if not (labels >= 0).any():
-        raise ValueError("no label is at least 0; fit on in-distribution samples")
+        raise InputError("no label is at least 0; fit on in-distribution samples")
     step = max(1, CHUNK // z.shape[1])
     for start in range(0, len(z), step):
         known = (labels[start : start + step] >= 0).to(z.device)

@@ -10,6 +10,7 @@ from timm.models import get_model_input_config
 from torch import Tensor, nn
 
 from isomax.heads import DistanceHead
+from isomax_adapters.runtime.errors import InputError
 from isomax_adapters.timm.attaching import classifier_names, head_of
 
 STAGES = 4  #: how many of the last stages detectors of several layers look at
@@ -37,11 +38,11 @@ class Parts:
         :param std: of the channels, by which images are divided before the model gets them; if not
             given, that of a timm model's preprocessing (``timm.data.resolve_model_data_config``),
             and 1 of any other network
-        :raises ValueError: if the model has no classifier, or not of this name
+        :raises InputError: if the model has no classifier, or not of this name
         """
         if classifier is None and not hasattr(model, "get_classifier"):
             linear = [name for name, m in model.named_modules() if isinstance(m, nn.Linear)]
-            raise ValueError(
+            raise InputError(
                 f"{type(model).__name__} is no timm model, so it does not say which layer gives "
                 f"its logits; name it, as in Parts(model, classifier={(linear or ['fc'])[-1]!r})"
             )
@@ -53,14 +54,14 @@ class Parts:
         self.std = tuple(std)
         modules = dict(model.named_modules())
         if missing := [name for name in names if name not in modules]:
-            raise ValueError(
+            raise InputError(
                 f"{type(model).__name__} has no layer {missing[0]!r}; its layers include "
                 f"{', '.join(list(dict(model.named_children()))[-5:])}"
             )
         self.classifiers: list[Any] = [modules[name] for name in names]
         for layer in self.classifiers:
             if not isinstance(layer, (nn.Linear, nn.Conv2d, DistanceHead)):
-                raise ValueError(
+                raise InputError(
                     f"the layer {names[0]!r} is {type(layer).__name__}; expected nn.Linear, a 1x1 "
                     "nn.Conv2d or a head of isomax"
                 )

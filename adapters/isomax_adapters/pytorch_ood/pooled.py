@@ -16,6 +16,7 @@ from pytorch_ood.utils import extract_features
 from torch import Tensor
 
 from isomax_adapters.pytorch_ood.quantiles import column_quantiles, overall_quantile
+from isomax_adapters.runtime.errors import InputError
 
 
 class _EnergyOfShaped(FeaturesDetector):
@@ -115,7 +116,7 @@ class PooledReAct(_EnergyOfShaped):
         """
         :param z: pooled features, :math:`N \\times D`; may be memory-mapped
         :param y: labels, :math:`N`; those below 0 are left out
-        :raises ValueError: if no label is at least 0
+        :raises InputError: if no label is at least 0
         """
         self.threshold = overall_quantile(_known(z, y).numpy(), self.percentile)
         return self
@@ -162,7 +163,7 @@ class PooledVRA(_EnergyOfShaped):
         """
         :param z: pooled features, :math:`N \\times D`; may be memory-mapped
         :param y: labels, :math:`N`; those below 0 are left out
-        :raises ValueError: if no label is at least 0
+        :raises InputError: if no label is at least 0
         """
         shares = [self.lower_percentile, self.upper_percentile]
         found = torch.from_numpy(column_quantiles(_known(z, y).numpy(), shares))
@@ -180,6 +181,6 @@ def _known(z: Tensor, y: Tensor) -> Tensor:
     """Without outliers; a view where there are none, so that memory-mapped features stay there."""
     known = (y >= 0).cpu()
     if not known.any():
-        raise ValueError("no label is at least 0; fit on in-distribution samples")
+        raise InputError("no label is at least 0; fit on in-distribution samples")
     z = z.detach().cpu().float()
     return z if known.all() else z[known]

@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
+from isomax_adapters.runtime.errors import InputError
+
 CHUNK = 4 * 2**20  # values looked at at a time
 COLUMNS = 2**28  # values of whole columns held at a time, 1 GiB
 
@@ -16,7 +18,7 @@ def overall_quantile(values: np.ndarray, share: float) -> float:
 
     :param values: of any shape; one that is memory-mapped is never read whole
     :param share: in :math:`[0, 1]`
-    :raises ValueError: if some are NaN
+    :raises InputError: if some are NaN
     """
     values = values.reshape(-1)
     place = share * (len(values) - 1)
@@ -27,7 +29,7 @@ def overall_quantile(values: np.ndarray, share: float) -> float:
         for start in range(0, len(values), CHUNK):
             chunk = np.asarray(values[start : start + CHUNK])
             if np.isnan(chunk).any():
-                raise ValueError("some values are NaN; look at the model that gave them")
+                raise InputError("some values are NaN; look at the model that gave them")
             bits = chunk.view(np.uint32)
             yield np.where(bits >> 31, ~bits, bits | np.uint32(1 << 31))
 

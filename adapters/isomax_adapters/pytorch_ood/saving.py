@@ -22,6 +22,7 @@ from isomax.heads import DistanceHead
 from isomax_adapters.pytorch_ood.detectors import detectors_for
 from isomax_adapters.pytorch_ood.digests import digests_of_weights
 from isomax_adapters.pytorch_ood.parts import Parts
+from isomax_adapters.runtime.errors import InputError
 from isomax_adapters.timm import ModelFolderError, load_model
 from isomax_adapters.timm.folder import write_tensors
 
@@ -45,7 +46,7 @@ def save_detector(detector: Detector, saved: Saved, folder: str | Path) -> None:
     """Write a detector into a model folder, in the place of another one.
 
     :param saved: what is said of it; its values are the detector's own, whatever they are here
-    :raises TypeError: if it holds what can be neither written nor built again
+    :raises InputError: if it holds what can be neither written nor built again
     """
     tensors, values = state_of(detector)
     folder = Path(folder)
@@ -105,7 +106,7 @@ def load_detector(folder: str | Path, model: nn.Module | Parts | None = None) ->
 def state_of(detector: Detector) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """What fitting and settings have made of a detector: tensors, and what JSON takes.
 
-    :raises TypeError: if it holds what can be neither written nor built again
+    :raises InputError: if it holds what can be neither written nor built again
     """
     tensors: dict[str, Tensor] = {}
     values: dict[str, Any] = {}
@@ -121,7 +122,7 @@ def _take(key: str, value: Any, tensors: dict[str, Tensor], values: dict[str, An
         tensors[key] = torch.from_numpy(value)
     elif isinstance(value, np.generic):
         tensors[key] = torch.from_numpy(np.array(value))
-    elif isinstance(value, PLAIN):
+    elif _is_plain(value):
         values[key] = value
     elif isinstance(value, NearestNeighbors):
         if hasattr(value, "_fit_X"):
@@ -132,11 +133,23 @@ def _take(key: str, value: Any, tensors: dict[str, Tensor], values: dict[str, An
     elif isinstance(value, Mapping):
         for name, item in value.items():
             _take(f"{key}.{name}", item, tensors, values)
-    elif type(value).__module__.startswith("pytorch_ood.detector.openmax"):
+    elif isinstance(value, Detector) or type(value).__module__.startswith(
+        "pytorch_ood.detector.openmax"
+    ):
         for name, item in vars(value).items():
             _take(f"{key}.{name}", item, tensors, values)
     elif not (callable(value) or isinstance(value, (nn.Module, torch.device))):
-        raise TypeError(f"{type(value).__name__} in {key} cannot be written into a model folder")
+        raise InputError(
+            f"a {type(value).__name__} in {key} cannot be written into a model folder; choose "
+            "another detector, or score in Python with this one"
+        )
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether it comes back from JSON as it was, a tuple as a list."""
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_plain, value))
+    return isinstance(value, PLAIN)
 
 
 def restore(detector: Any, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
@@ -154,9 +167,11 @@ def restore(detector: Any, tensors: Mapping[str, Tensor], values: Mapping[str, A
         else:
             setattr(detector, first, tensor)
     for key, parts in nested.items():
+        plain = {k.partition(".")[2]: v for k, v in values.items() if k.startswith(f"{key}.")}
         if key == "_openmax":
-            plain = {k.partition(".")[2]: v for k, v in values.items() if k.startswith(f"{key}.")}
             detector._openmax = _open_max(parts, plain)
+        elif isinstance(vars(detector).get(key), Detector):
+            restore(vars(detector)[key], parts, plain)
         elif hasattr(detector, "head_class"):
             classes, width = parts["prototypes"].shape
             head = detector.head_class(

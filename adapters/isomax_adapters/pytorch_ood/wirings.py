@@ -23,6 +23,7 @@ from isomax_adapters.pytorch_ood.exact import (
 from isomax_adapters.pytorch_ood.layers import StagesMahalanobis, gram, nac
 from isomax_adapters.pytorch_ood.parts import Parts
 from isomax_adapters.pytorch_ood.pooled import PooledASH, PooledReAct, PooledSCALE, PooledVRA
+from isomax_adapters.runtime.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def _same_as_entropic_score(parts: Parts) -> str | None:
 
 def _never(reason: str, source: str) -> Wiring:
     def build(parts: Parts) -> Detector:
-        raise ValueError(reason)
+        raise InputError(reason)
 
     return Wiring(build, f"not built: {reason}", source, lambda parts: reason)
 

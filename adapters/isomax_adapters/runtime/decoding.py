@@ -21,6 +21,8 @@ from typing import IO, Any
 import numpy as np
 from PIL import Image, TiffImagePlugin, TiffTags, UnidentifiedImageError
 
+from isomax_adapters.runtime.errors import InputError
+
 MAX_PIXELS = 89_478_485  # above it Pillow warns of a decompression bomb
 # Pillow's readers of these, whatever a file is called: some others start programs (EPS), or hold
 # more pixels than they say (ICO)
@@ -129,7 +131,7 @@ def depth_range(image: Image.Image) -> GreyRange | None:
 def check_grey_range(given: Any) -> GreyRange | None:
     """A range of grey values, or ``None``.
 
-    :raises ValueError: if it is no pair of ascending whole numbers of 32 bits
+    :raises InputError: if it is no pair of ascending whole numbers of 32 bits
     """
     if given is None:
         return None
@@ -139,7 +141,7 @@ def check_grey_range(given: Any) -> GreyRange | None:
     except (TypeError, ValueError, OverflowError):
         whole = None
     if whole is None or whole != (low, high) or not -(2**31) <= whole[0] < whole[1] < 2**31:
-        raise ValueError(
+        raise InputError(
             f"grey range {given!r}; expected the smallest and the largest stored value, such as "
             "(0, 4095)"
         )

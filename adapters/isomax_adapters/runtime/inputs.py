@@ -1,5 +1,6 @@
 """What a user gives to be scored, as an image: files, encoded bytes, arrays, PIL images."""
 
+import inspect
 import io
 import os
 import stat
@@ -12,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from isomax_adapters.runtime.decoding import CHANNELS, GreyRange, as_pixels, from_array, open_image
+from isomax_adapters.runtime.errors import InputError
 
 Encoded = bytes | bytearray | memoryview
 Input = str | os.PathLike | Encoded | IO[bytes] | np.ndarray | Image.Image
@@ -20,7 +22,7 @@ _LIMIT = threading.Lock()
 LONGEST = 300  # characters of a message
 
 
-class UnusableError(ValueError):
+class UnusableError(InputError):
     """An input that is no image, or one that is refused; the message is the row's error."""
 
 
@@ -112,11 +114,18 @@ def _of_array(array: np.ndarray, channels: int) -> Image.Image:
 
 def _opened(source: Any, max_pixels: int) -> AbstractContextManager[Image.Image]:
     if isinstance(source, (bytes, bytearray, memoryview)):
+        if not len(source):
+            raise UnusableError("no bytes at all")
         file: Any = io.BytesIO(bytes(source))
     elif hasattr(source, "read"):
         content = source.read()
+        if inspect.iscoroutine(content):  # of FastAPI's UploadFile
+            content.close()
+            raise UnusableError(f"{type(source).__name__} is read with await; give its .file")
         if not isinstance(content, bytes):
             raise UnusableError("a file of text; open it in binary mode")
+        if not content:
+            raise UnusableError("nothing left to read: an empty file, or one to seek(0) first")
         file = io.BytesIO(content)
     elif isinstance(source, (str, os.PathLike)):
         file = os.fsdecode(source)

@@ -15,6 +15,7 @@ import numpy as np
 
 from isomax_adapters.runtime import inputs as reading
 from isomax_adapters.runtime.decoding import MAX_PIXELS, check_grey_range
+from isomax_adapters.runtime.errors import InputError
 from isomax_adapters.runtime.inputs import Input
 from isomax_adapters.runtime.metadata import METADATA_KEY, OUTPUTS, check_metadata, resized
 from isomax_adapters.runtime.p_values import Steps, at_most
@@ -27,7 +28,7 @@ PIXELS_AT_ONCE = 32_000_000  # decoded and waiting, and as many in one batch; 10
 LONGEST_PATH = 4096
 
 
-class ModelError(ValueError):
+class ModelError(InputError):
     """A file that is not a model exported by isomax, or one that is damaged."""
 
 
@@ -73,7 +74,7 @@ class Scorer:
             may use if not given
         :param max_pixels: larger images are refused before they are decoded
         :raises ModelError: if the file is not ours, or damaged
-        :raises ValueError: if alpha is smaller than what the model was calibrated for, a provider
+        :raises InputError: if alpha is smaller than what the model was calibrated for, a provider
             cannot be used here, or a number is below 1
         """
         if isinstance(path, (bytes, bytearray, memoryview)) and len(path) > LONGEST_PATH:
@@ -82,7 +83,7 @@ class Scorer:
             )
         for name, value in (("threads", threads), ("max_pixels", max_pixels)):
             if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}; expected at least 1")
+                raise InputError(f"{name} is {value}; expected at least 1")
         self.path = os.fsdecode(path)
         self.threads = threads or cores()
         self.max_pixels = max_pixels
@@ -102,7 +103,7 @@ class Scorer:
         """The session on the file, whose content it gives back.
 
         :raises ModelError: if it is no model that can be run
-        :raises ValueError: if a provider cannot be used here
+        :raises ProviderError: if a provider cannot be used here
         """
         if os.path.isdir(self.path):
             raise ModelError(f"{self.path} is a folder; isomax export makes a file of a model")
@@ -143,7 +144,7 @@ class Scorer:
         """The same model with the threshold of another false-alarm rate.
 
         :param alpha: share of known images that may be rejected, in (0, 1)
-        :raises ValueError: if alpha is smaller than what the model was calibrated for
+        :raises InputError: if alpha is smaller than what the model was calibrated for
         """
         other = copy.copy(self)  # the network is shared
         other.threshold, other.alpha = self._threshold_for(alpha), float(alpha)
@@ -198,9 +199,9 @@ class Scorer:
         """
         reading.check_several(inputs)
         if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}; expected at least 1")
+            raise InputError(f"batch_size is {batch_size}; expected at least 1")
         if top < 0:
-            raise ValueError(f"top is {top}; expected a number of classes")
+            raise InputError(f"top is {top}; expected a number of classes")
         numbered = enumerate(inputs)
         waiting: deque[tuple[int, Future[tuple[str, Any]]]] = deque()
         failure: Exception | None = None
@@ -369,10 +370,10 @@ class Scorer:
 
     def _threshold_for(self, alpha: float) -> float:
         if not 0 < alpha < 1:
-            raise ValueError(f"alpha is {alpha}; expected a fraction in (0, 1)")
+            raise InputError(f"alpha is {alpha}; expected a fraction in (0, 1)")
         threshold = self.steps.threshold(alpha)
         if threshold is None:
-            raise ValueError(
+            raise InputError(
                 f"alpha={alpha} takes more held-out samples than the {self.metadata['samples']} "
                 f"this model was calibrated on; the least is {self.steps.values[0]:.4g}; for a "
                 "smaller one calibrate on more images"

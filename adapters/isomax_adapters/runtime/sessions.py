@@ -8,13 +8,15 @@ from typing import Any
 
 import onnxruntime
 
+from isomax_adapters.runtime.errors import InputError
+
 Provider = str | tuple[str, dict[str, Any]]
 
 CPU = "CPUExecutionProvider"
 CGROUPS = Path("/sys/fs/cgroup")
 
 
-class ProviderError(ValueError):
+class ProviderError(InputError):
     """An execution provider that was asked for cannot be used; says what can."""
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from isomax.heads import HEADS, DistanceHead
+from isomax_adapters.runtime.errors import InputError
 
 TimmModel = Any
 """A timm model: an ``nn.Module`` with attributes that the type does not know."""
@@ -33,21 +34,21 @@ def attach(
     :param drop_in: logits carry the entropic scale while training, for loops that bring plain
         cross-entropy; otherwise train with :class:`isomax.IsoMaxLoss`
     :return: the same model
-    :raises ValueError: if the head is unknown, the model is of a kind without classifiers, or its
+    :raises InputError: if the head is unknown, the model is of a kind without classifiers, or its
         number of classes is neither given nor known
     """
     if head not in HEADS:
-        raise ValueError(f"unknown head {head!r}; choose one of {', '.join(HEADS)}")
+        raise InputError(f"unknown head {head!r}; choose one of {', '.join(HEADS)}")
     name = _architecture(model)
     if not hasattr(model, "get_classifier") or not hasattr(model, "reset_classifier"):
-        raise ValueError(
+        raise InputError(
             f"{name} has no classifier to replace (it is an encoder); choose a timm model with "
             "get_classifier() and reset_classifier()"
         )
     if num_classes is None:
         num_classes = model.num_classes
         if num_classes < 1:
-            raise ValueError(f"{name} was created without classes; pass num_classes to attach()")
+            raise InputError(f"{name} was created without classes; pass num_classes to attach()")
     if num_classes != model.num_classes:
         type(model).reset_classifier(model, num_classes)
     if num_classes > 0:
@@ -97,7 +98,7 @@ def classifier_names(model: TimmModel) -> list[str]:
     no layer has, and the layers that then have this width are the ones. So are layers of the
     classifier that timm takes away when asked (the distilled half of RepViT's).
 
-    :raises ValueError: if there are none
+    :raises InputError: if there are none
     """
     weightless = {
         id(parameter): nn.Parameter(parameter.to("meta"), requires_grad=False)
@@ -122,7 +123,7 @@ def classifier_names(model: TimmModel) -> list[str]:
         if name in found or taken:
             names.append(name)
     if not names:
-        raise ValueError(
+        raise InputError(
             f"{_architecture(model)} makes no nn.Linear or 1x1 nn.Conv2d for its classes"
         )
     return names

@@ -20,14 +20,16 @@ from timm.utils import load_checkpoint_metadata
 from torch import Tensor
 
 from isomax.heads import HEADS
+from isomax_adapters.runtime.errors import InputError
 from isomax_adapters.timm.attaching import TimmModel, classifier_names, head_named, head_of
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".tar", ".bin")
 NESTED = ("state_dict_ema", "model_ema", "state_dict", "model")  #: where timm looks for weights
 _COUNT = ".num_batches_tracked"  # torch itself fills it in, for files older than it
+_WRAPPED = "timm_model."  # before each name, in what Transformers' TimmWrapper saves
 
 
-class CheckpointError(ValueError):
+class CheckpointError(InputError):
     """A file that holds no weights, or weights that do not fit; says what is wrong, in one line."""
 
 
@@ -46,14 +48,14 @@ def read_checkpoint(path: str | Path, use_ema: bool = True) -> Checkpoint:
     """Read a checkpoint with timm's own helpers.
 
     Weights may be at the top of the file or under ``state_dict``, ``model``, ``state_dict_ema`` or
-    ``model_ema``, and their names may have the prefixes that ``DistributedDataParallel`` and
-    ``torch.compile`` give them.
+    ``model_ema``, and their names may have the prefixes that ``DistributedDataParallel``,
+    ``torch.compile`` and Transformers' ``TimmWrapper`` give them.
 
     :param path: a ``.safetensors`` file, or a ``.pth``, ``.pt``, ``.tar`` or ``.bin`` file of
         tensors, numbers, strings and timm's training arguments
     :param use_ema: prefer the moving average of the weights, where there is one
     :raises CheckpointError: if there is no such file, it is damaged, needs code to be read, or
-        holds no tensors by name
+        holds no tensors by name, or some that are no numbers
     """
     path = Path(path)
     if path.is_dir():
@@ -74,6 +76,9 @@ def read_checkpoint(path: str | Path, use_ema: bool = True) -> Checkpoint:
             f"{path} has {_first([f'{name} ({kind})' for name, kind in others.items()])}; expected "
             f"tensors by name, at the top or under {', '.join(NESTED)}"
         )
+    if all(name.startswith(_WRAPPED) for name in tensors):
+        tensors = {name.removeprefix(_WRAPPED): tensor for name, tensor in tensors.items()}
+    check_finite(tensors, str(path))
     args = saved.get("args")
     args = vars(args) if isinstance(args, argparse.Namespace) else args
     args = args if isinstance(args, dict) else {}
@@ -111,6 +116,20 @@ def load_weights(
         raise CheckpointError(_why_unfit(checkpoint, model, classifiers))
     model.load_state_dict(rest | (theirs if same else ours))
     return [] if same else list(theirs)
+
+
+def check_finite(tensors: Mapping[str, Tensor], what: str) -> None:
+    """Refuse weights that make every output NaN, as those of a training that diverged.
+
+    :param what: has them
+    :raises CheckpointError: naming the tensors
+    """
+    bad = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
+    if bad:
+        raise CheckpointError(
+            f"{what} has NaN or infinity in {_first(bad)}; give weights of before the training "
+            "diverged"
+        )
 
 
 def fits(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> bool:

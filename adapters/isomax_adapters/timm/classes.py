@@ -7,6 +7,8 @@ from typing import Any
 
 from timm.data import ImageNetInfo, infer_imagenet_subset
 
+from isomax_adapters.runtime.errors import InputError
+
 _WORDNET = re.compile(r"(n\d{8})(?![0-9A-Za-z])")
 
 Lookup = dict[str, list[int]]  # from a name to the places of the classes that it is of
@@ -15,15 +17,15 @@ Lookup = dict[str, list[int]]  # from a name to the places of the classes that i
 def checked_names(class_names: Iterable[object], num_classes: int) -> list[str]:
     """Names of a model's classes, in the order of its logits.
 
-    :raises ValueError: if they are no list, not one for each class, or one is there twice
+    :raises InputError: if they are no list, not one for each class, or one is there twice
     """
     if isinstance(class_names, str):
-        raise ValueError(f"class_names is the text {class_names!r}; expected a list of names")
+        raise InputError(f"class_names is the text {class_names!r}; expected a list of names")
     names = list(map(str, class_names))
     if len(names) != num_classes:
-        raise ValueError(f"{len(names)} class names for {num_classes} classes")
+        raise InputError(f"{len(names)} class names for {num_classes} classes")
     if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
-        raise ValueError(f"{_some(twice)} are names of more than one class; give each its own")
+        raise InputError(f"{_some(twice)} are names of more than one class; give each its own")
     return names
 
 
@@ -48,7 +50,7 @@ def match_classes(
     :param class_names: of the data set
     :param given: names of a model without any, in the order of its logits
     :return: ``None`` if the model has as many classes as the data set, and no names
-    :raises ValueError: if a class is none of the model's, is several of them, or the model has no
+    :raises InputError: if a class is none of the model's, is several of them, or the model has no
         names and another number of classes
     """
     config = getattr(model, "pretrained_cfg", None) or {}
@@ -66,7 +68,7 @@ def match_classes(
         if any(found) or guessed is None or num_classes != len(class_names):
             return _chosen(found, name, class_names, labels, lookups)
     if num_classes != len(class_names):
-        raise ValueError(
+        raise InputError(
             f"{name} has {num_classes} classes without names, the ID data {len(class_names)} "
             f"({_some(class_names)}); give the data that it was trained on, or its class names in "
             "the order of its logits (--class-names FILE, class_names in Python)"
@@ -110,7 +112,7 @@ def _chosen(
         like = {_alike(label): label for label in labels}
         meant = [f"{like[_alike(c)]} for {c}" for c in unknown if _alike(c) in like]
         names = [*lookups[2]] or labels
-        raise ValueError(
+        raise InputError(
             f"{name} does not know {len(unknown)} of the {len(class_names)} ID classes: "
             f"{_some(unknown)}; it has {len(labels)}, such as {_some(names)}"
             + (f" (did you mean {_some(meant)}?)" if meant else "")
@@ -118,14 +120,14 @@ def _chosen(
             "them"
         )
     if several := [c for c, at in zip(class_names, found, strict=True) if len(at) > 1]:
-        raise ValueError(
+        raise InputError(
             f"{_some(several)} could be more than one class of {name}; call the folder by its "
             "synset (n01443537) or its whole description"
         )
     chosen = [at[0] for at in found]
     if len(set(chosen)) < len(chosen):
         twice = [c for c, at in zip(class_names, chosen, strict=True) if chosen.count(at) > 1]
-        raise ValueError(f"{_some(twice)} are one class of {name}; put them in one folder")
+        raise InputError(f"{_some(twice)} are one class of {name}; put them in one folder")
     return chosen
 
 

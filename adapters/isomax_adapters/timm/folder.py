@@ -18,13 +18,16 @@ from timm.models._hub import save_config_for_hf
 from torch import nn
 
 from isomax.calibration import Calibration
+from isomax_adapters.runtime.decoding import check_grey_range
+from isomax_adapters.runtime.errors import InputError
+from isomax_adapters.timm.checkpoints import CheckpointError, load_weights, read_checkpoint
 from isomax_adapters.timm.classes import checked_names
 
 WEIGHTS, CONFIG, CALIBRATION = "model.safetensors", "config.json", "calibration.json"
 CALIBRATED_ON = "calibration.safetensors"  #: what the model made of the calibration images
 
 
-class ModelFolderError(ValueError):
+class ModelFolderError(InputError):
     """A folder that is not a model folder, or one that is damaged; says what is wrong."""
 
 
@@ -136,11 +139,23 @@ def load_model(folder: str | Path) -> nn.Module:
             f"{folder / CONFIG} names the architecture {architecture!r}, which timm does not have"
         )
     try:
-        model: Any = timm.create_model(f"local-dir:{folder}", pretrained=True)
-    except SafetensorError as error:
-        raise ModelFolderError(f"{folder / WEIGHTS} is damaged: {error}") from error
-    if grey_range := config.get("grey_range"):
-        model.grey_range = tuple(grey_range)
+        model: Any = timm.create_model(f"local-dir:{folder}")
+        grey_range = check_grey_range(config.get("grey_range"))
+    except Exception as error:  # JSON can hold anything
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ModelFolderError(f"{folder / CONFIG} makes no model: {reason}") from error
+    names = config.get("label_names") or []
+    if isinstance(names, list) and len(names) not in (0, model.num_classes):
+        raise ModelFolderError(
+            f"{folder / CONFIG} has {len(names)} label_names for {model.num_classes} classes; "
+            "correct them, or save the model again"
+        )
+    try:
+        load_weights(model, read_checkpoint(folder / WEIGHTS))
+    except CheckpointError as error:
+        raise ModelFolderError(str(error)) from error
+    if grey_range:
+        model.grey_range = grey_range
     network: nn.Module = model.eval()
     return network
 

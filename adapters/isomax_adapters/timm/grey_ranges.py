@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from isomax_adapters.runtime.decoding import GreyRange, check_grey_range
+from isomax_adapters.runtime.errors import InputError
 from isomax_adapters.timm.folder import CONFIG
 
 
@@ -11,10 +12,10 @@ def grey_range_of(folder: Path) -> GreyRange | None:
     """The range of grey values that a model folder was trained with; ``None`` for that of their
     depth.
 
-    :raises ValueError: if it is none
+    :raises InputError: if it is none
     """
     content = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     try:
         return check_grey_range(content.get("grey_range"))
-    except ValueError as error:
-        raise ValueError(f"{folder / CONFIG}: {error}") from error
+    except InputError as error:
+        raise InputError(f"{folder / CONFIG}: {error}") from error

@@ -34,7 +34,7 @@ def model_from_checkpoint(
     :param use_ema: prefer the moving average of the weights, where there is one
     :param kwargs: arguments of ``timm.create_model`` that come before those in the file
     :raises CheckpointError: if the file cannot be read, names no architecture, or does not fit
-    :raises ValueError: if timm does not have the architecture
+    :raises InputError: if timm does not have the architecture
     """
     checkpoint = read_checkpoint(path, use_ema)
     args = checkpoint.args

@@ -11,12 +11,18 @@ from timm.models._builder import _resolve_pretrained_source, resolve_pretrained_
 from torch import Tensor, nn
 
 from isomax.heads import HEADS, DistanceHead
+from isomax_adapters.runtime.errors import InputError
 from isomax_adapters.timm.attaching import attach, classifier_names, name_model, prefixes
 from isomax_adapters.timm.checkpoints import converted, fits, within
 from isomax_adapters.timm.statistics import hold_statistics
 from isomax_adapters.timm.stem import use_small_image_stem
 
 _MODULE = "isomax"  # timm.list_models(module="isomax") lists ours
+_SCHEMES = ("hf-hub", "hf_hub", "local-dir")  # what timm reads before a colon
+
+
+class SourceError(InputError):
+    """A model that cannot be had from where it was looked for; says what may be given."""
 
 
 def register_models() -> None:
@@ -38,13 +44,13 @@ def register_head(head: type[DistanceHead]) -> None:
     ours are. Its module has to be imported, and this be called, wherever such models are made or
     loaded; for ``isomax_evaluation.train`` before that is imported.
 
-    :raises ValueError: if its name or prefix is that of other models
+    :raises InputError: if its name or prefix is that of other models
     """
     if HEADS.get(head.name) is head:
         return
     known = _registry._model_entrypoints
     if head.name in prefixes() or any(name.startswith(head.prefix) for name in known):
-        raise ValueError(
+        raise InputError(
             f"there are models of name {head.name!r} or prefix {head.prefix!r} already; give "
             f"{head.__name__} others"
         )
@@ -80,27 +86,56 @@ def _register_pretrained(architecture: str, prefix: str) -> None:
 def create_model(name: str, **kwargs: Any) -> nn.Module:
     """``timm.create_model`` whose error for an unknown name lists the nearest known ones.
 
-    :raises ValueError: if there is no such model, or no weights for it
+    :raises SourceError: if there is no such model, or its weights cannot be had
     """
     check_name(name)
-    return timm.create_model(name, **kwargs)
+    try:
+        return timm.create_model(name, **kwargs)
+    except (OSError, RuntimeError, LookupError) as error:  # of the hub, or no weights
+        if ":" not in name and not kwargs.get("pretrained"):
+            raise
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise SourceError(
+            f"no pretrained weights of {name}: {lines[0].rstrip('.')}; offline, give a model "
+            "folder or ARCHITECTURE@FILE, or train with --weights FILE"
+        ) from error
 
 
 def check_name(name: str) -> None:
     """Refuse a name that timm does not have.
 
-    :raises ValueError: listing the nearest known names
+    :raises SourceError: listing the nearest known names
     """
-    if ":" in name or timm.is_model(name):
+    scheme, colon, _ = name.partition(":")
+    if colon:
+        if scheme not in _SCHEMES:
+            raise SourceError(f"{name} is no model; expected hf-hub:REPOSITORY or local-dir:FOLDER")
+        return
+    architecture, _, tag = name.partition(".")
+    if timm.is_model(name):
+        tagged = _registry._model_with_tags.get(architecture, [])
+        if tag and name not in tagged:
+            tags = ", ".join(one.partition(".")[2] for one in tagged) or "none"
+            raise SourceError(f"timm has no weights {tag!r} of {architecture}; it has {tags}")
         return
     known = [model for model in timm.list_models() if not is_ours(model)]
-    near = difflib.get_close_matches(name.partition(".")[0], known, n=3, cutoff=0.4)
-    raise ValueError(
+    near = difflib.get_close_matches(architecture, known, n=3, cutoff=0.4)
+    raise SourceError(
         f"timm has no model {name!r}"
         + (", and there is no such folder" if "/" in name or "\\" in name else "")
         + (f"; did you mean {', '.join(near)}?" if near else ";")
         + " timm.list_models() names them all"
     )
+
+
+def built_for_one_size(name: str) -> bool:
+    """Whether an architecture takes ``img_size`` for images of another size than its own.
+
+    :raises SourceError: if there is no such model
+    """
+    check_name(name)
+    cfg = timm.models.get_pretrained_cfg(name) if timm.is_model(name) else None
+    return cfg is not None and bool(cfg.fixed_input_size)
 
 
 def is_ours(name: str) -> bool:
@@ -145,7 +180,7 @@ class _Entrypoint:
         if features_only:
             if own is not None:
                 if small_images:
-                    raise ValueError(
+                    raise InputError(
                         f"timm takes the features of {self.architecture} apart before its stem is "
                         "replaced by that of small_images; use the model's forward_intermediates()"
                     )

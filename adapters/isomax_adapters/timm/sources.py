@@ -1,18 +1,14 @@
 """Models from where users have them: folders, timm's names, the hub, checkpoint files."""
 
+import os
 from pathlib import Path
 from typing import Any
 
-import timm
 from torch import nn
 
 from isomax_adapters.timm.folder import CONFIG, load_model
 from isomax_adapters.timm.importing import model_from_checkpoint
-from isomax_adapters.timm.registry import create_model
-
-
-class SourceError(ValueError):
-    """A model that cannot be had from where it was looked for; says what may be given."""
+from isomax_adapters.timm.registry import SourceError, built_for_one_size, create_model
 
 
 def open_model(source: str, image_size: int | None = None) -> nn.Module:
@@ -31,34 +27,21 @@ def open_model(source: str, image_size: int | None = None) -> nn.Module:
         return load_model(folder)
     architecture, at, file = source.partition("@")
     if at:
-        return model_from_checkpoint(Path(file).expanduser(), architecture)
-    kwargs: dict[str, Any] = {}
-    cfg = timm.models.get_pretrained_cfg(source) if timm.is_model(source) else None
-    if image_size and cfg is not None and cfg.fixed_input_size:
-        kwargs["img_size"] = image_size
-    if Path(source).expanduser().exists():
+        return model_from_checkpoint(Path(os.path.expanduser(file)), architecture)
+    if Path(os.path.expanduser(source)).exists():
         raise SourceError(
             f"{source} holds no model: expected config.json and model.safetensors, in it or in its "
             "subfolder model; a checkpoint file goes with its architecture, resnet50@FILE"
         )
-    try:
-        return create_model(source, pretrained=True, **kwargs).eval()
-    except (OSError, RuntimeError, LookupError) as error:  # of the hub, or no weights
-        raise SourceError(
-            f"{no_weights(source, error)}; offline, give a model folder or "
-            f"{source.partition('.')[0]}@FILE"
-        ) from error
-
-
-def no_weights(name: str, error: Exception) -> str:
-    """That the pretrained weights of a model cannot be had, and the first line of why."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return f"no pretrained weights of {name}: {lines[0].rstrip('.')}"
+    kwargs: dict[str, Any] = {}
+    if image_size and built_for_one_size(source):
+        kwargs["img_size"] = image_size
+    return create_model(source, pretrained=True, **kwargs).eval()
 
 
 def model_folder_of(source: str) -> Path | None:
     """The model folder that a source is, or holds as ``isomax train`` does; ``None`` if neither."""
-    place = Path(source.removeprefix("local-dir:")).expanduser()
+    place = Path(os.path.expanduser(source.removeprefix("local-dir:")))
     for folder in (place, place / "model"):
         if (folder / CONFIG).is_file():
             return folder
@@ -67,7 +50,7 @@ def model_folder_of(source: str) -> Path | None:
 
 def models_in(folder: str) -> list[Path]:
     """The subfolders of a folder that are models, or hold one; sorted by name."""
-    place = Path(folder).expanduser()
+    place = Path(os.path.expanduser(folder))
     if not place.is_dir():
         return []
     return [sub for sub in sorted(place.iterdir()) if model_folder_of(str(sub)) is not None]

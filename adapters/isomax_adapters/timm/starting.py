@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from isomax.starting import Head, start_head
+from isomax_adapters.runtime.errors import InputError
 from isomax_adapters.timm.attaching import TimmModel, classifier_names
 
 
@@ -31,7 +32,7 @@ def start_heads(
     :param start: of a head, features :math:`N \\times D` and labels :math:`N`;
         :func:`isomax.start_at_means` for class means whatever the head
     :return: the same model, its modules in the mode that each was in
-    :raises ValueError: as :func:`isomax.start_at_means`, or if the loader is empty
+    :raises InputError: as :func:`isomax.start_at_means`, or if the loader is empty
     :raises TypeError: if a classifier is another layer
     """
     layers = {name: model.get_submodule(name) for name in classifier_names(model)}
@@ -56,7 +57,7 @@ def start_heads(
         for hook in hooks:
             hook.remove()
     if not labels:
-        raise ValueError("the loader gives no images to start the heads on")
+        raise InputError("the loader gives no images to start the heads on")
     for name, layer in layers.items():
         if features[name]:
             start(layer, torch.cat(features[name]), torch.cat(labels))

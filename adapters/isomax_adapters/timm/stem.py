@@ -4,6 +4,8 @@ from typing import Any
 
 from torch import nn
 
+from isomax_adapters.runtime.errors import InputError
+
 
 def use_small_image_stem(model: nn.Module) -> nn.Module:
     """Give a ResNet-like timm model a 3x3 stride-1 first convolution and no pooling, in place.
@@ -14,7 +16,7 @@ def use_small_image_stem(model: nn.Module) -> nn.Module:
     :param model: a timm model whose first convolution has stride 2, followed by a pooling layer
         called ``maxpool`` or ``pool0`` or by none
     :return: the same model
-    :raises ValueError: if the model has no such stem
+    :raises InputError: if the model has no such stem
     """
     cfg: dict[str, Any] = getattr(model, "pretrained_cfg", {})
     path = cfg.get("first_conv")
@@ -22,7 +24,7 @@ def use_small_image_stem(model: nn.Module) -> nn.Module:
     name = cfg.get("architecture", type(model).__name__)
     first = model.get_submodule(path)
     if not isinstance(first, nn.Conv2d) or first.stride != (2, 2):
-        raise ValueError(
+        raise InputError(
             f"{name} has no stride-2 first convolution to replace; small_images is for "
             "ResNet-like backbones such as resnet18, resnet34 or densenet121"
         )

@@ -4,6 +4,7 @@ import importlib.metadata
 import inspect
 import io
 import sys
+import traceback
 from typing import Annotated
 
 import typer
@@ -15,6 +16,7 @@ from isomax_evaluation.cli.import_ import import_
 from isomax_evaluation.cli.list_ import list_
 from isomax_evaluation.cli.score import score
 from isomax_evaluation.cli.speed import speed
+from isomax_evaluation.cli.terminal import DEFECT, INCOMPLETE
 from isomax_evaluation.cli.track import track
 from isomax_evaluation.cli.train import train
 
@@ -53,4 +55,9 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a console need not know every letter of a name
             stream.reconfigure(errors="backslashreplace")
-    app()
+    try:
+        app()
+    except Exception:  # what commands do not expect
+        traceback.print_exc()
+        typer.echo(DEFECT, err=True)
+        sys.exit(INCOMPLETE)

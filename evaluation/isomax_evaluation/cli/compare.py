@@ -27,7 +27,6 @@ from isomax_evaluation.cli.terminal import (
     tracking,
 )
 from isomax_evaluation.data.settings import Preprocessing, Reading
-from isomax_evaluation.output.errors import input_errors
 from isomax_evaluation.training.recipes import Recipe
 from isomax_evaluation.training.source import Source
 
@@ -169,7 +168,7 @@ def _known(detectors: str | None) -> tuple[str, ...] | None:
     """The detectors that are asked for, all of which there are; none if none are."""
     if not detectors:
         return None
-    with status("loading PyTorch"), input_errors():
+    with status("loading PyTorch"):
         from isomax_adapters.pytorch_ood import NAMES, check_names
 
         names = NAMES if detectors == "all" else tuple(split(detectors))

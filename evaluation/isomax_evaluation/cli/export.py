@@ -8,7 +8,7 @@ import typer
 from isomax_evaluation.cli.options import ClassNames, class_names_of, settings_of, with_settings
 from isomax_evaluation.cli.terminal import one_line_errors, print_table, status
 from isomax_evaluation.data.settings import Reading
-from isomax_evaluation.output.errors import InputError, input_errors
+from isomax_evaluation.output.errors import InputError
 from isomax_evaluation.output.files import check_target
 
 
@@ -72,22 +72,21 @@ def export(
 
         model_folder = model_folder_of(str(model_folder)) or model_folder
         names = class_names_of(class_names)
-        with input_errors():
-            if id is None:
-                with status("exporting"):
-                    export_onnx(model_folder, path, precision, class_names=names)
-            else:
-                _export_and_measure(
-                    model_folder=model_folder,
-                    path=path,
-                    precision=precision,
-                    id=id,
-                    ood=ood or [],
-                    test_images=test_images,
-                    reading=settings_of(Reading, settings),
-                    calibration=calibration,
-                    class_names=names,
-                )
+        if id is None:
+            with status("exporting"):
+                export_onnx(model_folder, path, precision, class_names=names)
+        else:
+            _export_and_measure(
+                model_folder=model_folder,
+                path=path,
+                precision=precision,
+                id=id,
+                ood=ood or [],
+                test_images=test_images,
+                reading=settings_of(Reading, settings),
+                calibration=calibration,
+                class_names=names,
+            )
         from isomax_adapters.runtime import Scorer
 
         metadata = Scorer(path).metadata

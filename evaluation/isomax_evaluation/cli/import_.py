@@ -7,7 +7,6 @@ import typer
 
 from isomax_evaluation.cli.options import class_names_of
 from isomax_evaluation.cli.terminal import one_line_errors, status
-from isomax_evaluation.output.errors import input_errors
 
 
 def import_(
@@ -33,8 +32,7 @@ def import_(
         with status("loading PyTorch"):
             from isomax_adapters.timm import folder_from_checkpoint
 
-        with input_errors():
-            made = folder_from_checkpoint(checkpoint, folder, model, names)
+        made = folder_from_checkpoint(checkpoint, folder, model, names)
         if names is None:
             typer.echo(
                 "its class names are not known: calibrate, compare and export find their order by "

@@ -10,8 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from isomax_evaluation.cli.terminal import path_of
-from isomax_evaluation.output.errors import InputError, input_errors
-from isomax_evaluation.training.recipes import ALL, RECIPES, Recipe
+from isomax_evaluation.output.errors import InputError
+from isomax_evaluation.training.recipes import ALL, RECIPES, Recipe, recipe_named
 
 Output = Annotated[
     Path,
@@ -101,9 +101,7 @@ def settings_of(kind: Any, options: dict[str, Any], base: Any = None) -> Any:
 
 
 def recipe_of(name: str, options: dict[str, Any]) -> Recipe:
-    if name not in RECIPES:
-        raise InputError(f"unknown recipe {name!r}; choose from {', '.join(RECIPES)}")
-    recipe: Recipe = settings_of(Recipe, options, RECIPES[name])
+    recipe: Recipe = settings_of(Recipe, options, recipe_named(name))
     if recipe.freeze_backbone == ALL:
         recipe = replace(recipe, epochs=0, freeze_backbone=0)
     return recipe
@@ -116,8 +114,7 @@ def class_names_of(file: Path | None) -> list[str] | None:
     from isomax_evaluation.data.listing.listing import class_order
     from isomax_evaluation.data.listing.tables import load_class_map
 
-    with input_errors():
-        return class_order(load_class_map(file))
+    return class_order(load_class_map(file))
 
 
 def split(names: str) -> list[str]:

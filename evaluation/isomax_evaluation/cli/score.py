@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from isomax_evaluation.cli.terminal import INCOMPLETE, one_line_errors, path_of
-from isomax_evaluation.output.errors import InputError, input_errors
+from isomax_evaluation.output.errors import InputError
 
 
 def score(
@@ -66,9 +66,8 @@ def score(
         # a name can be too long to exist, or lie in a folder that cannot be read
         if missing := [str(path) for path in paths if not os.path.lexists(path)]:
             raise InputError(f"no such file or folder: {', '.join(missing)}")
-        with input_errors():
-            limit = {} if max_pixels is None else {"max_pixels": max_pixels}
-            scorer = Scorer(model, provider, alpha, threads, **limit)
+        limit = {} if max_pixels is None else {"max_pixels": max_pixels}
+        scorer = Scorer(model, provider, alpha, threads, **limit)
         left_out = LeavingOut()
         images = find_images(paths, left_out.add)
         first = next(images, None)

@@ -20,16 +20,21 @@ INCOMPLETE, REFUSED, STOPPED, UNREAD = 1, 2, 130, 141
 STATUSES = {
     0: "all that was asked for was done",
     INCOMPLETE: "done but for a part, which is named: images that could not be read, cells of a "
-    "table that have no value, a row that no file can hold",
+    "table that have no value, a row that no file can hold; or, below a traceback, a defect of "
+    "isomax, which says how to report it",
     REFUSED: "the command could not do what was asked; one line says why, and nothing is lost",
     STOPPED: "stopped by Ctrl-C; the same command goes on",
     UNREAD: "who read the output went away (`| head`)",
 }
+DEFECT = (
+    "isomax: a defect of isomax, not a mistake of yours; please report it with this traceback, the "
+    "command as you gave it, and what isomax --version says"
+)
 
 
 def path_of(text: str | Path) -> Path:
     """A path as it was given; a shell leaves the ``~`` of ``--output=~/run`` to the program."""
-    return Path(text).expanduser()
+    return Path(os.path.expanduser(text))
 
 
 @contextmanager
@@ -130,7 +135,8 @@ def status(what: str) -> AbstractContextManager[Any]:
 
 
 class one_line_errors:  # noqa: N801
-    """Errors that name what the user can change become one line and exit status 2."""
+    """Errors that name what the user can change become one line and exit status 2. What else is
+    raised is a defect of ours and stays what it is."""
 
     def __init__(self, *extras: str) -> None:
         """
@@ -141,13 +147,12 @@ class one_line_errors:  # noqa: N801
     def __enter__(self) -> None:
         try:
             need(*self.extras, by="this command")
-        except MissingExtraError as error:
+        except InputError as error:
             typer.echo(f"isomax: {error}", err=True)
             raise typer.Exit(REFUSED) from None
 
     def __exit__(self, kind: type | None, error: BaseException | None, traceback: object) -> None:
-        expected = ("InputError", "ModelError", "ModelFolderError", "ExportError", "TrackingError")
-        if error is not None and type(error).__name__ in expected:
+        if isinstance(error, InputError):
             typer.echo(f"isomax: {' '.join(str(error).split())}", err=True)
             raise typer.Exit(REFUSED) from None
         if isinstance(error, KeyboardInterrupt):

@@ -18,7 +18,7 @@ from isomax_evaluation.comparison.deploying import (
 )
 from isomax_evaluation.comparison.finishing import Comparison, tables_of, write_all
 from isomax_evaluation.comparison.given import given_models
-from isomax_evaluation.comparison.naming import split_name
+from isomax_evaluation.comparison.naming import named
 from isomax_evaluation.comparison.opening import (
     open_models,
     ready_with_each,
@@ -51,7 +51,7 @@ from isomax_evaluation.output.provenance import write_provenance
 from isomax_evaluation.output.settings import check_settings
 from isomax_evaluation.training.card import write_card
 from isomax_evaluation.training.jobs import Job, accelerator_for, fetch_weights
-from isomax_evaluation.training.recipes import RECIPES, Recipe
+from isomax_evaluation.training.recipes import Recipe, recipe_named
 from isomax_evaluation.training.source import Source, source_of
 from isomax_evaluation.training.train import with_grey_range
 
@@ -137,7 +137,10 @@ def compare(
     :param started: called when all that was given has turned out to be of use, before any work
     :raises InputError: if anything given cannot be used, before any work
     """
-    recipe = RECIPES[recipe] if isinstance(recipe, str) else recipe
+    recipe = recipe_named(recipe) if isinstance(recipe, str) else recipe
+    for what, texts in (("losses", losses), ("detectors", detectors)):
+        if isinstance(texts, str):
+            raise InputError(f"{what} is {texts!r}; expected a list of names, [{texts!r}]")
     given = given_models(models)
     digits = isinstance(id, str) and id == "digits" and not benchmark
     if losses is None:
@@ -147,17 +150,12 @@ def compare(
         preprocessing = replace(preprocessing, image_size=32)
     loss = losses[0] if losses else ""
     job = Job(source_of(model), loss, recipe, preprocessing, 0, alpha, reading.workers)
-    named_ood: list[tuple[str | None, Any]] = (
-        list(ood.items())
-        if isinstance(ood, Mapping)
-        else [split_name(str(one)) for one in as_list(ood)]
-    )
-    plan = Plan(job, losses, seeds, given, as_list(detectors), named_ood)
+    plan = Plan(job, losses, seeds, given, as_list(detectors), named(ood, "ood"))
     check_settings(reading)
     plan.check(ood_is_given=benchmark is None)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError("compare runs in one process; start it without torchrun or accelerate")
-    output = Path(output).expanduser()
+    output = Path(os.path.expanduser(output))
     check_outside(output, id, tune, *(source for _, source in plan.ood))
     plan = grown(plan, output)
     wanted = None if export is None else row_of(export, plan)

@@ -11,7 +11,6 @@ from rich.progress import Progress
 
 from isomax_adapters.onnx import export
 from isomax_adapters.onnx.scorers import obstacle_to_export
-from isomax_adapters.onnx.verifying import ExportError
 from isomax_adapters.pytorch_ood import why_not
 from isomax_evaluation.comparison.runs import Run
 from isomax_evaluation.comparison.sets import Sets
@@ -205,7 +204,7 @@ def deploy(
             progress,
         )
         export(output / FOLDER, output / FILE)
-    except (ExportError, ValueError) as error:  # of every door: what no file can be made of
+    except InputError as error:  # what no file can be made of
         (output / FILE).unlink(missing_ok=True)
         chosen = replace(chosen, error=one_line(error))
         about["error"] = chosen.error

@@ -8,7 +8,6 @@ import pandas as pd
 from rich.progress import Progress
 
 from isomax_adapters.onnx import export
-from isomax_adapters.onnx.verifying import ExportError
 from isomax_evaluation.comparison.columns import FILES, OTHERS
 from isomax_evaluation.comparison.deploying import Chosen
 from isomax_evaluation.comparison.plan import Plan
@@ -24,7 +23,7 @@ from isomax_evaluation.comparison.tables import (
     tuned,
 )
 from isomax_evaluation.detection.testing import Tested
-from isomax_evaluation.output.errors import one_line
+from isomax_evaluation.output.errors import InputError, one_line
 from isomax_evaluation.output.files import write_json
 from isomax_evaluation.output.guide import write_guide
 from isomax_evaluation.output.progress import warn
@@ -105,7 +104,7 @@ def _export(output: Path, runs: Sequence[Run], progress: Progress) -> Path | Non
         run, folder = there[0]
         try:
             export(folder, path)
-        except (ExportError, ValueError) as error:  # the tables are worth more than the file
+        except InputError as error:  # the tables are worth more than the file
             warn(progress, f"no {path.name} of {run.folder.name}: {one_line(error)}")
             return None
         write_json(output / "model.json", {"exported": run.folder.name})

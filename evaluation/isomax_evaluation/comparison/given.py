@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from isomax_adapters.timm.sources import model_folder_of, models_in
-from isomax_evaluation.comparison.naming import split_name, unique_names
+from isomax_evaluation.comparison.naming import named, unique_names
 from isomax_evaluation.detection.opening import Given, Source
-from isomax_evaluation.output.files import as_list
+from isomax_evaluation.output.errors import InputError
 
 
 def given_models(models: Mapping[str, Any] | Iterable[str]) -> list[Given]:
@@ -16,16 +16,19 @@ def given_models(models: Mapping[str, Any] | Iterable[str]) -> list[Given]:
     :param models: texts, ``NAME=SOURCE`` or just ``SOURCE``, where sources of one name are its
         seeds; or a dictionary of names with a source, or several sources, each. A folder of models
         is all of them.
-    :raises InputError: if a name is empty or no model is given
+    :raises InputError: if something given is no model
     """
-    if isinstance(models, Mapping):
-        listed: list[tuple[str | None, Source]] = [
-            (str(name), source)
-            for name, sources in models.items()
-            for source in (sources if isinstance(sources, (list, tuple)) else [sources])
-        ]
-    else:
-        listed = [split_name(str(text)) for text in as_list(models)]
+    listed: list[tuple[str | None, Source]] = [
+        (name, source)
+        for name, sources in named(models, "models")
+        for source in (sources if isinstance(sources, (list, tuple)) else [sources])
+    ]
+    for name, source in listed:
+        if not isinstance(source, Source):
+            raise InputError(
+                f"the model {name} is {type(source).__name__}; expected a text that says where it "
+                "is, a timm model, or Parts of another network"
+            )
     spread: list[tuple[str | None, Source]] = []
     for name, source in listed:
         if isinstance(source, (str, Path)) and model_folder_of(str(source)) is None:

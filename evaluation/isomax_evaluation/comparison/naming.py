@@ -1,7 +1,9 @@
 """Short names for folders and models that are told apart by them."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from isomax_evaluation.output.errors import InputError
 from isomax_evaluation.output.files import as_text
@@ -13,9 +15,25 @@ def split_name(text: str) -> tuple[str | None, str]:
     A text that is a file or folder as it stands has none.
     """
     name, equals, source = text.partition("=")
-    if not equals or not name or "/" in name or Path(text).expanduser().exists():
+    if not equals or not name or "/" in name or Path(os.path.expanduser(text)).exists():
         return None, text
     return as_text(name), source
+
+
+def named(given: Any, what: str) -> list[tuple[str | None, Any]]:
+    """What was given as a dictionary of names, or as texts, which may have one.
+
+    :raises InputError: if it is neither
+    """
+    if isinstance(given, Mapping):
+        return [(str(name), source) for name, source in given.items()]
+    way_out = "expected a list of texts, or a dictionary that names each: {'NAME': ...}"
+    if isinstance(given, (str, os.PathLike)) or not isinstance(given, Collection):
+        shown = repr(given) if isinstance(given, str) else f"one {type(given).__name__}"
+        raise InputError(f"{what} is {shown}; {way_out}")
+    if odd := [one for one in given if not isinstance(one, (str, os.PathLike))]:
+        raise InputError(f"{what} has a {type(odd[0]).__name__} without a name; {way_out}")
+    return [split_name(os.fspath(one)) for one in given]
 
 
 def unique_names(sources: Sequence[str], taken: Sequence[str] = ()) -> list[str]:
@@ -49,7 +67,7 @@ def no_doubles(what: str, names: Sequence[str]) -> None:
 
 
 def _parts(source: str) -> list[str]:
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     if path.exists():
         return [as_text(part) for part in path.resolve().parts if part != path.anchor]
     return [source.rpartition("/")[2] or source]

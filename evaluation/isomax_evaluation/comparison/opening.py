@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from rich.progress import Progress
 
@@ -15,7 +16,7 @@ from isomax_evaluation.comparison.runs import divide, runs_of
 from isomax_evaluation.comparison.sets import Sets
 from isomax_evaluation.detection.models import Model
 from isomax_evaluation.detection.opening import open_given
-from isomax_evaluation.output.errors import InputError
+from isomax_evaluation.output.errors import InputError, one_line
 from isomax_evaluation.training.jobs import build_model, data_config
 from isomax_evaluation.training.train import ready_to_train
 
@@ -71,6 +72,9 @@ def open_models(
         )
         for given in plan.given
     ]
+    if sets.tensors:
+        for model in opened:
+            _refuse_what_it_cannot_take(model, sets.train.image(0))
     reasons: dict[str, str] = {}
     for parts in [
         *(model.parts for model in opened),
@@ -85,6 +89,17 @@ def open_models(
     names = ", ".join([*plan.losses, *(given.name for given in plan.given)])
     listed = "; ".join(f"{name} {reason}" for name, reason in reasons.items())
     raise InputError(f"no detector can work with {names}: {listed}; add one that can")
+
+
+def _refuse_what_it_cannot_take(model: Model, image: torch.Tensor) -> None:
+    try:
+        with torch.no_grad():
+            model.parts.model(image[None].to(model.parts.device))
+    except RuntimeError as error:  # of layers for other channels or another size
+        raise InputError(
+            f"{model.name} cannot take the ID data's tensors, of shape {list(image.shape)}: "
+            f"{one_line(error)}"
+        ) from error
 
 
 def refuse_what_no_file_holds(

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from isomax.calibration import RejectionThreshold
 from isomax_adapters.pytorch_ood import check_names
 from isomax_evaluation.comparison.naming import no_doubles, split_name
 from isomax_evaluation.comparison.sets import Sets
@@ -62,8 +63,9 @@ class Plan:
         check_preprocessing(self.job)
         for loss in self.losses:
             check_job(replace(self.job, loss=loss))
+        check_names(self.detectors)
         with input_errors():
-            check_names(self.detectors)
+            RejectionThreshold(self.job.alpha)
 
 
 def grown(plan: Plan, output: Path) -> Plan:

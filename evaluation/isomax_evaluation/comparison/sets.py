@@ -169,6 +169,11 @@ def _open_id(id: Any, reading: Reading) -> Splits:
             "training and test set"
         )
     train, test = (open_torch(given, str(name)) for given in pair)
+    if unknown := int((train.labels < 0).sum() + (test.labels < 0).sum()):
+        raise InputError(
+            f"{name} has {unknown} images with labels below 0, which are out-of-distribution; give "
+            "those as ood"
+        )
     if len(train.class_names) < 2:
         raise InputError(f"{name} has one class; a classifier needs at least two")
     if _numbered(train) or _numbered(test):  # then it is known by its largest label only

@@ -74,7 +74,7 @@ def open_splits(name: str, reading: Reading = Reading()) -> Splits:
     :raises InputError: if there is no such dataset, or it has fewer than two classes
     """
     group_by, class_map, root = reading.group_by, reading.class_map, reading.data_root
-    is_table = name.lower().endswith(TABLES) and Path(name).expanduser().is_file()
+    is_table = name.lower().endswith(TABLES) and Path(os.path.expanduser(name)).is_file()
     if is_table or existing_folder(name):
         splits = _open_files(name, is_table, group_by, class_map)
     elif group_by or class_map:
@@ -142,7 +142,7 @@ def open_of_classes(name: str, classes: Sequence[str], root: str | None = None) 
     :param classes: the model's, in its order
     :raises InputError: if there are no such images, or some are of another class
     """
-    is_table = name.lower().endswith(TABLES) and Path(name).expanduser().is_file()
+    is_table = name.lower().endswith(TABLES) and Path(os.path.expanduser(name)).is_file()
     if is_table or existing_folder(name):
         try:
             found = read_labels(name) if is_table else scan(name)
@@ -178,7 +178,7 @@ def _open_files(name: str, is_table: bool, group_by: str | None, class_map: str 
         if is_table:
             found = read_labels(name, classes, group_by if prefix is None else None)
         elif group_by is not None and prefix is None:
-            raise ValueError(
+            raise InputError(
                 f"images in folders have no column {group_by!r} to group by; give the number of "
                 "characters that file names of one group begin with, or a table of labels"
             )
@@ -189,7 +189,7 @@ def _open_files(name: str, is_table: bool, group_by: str | None, class_map: str 
             found = Scan(splits, found.left_out)
         _check_groups(found)
         return _splits_of(found, _name_of(name))
-    except (ValueError, OSError) as error:
+    except OSError as error:
         raise InputError(str(error)) from error
 
 
@@ -197,7 +197,7 @@ def _check_groups(found: Scan) -> None:
     """No group is in two of the splits that were given."""
     for (name, split), (other_name, other) in combinations(found.splits.items(), 2):
         if shared := sorted(set(split.groups or ()) & set(other.groups or ())):
-            raise ValueError(
+            raise InputError(
                 f"{len(shared)} groups are in both {name} and {other_name}: "
                 f"{first_few(shared, 5)}; keep the images of a group in one split, or do not group"
             )
@@ -208,7 +208,7 @@ def _splits_of(found: Scan, name: str) -> Splits:
     train, test, held_out = found.train, found.test, found.held_out
     if train is None or (test is not None and train is test):
         only = next(iter(found.splits))
-        raise ValueError(
+        raise InputError(
             f"{name} has {only}/ and no train/; put the images to train on into train/, or all "
             "classes straight into the folder"
         )
@@ -235,7 +235,7 @@ def _splits_of(found: Scan, name: str) -> Splits:
 def _name_of(folder: str) -> str:
     """The last part of its path, as text: it becomes a name in tables. Of a set's training part it
     is the set's."""
-    place = Path(folder).expanduser().resolve()
+    place = Path(os.path.expanduser(folder)).resolve()
     return as_text(place.parent.name if place.name.lower() in SPLITS["train"] else place.name)
 
 
@@ -255,7 +255,7 @@ def _unlabelled(folder: str, split: str) -> Images:
             inside = [name for name in os.listdir(folder) if name.lower() in SPLITS["train"]]
             top = os.path.join(folder, inside[0]) if len(inside) == 1 else folder
         listing = scan_unlabelled(top)
-    except (ValueError, OSError) as error:
+    except OSError as error:
         raise InputError(str(error)) from error
     # the folders that images lie in are most often classes
     inside = [name.rpartition("/")[0].rpartition("/")[2] for name in listing.names]

@@ -17,6 +17,7 @@ BATCH_SIZE = 64
 # Detectors that take gradients keep all that a network computes of a batch, and some a gradient of
 # every weight for each image: for EfficientNet-Lite0 0.3 GB an image of 224 x 224.
 PIXELS_AT_ONCE = 8 * 224 * 224
+_UNEQUAL = "stack expects each tensor to be equal size, but"  # PyTorch's words
 
 
 def loader_of(transform: Any, workers: int, *sets: Images) -> DataLoader:
@@ -62,6 +63,12 @@ def decoding_errors() -> Iterator[None]:
             "what is finished"
         ) from error
     except (RuntimeError, EOFError, ConnectionError) as error:
+        if _UNEQUAL in str(error):
+            sizes = str(error).partition(_UNEQUAL)[2].strip()
+            raise InputError(
+                f"images of one batch have different sizes, {sizes}; have the data set's transform "
+                "make them one size"
+            ) from error
         if not _of_a_worker(error):
             raise
         _let_go(error)
@@ -90,6 +97,11 @@ def _of_a_worker(error: BaseException) -> bool:
     modules = [
         frame.f_globals.get("__name__") for frame, _ in traceback.walk_tb(error.__traceback__)
     ]
-    return "DataLoader worker" in str(error) or (
-        not isinstance(error, RuntimeError) and "torch.utils.data.dataloader" in modules
+    text = str(error)
+    ended = "DataLoader worker (pid" in text
+    no_room = "DataLoader worker" in text and "memory" in text
+    return (
+        ended
+        or no_room
+        or (not isinstance(error, RuntimeError) and "torch.utils.data.dataloader" in modules)
     )

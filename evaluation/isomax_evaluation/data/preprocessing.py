@@ -7,6 +7,8 @@ from typing import Any
 import timm.data
 from torch import nn
 
+from isomax_evaluation.output.errors import input_errors
+
 # that three means become one is said below, not at every call
 logging.getLogger("timm.data.model_config").setLevel(logging.ERROR)
 
@@ -20,10 +22,11 @@ def preprocessing_of(network: nn.Module, given: Mapping[str, Any] | None = None)
     :param given: what is to be other than the model's own, by timm's names: ``img_size`` (one
         number, or height and width), ``crop_pct``, ``crop_mode``, ``interpolation``, ``mean``,
         ``std``, ``in_chans``; ``None`` leaves it
-    :raises ValueError: if the model is built for another size or number of channels
+    :raises InputError: if the model is built for another size or number of channels
     """
     args = {name: value for name, value in (given or {}).items() if value is not None}
     size = args.get("img_size")
     if size is not None and (size if isinstance(size, int) else max(size)) <= 64:
         args.setdefault("crop_pct", 1.0)  # small images have no border to spare
-    return dict(timm.data.resolve_input_data_config(network, args))
+    with input_errors(AssertionError):
+        return dict(timm.data.resolve_input_data_config(network, args))

@@ -30,7 +30,9 @@ def from_dataset(
         # it gives another image at every access
         dataset = [dataset[index] for index in range(len(dataset))]
     first = dataset[0][0]
-    if not isinstance(first, (Image.Image, torch.Tensor)):
+    if isinstance(first, torch.Tensor):
+        check_tensor(first, name)
+    elif not isinstance(first, Image.Image):
         raise InputError(
             f"{name} gives {type(first).__name__}, not images: make it with a transform that "
             "returns its argument, since each model brings its own preprocessing"
@@ -52,6 +54,7 @@ def open_torch(given: Any, name: str, labelled: bool = True) -> Images:
     dataset = _dataset_of(given) if isinstance(given, torch_data.DataLoader) else given
     _check_indexable(dataset, name, given)
     if labelled:
+        _check_pairs(dataset, name)
         return from_dataset(dataset, name, *labels_of(dataset, name))
     return from_dataset(
         dataset, name, np.full(len(dataset), OOD_LABEL), _names(getattr(dataset, "classes", ()))
@@ -107,6 +110,35 @@ def _check_indexable(dataset: Any, name: str, given: Any) -> None:
         raise InputError(
             f"{name} is {type(given).__name__}; expected a folder, the name of a dataset, a "
             "torch.utils.data.Dataset with a length, or a DataLoader of (images, labels)"
+        )
+
+
+def _check_pairs(dataset: Any, name: str) -> None:
+    """
+    :raises InputError: if the first item of a data set is no pair
+    """
+    item = dataset[0] if len(dataset) else ((), ())
+    if isinstance(item, (tuple, list)) and len(item) >= 2:
+        return
+    shown = type(item).__name__
+    if isinstance(item, dict):
+        shown += f" of {', '.join(map(str, item))}"
+    raise InputError(
+        f"{name} gives {shown}; expected (image, label): wrap it in a Dataset that returns these"
+    )
+
+
+def check_tensor(image: torch.Tensor, name: str) -> None:
+    """
+    :raises InputError: if no network takes an image such as this
+    """
+    kinds = (torch.float32, torch.float16, torch.bfloat16)
+    if image.dtype not in kinds or image.ndim != 3:
+        raise InputError(
+            f"{name} gives tensors of {str(image.dtype).removeprefix('torch.')} and shape "
+            f"{list(image.shape)}; expected float32 [C, H, W], normalised as the model takes it: "
+            "torchvision's v2.ToDtype(torch.float32, scale=True) and v2.Normalize, or PIL images, "
+            "which are prepared here"
         )
 
 

@@ -1,6 +1,7 @@
 """A trained classifier becomes one that says "unknown": ``isomax calibrate``, and the same for a
 model in memory."""
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from isomax import posthoc
 from isomax.calibration import RejectionThreshold
 from isomax_adapters.pytorch_ood import Parts, check_names, why_not
+from isomax_adapters.timm.checkpoints import check_finite
 from isomax_adapters.timm.classes import checked_names
 from isomax_adapters.timm.folder import check_place
 from isomax_adapters.timm.sources import model_folder_of
@@ -21,6 +23,7 @@ from isomax_evaluation.data.digests import digest
 from isomax_evaluation.data.loading import decoding_errors, loader_of
 from isomax_evaluation.data.settings import Reading
 from isomax_evaluation.data.splitting import split_for_calibration
+from isomax_evaluation.data.torch_datasets import check_tensor
 from isomax_evaluation.deployment.equipping import (
     Loaded,
     Wanted,
@@ -81,7 +84,7 @@ def calibrate(
     :return: the model folder
     :raises InputError: if anything given cannot be used, before anything is written
     """
-    output = Path(output).expanduser()
+    output = Path(os.path.expanduser(output))
     _check(alpha, output)
     splits = data.open_splits(id, reading)
     check_outside(output, id)
@@ -155,7 +158,7 @@ def calibrate_model(
     :return: the model folder, for ``isomax_adapters.onnx.export``
     :raises InputError: if anything given cannot be used, before anything is written
     """
-    output = Path(output).expanduser()
+    output = Path(os.path.expanduser(output))
     _check(alpha, output)
     network: Any = model.model if isinstance(model, Parts) else model
     if not hasattr(network, "pretrained_cfg"):
@@ -163,6 +166,7 @@ def calibrate_model(
             f"{type(network).__name__} is no timm model; a model folder is of timm's architectures"
         )
     parts = model if isinstance(model, Parts) else Parts(model)
+    check_finite(network.state_dict(), "the model")
     config = dict(data_config or timm.data.resolve_model_data_config(network))
     names_given = range(parts.num_classes) if class_names is None else class_names
     with input_errors():
@@ -175,7 +179,7 @@ def calibrate_model(
     given = Model(type(network).__name__, 0, parts, names, config)
     fed = None if training is None else Loaded(training)
     try:
-        with input_errors(), progress_bar() as progress:
+        with progress_bar() as progress:
             name = _named(given, detector)
             tell_if_no_file_holds(given, name, progress)
             wanted = Wanted(name, alpha, bank=bank, hyperparameters=hyperparameters)
@@ -188,7 +192,7 @@ def calibrate_model(
 def _check(alpha: float, output: Path) -> None:
     with input_errors():
         RejectionThreshold(alpha)
-        check_place(output)
+    check_place(output)
 
 
 def _named(model: Model, detector: str | None) -> str | None:
@@ -201,7 +205,7 @@ def _named(model: Model, detector: str | None) -> str | None:
     name = POST_HOC.get(detector, detector)
     try:
         check_names([name], POST_HOC)
-    except ValueError as error:
+    except InputError as error:
         raise InputError(f"{error}; `isomax list detectors` says which a file can hold") from error
     reasons = why_not(model.parts, [name, *ON_ANY_HEAD])
     if reason := reasons.get(name):
@@ -244,9 +248,16 @@ def _check_preprocessing(what: str, loader: Batches, config: dict[str, Any]) -> 
                 )
     if iter(loader) is loader:
         raise InputError(f"{what} is used up after one pass; give a loader, or a list of batches")
-    images = next(iter(loader))[0]
+    batch = next(iter(loader), None)
+    if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+        raise InputError(
+            f"{what} gives {'nothing' if batch is None else type(batch).__name__}; expected "
+            "batches of (images, labels)"
+        )
+    images = batch[0]
     if tuple(images.shape[1:]) != tuple(config["input_size"]):
         raise InputError(
             f"{what}: its images are {tuple(images.shape[1:])}, a file would make them "
             f"{tuple(config['input_size'])}; give data_config with their input_size"
         )
+    check_tensor(images[0], what)

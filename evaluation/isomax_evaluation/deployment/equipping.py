@@ -12,6 +12,7 @@ from rich.progress import Progress
 from isomax.calibration import Calibration
 from isomax_adapters.onnx.scorers import obstacle_to_export
 from isomax_adapters.pytorch_ood import Saved, detectors_for, save_detector, with_bank
+from isomax_adapters.pytorch_ood.saving import state_of
 from isomax_adapters.timm import save_model
 from isomax_adapters.timm.sources import model_folder_of
 from isomax_evaluation.detection.fitting import doubt_of_fit, fit
@@ -71,10 +72,11 @@ def equip(
         detector, fitted = _fitted(model, wanted, training, progress)
     outputs, scores = _scored(model, name, detector, held_out, progress)
     of_features = isinstance(detector, FeaturesDetector)
-    found = Calibration.fit(
-        outputs.logits, outputs.labels, name or score_of_logits(model), wanted.alpha, scores,
-        outputs.features if of_features else None,
-    )  # fmt: skip
+    with input_errors():  # of too few images, other labels, logits or scores that are NaN
+        found = Calibration.fit(
+            outputs.logits, outputs.labels, name or score_of_logits(model), wanted.alpha, scores,
+            outputs.features if of_features else None,
+        )  # fmt: skip
     found = replace(found, guarantee=wanted.guarantee)
     network = model.parts.model
     for doubt in doubts_of(network, found, outputs.logits, outputs.labels, scores=scores):
@@ -125,7 +127,12 @@ def _fitted(
         raise InputError(
             f"{name} has no hyperparameter {', '.join(unknown)}; it has {', '.join(own) or 'none'}"
         )
-    detectors[name].set_hyperparameters(**given)
+    with input_errors():
+        detectors[name].set_hyperparameters(**given)
+    try:
+        state_of(detectors[name])
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error
     torch.manual_seed(model.seed)
     count = 0
     if detectors[name].requires_fit:
@@ -150,7 +157,7 @@ def _fitted(
         return detectors[name], count
     try:
         return with_bank(detectors[name], wanted.bank), count
-    except ValueError as error:
+    except InputError as error:
         raise InputError(f"{name}: {error}") from error
 
 
@@ -179,8 +186,7 @@ def _write(
         if about is not None:
             save_detector(detector, about, place)
 
-    with input_errors():
-        save_model(
-            model.parts.model, folder, model.class_names, dict(model.preprocessing or {}),
-            calibration, model.grey_range, detector_too,
-        )  # fmt: skip
+    save_model(
+        model.parts.model, folder, model.class_names, dict(model.preprocessing or {}),
+        calibration, model.grey_range, detector_too,
+    )  # fmt: skip

@@ -15,6 +15,7 @@ from pytorch_ood.api import Detector
 from torch import Tensor
 
 from isomax_evaluation.extraction.store import Outputs
+from isomax_evaluation.output.errors import InputError
 
 LARGE = 2 * 2**30  # bytes of features or logits, from which on they are looked at in chunks
 CHUNK = 16_384  # images at a time
@@ -36,7 +37,7 @@ def refuse_what_cannot_fit(detector: Detector, outputs: Outputs) -> None:
         classes, width = outputs.logits.shape[1], outputs.features.shape[1]
         held = 8 * classes * width**2
         if held > MOST:
-            raise ValueError(
+            raise InputError(
                 f"holds a {width} x {width} matrix for each of {classes} classes, "
                 f"{held / 1e9:.1f} GB; not fitted"
             )

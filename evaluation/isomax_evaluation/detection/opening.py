@@ -13,6 +13,7 @@ from torch import nn
 from isomax_adapters.pytorch_ood import Parts, load_detector, read_detector
 from isomax_adapters.runtime.decoding import CHANNELS, GreyRange
 from isomax_adapters.timm import load_calibration
+from isomax_adapters.timm.checkpoints import check_finite
 from isomax_adapters.timm.classes import match_classes
 from isomax_adapters.timm.grey_ranges import grey_range_of
 from isomax_adapters.timm.sources import model_folder_of, open_model
@@ -88,13 +89,14 @@ def open_given(
                 detector = load_detector(folder, parts)
         else:
             parts = given.source if isinstance(given.source, Parts) else Parts(given.source)
+            check_finite(parts.model.state_dict(), given.name)
         network = parts.model
         if parts.num_classes < 1:
-            raise ValueError(f"{given.name} has no classes")
+            raise InputError(f"{given.name} has no classes")
         classes = match_classes(
             network, parts.num_classes, given.name, images.class_names, class_names
         )
-    except ValueError as error:  # of the doors, all of them
+    except InputError as error:
         raise InputError(f"{given.name}: {error}") from error
     if not tensors and not hasattr(network, "pretrained_cfg"):
         raise InputError(

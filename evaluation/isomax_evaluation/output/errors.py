@@ -1,20 +1,10 @@
 """What a user can set right, and what a table says of the rest."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
+from isomax_adapters.runtime.errors import InputError, input_errors
 
-class InputError(ValueError):
-    """Something given cannot be used; the message names it and the way out."""
-
-
-@contextmanager
-def input_errors() -> Iterator[None]:
-    """What is refused with a ``ValueError`` elsewhere is an :class:`InputError` here."""
-    try:
-        yield
-    except ValueError as error:
-        raise InputError(str(error)) from error
+__all__ = ["InputError", "first_few", "input_errors", "one_line"]
 
 
 def one_line(error: BaseException) -> str:

@@ -1,6 +1,7 @@
 """Folders that belong to one run."""
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,7 @@ def check_outside(output: Path, *sources: Any) -> None:
     :raises InputError: if it does
     """
     for source in sources:
-        folder = Path(source).expanduser() if isinstance(source, (str, Path)) else None
+        folder = Path(os.path.expanduser(source)) if isinstance(source, (str, Path)) else None
         if folder is None or not folder.is_dir() or read_settings(output) is not None:
             continue
         if output.resolve().is_relative_to(folder.resolve()):
@@ -107,13 +108,13 @@ def _differences(found: Any, given: Any, where: str = "") -> list[str]:
 def resolved(source: str) -> str:
     """A file or folder by its whole path, the same in every working directory; anything else as it
     is."""
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     return str(path.resolve()) if path.exists() else source
 
 
 def identity(source: str) -> str:
     """What all ways to name one folder, file or data set have in common."""
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     return str(path.resolve()) if path.exists() else source.rpartition("/")[2].lower()
 
 

@@ -32,7 +32,7 @@ from isomax_evaluation.extraction.store import (
     keeper,
     together,
 )
-from isomax_evaluation.output.errors import InputError
+from isomax_evaluation.output.errors import input_errors
 from isomax_evaluation.output.progress import say, shown
 from isomax_evaluation.training.batches import Augmented, train_transform
 from isomax_evaluation.training.best import HEAD, MEANS, Offer
@@ -116,19 +116,16 @@ def head_first(
     epochs = epochs_of_head(job.recipe.head_first, job.recipe.epochs, job.loss)
     alone = epochs_to_offer(job.recipe, job.loss, validation is not None)
     started = time.perf_counter()
-    try:
-        if _start(job, head, *training):
-            judge(MEANS, "class means, nothing trained")
-        begun = copy.deepcopy(head.state_dict())
-        if alone:
-            what = f"the head alone, {alone} epochs"
-            with shown(progress, f"{job.loss}, seed {job.seed}: {what}"):
-                history = fit_head(
-                    head, *training, epochs=alone, validation=validation, seed=job.seed
-                )
-            judge(HEAD, what)
-    except ValueError as error:
-        raise InputError(f"the head cannot be trained alone: {error}") from error
+    with input_errors():  # of features that are NaN
+        started_at_means = _start(job, head, *training)
+    if started_at_means:
+        judge(MEANS, "class means, nothing trained")
+    begun = copy.deepcopy(head.state_dict())
+    if alone:
+        what = f"the head alone, {alone} epochs"
+        with shown(progress, f"{job.loss}, seed {job.seed}: {what}"), input_errors():
+            history = fit_head(head, *training, epochs=alone, validation=validation, seed=job.seed)
+        judge(HEAD, what)
     if not epochs:
         head.load_state_dict(begun)
         _put_back(parts, head)

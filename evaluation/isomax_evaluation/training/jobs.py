@@ -1,5 +1,6 @@
 """What to train and how, and the objects that follow from it."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -7,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 
 # Here, before there is a process group: imported later, as DDP does, its functions would have the
@@ -29,7 +29,7 @@ from isomax_adapters.runtime.decoding import check_grey_range
 from isomax_adapters.timm import attach, create_model
 from isomax_adapters.timm.attaching import classifier_names
 from isomax_adapters.timm.checkpoints import load_weights, read_checkpoint
-from isomax_adapters.timm.sources import no_weights
+from isomax_adapters.timm.registry import built_for_one_size
 from isomax_evaluation.data.images import Decoding
 from isomax_evaluation.data.preprocessing import preprocessing_of
 from isomax_evaluation.data.settings import Preprocessing
@@ -91,10 +91,8 @@ def check_job(job: Job) -> None:
         raise InputError(f"unknown loss {job.loss!r}; choose from {', '.join(LOSSES)}")
     check_preprocessing(job)
     check_recipe(job.recipe)
-    if not 0 <= job.seed < 2**32 or job.workers < 0:
-        raise InputError(
-            f"the seed is {job.seed} and there are {job.workers} workers; expected at least 0"
-        )
+    if not 0 <= job.seed < 2**32:
+        raise InputError(f"the seed is {job.seed}; expected 0 to {2**32 - 1}")
     if job.recipe.epochs == 0 and not job.source.starts_trained:
         raise InputError(
             "epochs is 0; expected at least 1 (0 epochs, the head alone, take --pretrained or "
@@ -116,16 +114,14 @@ def check_job(job: Job) -> None:
             f"{job.loss} mixes the classes of a batch, so that class_weights do not reach them; "
             "balanced_sampling does"
         )
-    try:
+    with input_errors():
         RejectionThreshold(job.alpha)
-        with torch.device("meta"):
-            model = build_model(job, num_classes=2, pretrained=False)
-        channels, *_ = data_config(job, model)["input_size"]
-        if channels != job.decoding.channels:
-            raise InputError(f"{job.model} takes {channels} channels; give in_chans {channels}")
-        make_scheduler(make_optimizer(model, job.recipe), job.recipe, updates=1)
-    except (AssertionError, TypeError, ValueError) as error:
-        raise InputError(str(error)) from error
+    with torch.device("meta"):
+        model = build_model(job, num_classes=2, pretrained=False)
+    channels, *_ = data_config(job, model)["input_size"]
+    if channels != job.decoding.channels:
+        raise InputError(f"{job.model} takes {channels} channels; give in_chans {channels}")
+    make_scheduler(make_optimizer(model, job.recipe), job.recipe, updates=1)
 
 
 def check_preprocessing(job: Job) -> None:
@@ -135,8 +131,7 @@ def check_preprocessing(job: Job) -> None:
     """
     check_settings(job.preprocessing)
     if job.preprocessing.grey_range != "auto":
-        with input_errors():
-            check_grey_range(job.preprocessing.grey_range)
+        check_grey_range(job.preprocessing.grey_range)
     if job.preprocessing.in_chans == 4 and job.recipe.auto_augment:
         raise InputError("auto_augment works on grey and RGB; leave it out with in_chans 4")
 
@@ -148,7 +143,7 @@ def recipe_for(architecture: str, starts_trained: bool) -> str:
     """
     if not starts_trained and ":" not in architecture:
         return "scratch"
-    with input_errors(), torch.device("meta"):
+    with torch.device("meta"):
         model = create_model(architecture, num_classes=2)
     attends = any("attn" in name for name, _ in model.named_modules())
     return "finetune-transformer" if attends else "finetune"
@@ -160,8 +155,7 @@ def build_model(job: Job, num_classes: int, pretrained: bool | None = None) -> n
     torch.manual_seed(job.seed)
     head = LOSSES[job.loss].head
     kwargs: dict[str, Any] = {"small_images": True} if job.source.small_images else {}
-    cfg = timm.models.get_pretrained_cfg(job.model) if timm.is_model(job.model) else None
-    if job.preprocessing.image_size and cfg is not None and cfg.fixed_input_size:
+    if job.preprocessing.image_size and built_for_one_size(job.model):
         kwargs["img_size"] = job.preprocessing.image_size
     if job.decoding.channels != 3:
         kwargs["in_chans"] = job.decoding.channels
@@ -169,14 +163,8 @@ def build_model(job: Job, num_classes: int, pretrained: bool | None = None) -> n
     wanted = pretrained is not False
     pretrained = from_hub and wanted
     name = f"softmax_{job.model}" if job.source.small_images else job.model
-    try:
+    with input_errors(AssertionError, TypeError):  # of what an architecture does not take
         model = create_model(name, pretrained=pretrained, num_classes=num_classes, **kwargs)
-    except (OSError, RuntimeError) as error:
-        if not pretrained:
-            raise
-        raise InputError(
-            f"{no_weights(job.model, error)}; offline, give a file that has them with --weights"
-        ) from error
     if job.source.weights is not None and wanted:
         _load(model, job)
     return attach(model, head) if head else model
@@ -188,12 +176,11 @@ def _load(model: nn.Module, job: Job) -> None:
     :raises InputError: if it cannot be read, or is of another architecture
     """
     assert job.source.weights is not None
-    path = Path(job.source.weights).expanduser()
-    with input_errors():
-        checkpoint = read_checkpoint(path)
-        if job.decoding.channels != 3:
-            checkpoint = replace(checkpoint, tensors=_of_channels(checkpoint.tensors, model, job))
-        load_weights(model, checkpoint, training_follows=True)
+    path = Path(os.path.expanduser(job.source.weights))
+    checkpoint = read_checkpoint(path)
+    if job.decoding.channels != 3:
+        checkpoint = replace(checkpoint, tensors=_of_channels(checkpoint.tensors, model, job))
+    load_weights(model, checkpoint, training_follows=True)
 
 
 def _of_channels(tensors: dict[str, Tensor], model: Any, job: Job) -> dict[str, Tensor]:
@@ -220,7 +207,7 @@ def fetch_weights(job: Job, output: Path) -> None:
 def data_config(job: Job, model: nn.Module) -> dict[str, Any]:
     """Preprocessing, as ``timm.data.create_transform`` takes it.
 
-    :raises ValueError: if the model is built for another size or number of channels
+    :raises InputError: if the model is built for another size or number of channels
     """
     return preprocessing_of(model, job.timm_preprocessing)
 
@@ -308,19 +295,21 @@ def make_scheduler(optimizer: torch.optim.Optimizer, recipe: Recipe, updates: in
 
     :raises InputError: if timm has no such schedule
     """
-    scheduler, _ = create_scheduler_v2(
-        optimizer,
-        sched=recipe.sched,
-        num_epochs=max(1, recipe.epochs),
-        decay_epochs=max(1, recipe.epochs // 3),
-        decay_milestones=list(recipe.decay_milestones),
-        decay_rate=recipe.decay_rate,
-        warmup_epochs=recipe.warmup_epochs,
-        # timm's own, unless the learning rate would fall from there
-        warmup_lr=WARMUP_LR if learning_rate(recipe) > WARMUP_LR else learning_rate(recipe) / 10,
-        step_on_epochs=False,
-        updates_per_epoch=updates,
-    )
+    rate = learning_rate(recipe)
+    with input_errors(AssertionError, TypeError):  # of a schedule that does not take the numbers
+        scheduler, _ = create_scheduler_v2(
+            optimizer,
+            sched=recipe.sched,
+            num_epochs=max(1, recipe.epochs),
+            decay_epochs=max(1, recipe.epochs // 3),
+            decay_milestones=list(recipe.decay_milestones),
+            decay_rate=recipe.decay_rate,
+            warmup_epochs=recipe.warmup_epochs,
+            # timm's own, unless the learning rate would fall from there
+            warmup_lr=WARMUP_LR if rate > WARMUP_LR else rate / 10,
+            step_on_epochs=False,
+            updates_per_epoch=updates,
+        )
     if scheduler is None:
         raise InputError(f"timm has no learning rate schedule {recipe.sched!r}")
     return scheduler

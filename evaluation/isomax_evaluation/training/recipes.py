@@ -296,6 +296,15 @@ def doubts_of_recipe(recipe: Recipe, updates: int, starts_trained: bool) -> list
     return found
 
 
+def recipe_named(name: str) -> Recipe:
+    """
+    :raises InputError: if there is none of this name
+    """
+    if name not in RECIPES:
+        raise InputError(f"unknown recipe {name!r}; choose from {', '.join(RECIPES)}")
+    return RECIPES[name]
+
+
 def _doubts_of_rate(recipe: Recipe, starts_trained: bool) -> list[str]:
     """Of a recipe for pretrained networks on one that is not, and the other way round."""
     rate = learning_rate(recipe)

@@ -1,6 +1,7 @@
 """Train or fine-tune a timm model with any of the losses: resumable, on one process or several."""
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +27,7 @@ from isomax_evaluation.data.settings import Preprocessing, Reading
 from isomax_evaluation.data.splitting import Split, split_training
 from isomax_evaluation.extraction.classes import far_above, rates_of_classes, summed_up
 from isomax_evaluation.extraction.doubts import doubt_of_samples, doubts_of
-from isomax_evaluation.output.errors import InputError
+from isomax_evaluation.output.errors import InputError, input_errors
 from isomax_evaluation.output.files import read_lines, write_json
 from isomax_evaluation.output.folders import (
     check_outside,
@@ -55,7 +56,7 @@ from isomax_evaluation.training.jobs import (
     fetch_weights,
 )
 from isomax_evaluation.training.loop import accuracy, evaluate, fit
-from isomax_evaluation.training.recipes import RECIPES, Recipe
+from isomax_evaluation.training.recipes import Recipe, recipe_named
 from isomax_evaluation.training.source import Source, source_of
 
 
@@ -98,13 +99,13 @@ def train(
     :return: the model folder
     :raises InputError: if anything given cannot be used, before training starts
     """
-    recipe = RECIPES[recipe] if isinstance(recipe, str) else recipe
+    recipe = recipe_named(recipe) if isinstance(recipe, str) else recipe
     job = Job(source_of(model), loss, recipe, preprocessing, seed, alpha, reading.workers)
     check_settings(reading)
     check_job(job)
     if val_share is not None and not 0 < val_share < 1:
         raise InputError(f"the share of validation images is {val_share}; expected 0 to 1")
-    output = Path(output).expanduser()
+    output = Path(os.path.expanduser(output))
     check_outside(output, dataset)
     splits = data.open_splits(dataset, reading)
     with (
@@ -332,7 +333,8 @@ def train_model(
     logits, labels = evaluate(model, calibrating, accelerator)
     heads = head_modules(model)
     score = heads[0].score if heads else "energy_score"
-    calibration = Calibration.fit(logits, labels, score, job.alpha)
+    with input_errors():  # of logits that are NaN
+        calibration = Calibration.fit(logits, labels, score, job.alpha)
     calibration = replace(calibration, guarantee=divided.guarantee)
     losses = [row["train_loss"] for row in read_lines(output / "metrics.jsonl") if "lr" in row]
     for doubt in doubts_of(model, calibration, logits, labels, losses):

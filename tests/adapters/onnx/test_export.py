@@ -584,6 +584,19 @@ def test_a_constant_verdict_is_noticed(exported, tmp_path, monkeypatch):
         export(exported[0], tmp_path / "m.onnx")
 
 
+def test_a_network_larger_than_a_file_is_refused_before_torch_exports_it(
+    exported, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("isomax_adapters.onnx.scorers.LARGEST", 10**6)
+    monkeypatch.setattr("torch.onnx.export", None)
+    said = (
+        r"the network cannot be exported: it holds 0\.00 GB, and a file has at most 0\.00; choose"
+    )
+    with pytest.raises(ExportError, match=said):
+        export(exported[0], tmp_path / "m.onnx")
+    assert not (tmp_path / "m.onnx").exists()
+
+
 def test_what_cannot_be_exported_is_named(tmp_path):
     folder = make_folder(tmp_path / "m", config={"interpolation": "lanczos"})
     with pytest.raises(ValueError, match="'lanczos' has no ONNX counterpart"):

@@ -86,6 +86,18 @@ def test_every_detector_of_outputs_comes_back(name, made, tmp_path):
     assert files <= {".json", ".safetensors"}  # nothing pickled
 
 
+@pytest.mark.parametrize("name", ["ODIN", "GradNorm", "GradUncertainty", "MahalanobisODIN"])
+def test_detectors_that_take_gradients_come_back(name, made, tmp_path):
+    model, outputs = made
+    detector = detectors_for(model, [name])[name]
+    if detector.requires_fit:
+        detector.fit_features(outputs["features"], outputs["logits"].argmax(dim=1))
+    folder = save_model(model, tmp_path / "model")
+    save_detector(detector, Saved(name, {}, digests_of_weights(model).whole), folder)
+    images = torch.randn(3, 3, 32, 32)
+    assert torch.equal(load_detector(folder).predict(images), detector.predict(images))
+
+
 def test_there_are_many():
     assert len(WRITTEN) > 30
     assert set(WRITTEN) <= set(NAMES)

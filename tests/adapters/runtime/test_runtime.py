@@ -720,6 +720,23 @@ def test_what_people_have_is_one_row_each(scorer, tmp_path):
     assert np.asarray(scorer.score(np.stack([array] * 3))).shape == (3,)
 
 
+class UploadFile:
+    """As FastAPI has it."""
+
+    async def read(self, size=-1):
+        return b""
+
+
+def test_a_file_with_nothing_to_read_says_why(scorer, tmp_path):
+    (tmp_path / "read.bin").write_bytes(b"something")
+    with (tmp_path / "read.bin").open("rb") as file:
+        file.read()
+        rows = scorer.score([file, io.BytesIO(), UploadFile(), b""])
+    nothing = "nothing left to read: an empty file, or one to seek(0) first"
+    read = "UploadFile is read with await; give its .file"
+    assert [row.error for row in rows] == [nothing, nothing, read, "no bytes at all"]
+
+
 def test_what_is_no_image_is_one_clear_line(scorer, tmp_path):
     text = tmp_path / "a.txt"
     text.write_text("no image\n" * 9)

@@ -175,9 +175,18 @@ def _replace_by_pickle(folder):
     (folder / "model.safetensors").unlink()
 
 
-def _other_architecture(folder):
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"architecture": "resnet_of_doom"}))
+def _in_config(**changes):
+    def damage(folder):
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | changes))
+
+    return damage
+
+
+def _not_a_number(folder):
+    tensors = safetensors.torch.load_file(folder / "model.safetensors")
+    tensors["bn1.weight"][3] = float("nan")
+    safetensors.torch.save_file(tensors, folder / "model.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -185,7 +194,17 @@ def _other_architecture(folder):
     [
         (_truncate, "damaged"),
         (_replace_by_pickle, "no model.safetensors"),
-        (_other_architecture, "resnet_of_doom"),
+        (_not_a_number, "model.safetensors has NaN or infinity in bn1.weight"),
+        (_in_config(architecture="resnet_of_doom"), "resnet_of_doom"),
+        (
+            _in_config(architecture="dismax_test_vit"),
+            "fit dismax_test_vit: .*another architecture",
+        ),
+        (_in_config(model_args={"num_classes": 7}), "is for 3 classes, that of the model .* for 7"),
+        (_in_config(model_args={"nonesuch": 1}), "config.json makes no model: .*nonesuch"),
+        (_in_config(pretrained_cfg=7), "config.json makes no model: "),
+        (_in_config(grey_range=5), "config.json makes no model: .*grey range 5"),
+        (_in_config(label_names=["a"]), "config.json has 1 label_names for 3 classes"),
         (lambda folder: (folder / "config.json").write_text("{"), "config.json is damaged"),
         (lambda folder: (folder / "config.json").write_text("[]"), "no JSON object"),
         (lambda folder: (folder / "config.json").unlink(), "no config.json"),
@@ -194,8 +213,24 @@ def _other_architecture(folder):
 def test_damaged_folders_are_named(model, tmp_path, damage, message):
     folder = isomax_timm.save_model(model, tmp_path / "m")
     damage(folder)
-    with pytest.raises(isomax_timm.ModelFolderError, match=message):
+    with pytest.raises(isomax_timm.ModelFolderError, match=message) as caught:
         isomax_timm.load_model(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_transformers_saves_of_a_timm_model_is_a_model_folder(tmp_path):
+    model = timm.create_model("test_resnet", num_classes=3).eval()
+    folder = isomax_timm.save_model(model, tmp_path / "m", ["a", "b", "c"])
+    tensors = {f"timm_model.{name}": tensor for name, tensor in model.state_dict().items()}
+    safetensors.torch.save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    _in_config(
+        model_type="timm_wrapper",
+        architectures=["TimmWrapperForImageClassification"],
+        initializer_range=0.02,
+        do_pooling=True,
+    )(folder)
+    images = torch.randn(1, 3, 48, 48)
+    assert torch.equal(isomax_timm.load_model(folder)(images), model(images))
 
 
 def test_a_damaged_calibration_is_named(model, calibration, tmp_path):

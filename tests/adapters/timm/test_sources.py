@@ -7,7 +7,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from isomax_adapters.timm import CheckpointError, save_model
+from isomax_adapters.timm import CheckpointError, create_model, save_model
 from isomax_adapters.timm.sources import SourceError, open_model
 
 
@@ -44,6 +44,21 @@ def test_names_without_weights_at_hand_say_what_can_be_given(monkeypatch):
     for source in ("test_resnet.r160_in1k", "hf-hub:nobody/nothing"):
         with pytest.raises(SourceError, match="offline, give a model folder or"):
             open_model(source)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("resnet18.nonesuch", "no weights 'nonesuch' of resnet18; it has a1_in1k, "),
+        ("isomax_resnet18.nonesuch", "no weights 'nonesuch' of isomax_resnet18; it has a1_in1k, "),
+        ("resnet81", "no model 'resnet81'; did you mean "),
+        ("hub:timm/resnet18", "hub:timm/resnet18 is no model; expected hf-hub:REPOSITORY or"),
+    ],
+)
+def test_names_that_timm_does_not_have_are_named_with_those_it_has(source, message):
+    for opened in (open_model, create_model):
+        with pytest.raises(SourceError, match=message):
+            opened(source)
 
 
 def test_a_checkpoint_with_code_is_refused_and_the_code_not_run(tmp_path):

@@ -1,5 +1,6 @@
 """The command as a user runs it."""
 
+import importlib
 import importlib.metadata
 import json
 import re
@@ -16,7 +17,7 @@ from rich.table import Table
 from typer.testing import CliRunner
 
 from isomax_adapters.runtime.scorer import Scorer
-from isomax_evaluation.cli import app
+from isomax_evaluation.cli import app, main
 from isomax_evaluation.cli.options import recipe_of
 from isomax_evaluation.cli.terminal import print_blocks, print_table
 from isomax_evaluation.comparison.rows import terminal_table
@@ -272,6 +273,42 @@ def test_register_is_refused_before_training(isomax, tmp_path, photos):
         assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("where", "command"),
+    [
+        ("isomax_evaluation.training.jobs.attach", "train --data digits --no-track --output {out}"),
+        ("isomax_evaluation.data.datasets.scan",
+         "train --data {out} --no-track --output {out}-run"),
+        ("isomax_evaluation.detection.opening.match_classes",
+         "compare --models {model} --detectors MaxLogit --no-track --output {out}"),
+        ("isomax_evaluation.deployment.calibrating.equip",
+         "calibrate {model} --id digits --output {out}"),
+        ("isomax_adapters.onnx.exporting.load_model", "export {model} {out}/m.onnx"),
+        ("isomax_adapters.timm.importing.load_weights",
+         "import {model}/model.safetensors {out} --model test_resnet"),
+    ],
+)  # fmt: skip
+def test_a_defect_of_ours_is_a_traceback_and_how_to_report_it(
+    where, command, compared, tmp_path, monkeypatch, capsys
+):
+    def broken(*args, **kwargs):
+        raise ValueError("of ours")
+
+    (tmp_path / "out").mkdir()
+    model = compared.output / "runs/softmax-seed0/model"
+    arguments = command.format(out=tmp_path / "out", model=model).split()
+    importlib.import_module(where.rpartition(".")[0])
+    monkeypatch.setattr(where, broken)
+    monkeypatch.setattr("sys.argv", ["isomax", *arguments])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 1
+    *_, raised, last = capsys.readouterr().err.splitlines()
+    assert raised == "ValueError: of ours"
+    assert last.startswith("isomax: a defect of isomax, not a mistake of yours; please report it")
+    assert "isomax --version" in last
+
+
 def test_train_then_export_then_score(isomax, tmp_path, photos):
     output = tmp_path / "out"
     run = isomax(
@@ -299,7 +336,9 @@ def test_train_then_export_then_score(isomax, tmp_path, photos):
         (["compare", "--id", "/no/such/folder", "--ood", "uniform-noise"], "no dataset or folder"),
         (["compare", "--recipe", "secret"], "unknown recipe 'secret'"),
         (["train", "--data", "{one}"], "has one class (only)"),
-        (["train", "--data", "{bad}", "--seed", "-3"], "the seed is -3"),
+        (["train", "--data", "{bad}", "--seed", "-3"], "the seed is -3; expected 0 to 4294967295"),
+        (["train", "--data", "{bad}", "--seed", "4294967296"], "the seed is 4294967296; expected"),
+        (["train", "--data", "{bad}", "--model", "resnet18.nonesuch"], "no weights 'nonesuch' of"),
         (["train", "--data", "{bad}", "--image-size", "0"], "the image size is 0"),
         (["train", "--data", "{bad}", "--val-share", "1"], "validation images is 1.0"),
         (

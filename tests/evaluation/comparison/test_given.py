@@ -13,7 +13,7 @@ import timm
 import torch
 from pytorch_ood.model import WideResNet
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from isomax_adapters.pytorch_ood import Parts
 from isomax_adapters.timm import load_model, save_model
@@ -363,6 +363,68 @@ def test_a_network_and_loaders_of_ones_own(tmp_path):
         )
 
 
+class Items(Dataset):
+    """One item, many times."""
+
+    def __init__(self, item):
+        self.item = item
+
+    def __len__(self):
+        return 30
+
+    def __getitem__(self, index):
+        return self.item
+
+
+def images_of(kind, *shape):
+    return TensorDataset(torch.zeros(20, *(shape or (3, 32, 32)), dtype=kind), torch.arange(20) % 2)
+
+
+OUTLIERS = TensorDataset(torch.zeros(20, 3, 32, 32), torch.arange(20) % 3 - 1)
+NETWORK = timm.create_model("test_resnet", num_classes=2)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"models": [NETWORK]}, "models has a ResNet without a name; expected .* dictionary"),
+        ({"models": NETWORK}, "models is one ResNet; expected"),
+        ({"models": "resnet18"}, "models is 'resnet18'; expected a list"),
+        ({"models": {"m": 5}}, "the model m is int; expected a text"),
+        ({"ood": tensors(9, 2)}, "ood is one TensorDataset; expected .* dictionary"),
+        ({"ood": [tensors(9, 2)]}, "ood has a TensorDataset without a name"),
+        ({"ood": "uniform-noise"}, "ood is 'uniform-noise'; expected a list"),
+        ({"ood": {"far": 3}}, "far is int; expected a folder"),
+        ({"detectors": "MaxLogit"}, "detectors is 'MaxLogit'; expected a list"),
+        ({"losses": "softmax"}, "losses is 'softmax'; expected a list"),
+        ({"recipe": "secret"}, "unknown recipe 'secret'; choose from"),
+        ({"id": {"mine": (OUTLIERS, tensors(9, 2))}}, "mine has 7 images with labels below 0"),
+        ({"id": {"mine": (tensors(9, 2), OUTLIERS)}}, "mine has 7 images with labels below 0"),
+        ({"ood": {"far": images_of(torch.float64)}}, "far gives tensors of float64 .* float32"),
+        ({"ood": {"far": images_of(torch.uint8)}}, "far gives tensors of uint8 .* float32"),
+        ({"ood": {"far": images_of(torch.float32, 32, 32)}}, r"\[32, 32\]; expected .*C, H, W"),
+        ({"ood": {"far": Items({"image": 1, "label": 0})}}, "far gives dict of image, label; exp"),
+        ({"ood": {"far": Items(torch.zeros(3, 32, 32))}}, "far gives Tensor; expected"),
+        ({"ood": {"far": Items((torch.zeros(3, 32, 32), "cat"))}}, "with the label 'cat'; expect"),
+        (
+            {"id": {"mine": (images_of(torch.float32, 1, 32, 32), tensors(9, 2))}},
+            r"m cannot take the ID data's tensors, of shape \[1, 32, 32\]",
+        ),
+    ],
+)
+def test_objects_that_are_something_else_are_one_line(change, message, tmp_path):
+    given = {
+        "models": {"m": NETWORK},
+        "id": {"mine": (tensors(20, 2), tensors(9, 2))},
+        "ood": {"far": tensors(9, 0)},
+        "detectors": ["MaxLogit"],
+    }
+    with pytest.raises(InputError, match=message) as error:
+        compare(**given | change, output=tmp_path / "out")
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("few", [True, False])
 def test_too_few_images_for_vim_are_warned_of(few, tmp_path, capfd):
     torch.manual_seed(0)
@@ -397,6 +459,14 @@ def test_a_network_without_a_known_classifier_says_how_to_name_it(tmp_path):
             ood={"far": tensors(3, 0)},
             output=tmp_path / "out",
         )
+
+
+def test_a_model_in_memory_that_diverged_is_refused(tmp_path):
+    network = timm.create_model("test_resnet", num_classes=7)
+    with torch.no_grad():
+        network.fc.bias[2] = float("inf")
+    with pytest.raises(InputError, match=r"mine has NaN or infinity in fc\.bias; give"):
+        compare(models={"mine": network}, output=tmp_path / "out")
 
 
 # -- Sources ---------------------------------------------------------------------------------------

@@ -1,9 +1,13 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
 from pytorch_ood.dataset.img import GaussianNoise
 
+from isomax_adapters.timm.sources import SourceError, open_model
 from isomax_evaluation import data
+from isomax_evaluation.cli.terminal import path_of
 from isomax_evaluation.data.reading import read_once
 from isomax_evaluation.data.settings import Reading
 from isomax_evaluation.data.torch_datasets import from_dataset
@@ -95,6 +99,17 @@ def test_a_folder_goes_before_a_data_set_of_its_name(tmp_path, monkeypatch, name
     assert len(data.open_images(name)) == 10
 
 
+def test_a_name_that_begins_with_a_tilde_is_no_home_folder(tmp_path, monkeypatch):
+    make_folder(tmp_path / "~photos", ("a", "b"), 5)
+    monkeypatch.chdir(tmp_path)
+    for name in ("./~photos", "~photos"):
+        assert len(data.open_splits(name).train) == 8
+    assert path_of("./~out") == Path("~out")
+    (tmp_path / "~run").mkdir()
+    with pytest.raises(SourceError, match="~run holds no model: expected config"):
+        open_model("./~run")
+
+
 def test_labels_from_a_table_with_splits_groups_and_a_class_map(tmp_path):
     make_folder(tmp_path / "pictures", ("a", "b"), 10)
     rows = ["file;class;set;camera"]
@@ -119,6 +134,16 @@ def test_labels_from_a_table_with_splits_groups_and_a_class_map(tmp_path):
         data.open_splits(str(tmp_path / "kaggle.csv"))
     with pytest.raises(InputError, match=r"line 22: there is no file pictures/none\.jpg"):
         data.open_splits(str(tmp_path / "labels.csv"))
+
+
+def test_a_class_map_of_other_classes_is_said_to_be_that(tmp_path):
+    make_folder(tmp_path / "x", ("a", "b"), 2)
+    (tmp_path / "map.txt").write_text("dog\ncat\n")
+    rows = [f"{c}/00{at}.jpg,{c}" for c in "ab" for at in range(2)]
+    (tmp_path / "x/labels.csv").write_text("\n".join(["path,label", *rows]))
+    for name in ("x", "x/labels.csv"):
+        with pytest.raises(InputError, match="the class map names dog; cat: give that of these"):
+            data.open_splits(str(tmp_path / name), class_map=str(tmp_path / "map.txt"))
 
 
 def test_given_splits_respect_groups_too(tmp_path):

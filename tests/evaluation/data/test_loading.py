@@ -79,6 +79,30 @@ def test_a_process_that_is_killed_is_one_line_and_no_noise():
     assert done.stderr == ""
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_tensors_of_several_sizes_are_said_to_be_that(workers):
+    loader = DataLoader([torch.zeros(3, 8, 8 + at % 3) for at in range(6)], 3, num_workers=workers)
+    said = r"have different sizes, got \[3, 8, 8\] .*transform"
+    with pytest.raises(InputError, match=said), decoding_errors():
+        list(loader)
+
+
+class Broken(Dataset):
+    """Its transform does not work."""
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, position):
+        raise RuntimeError("the transform does not work")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_transform_that_does_not_work_is_not_called_a_full_memory(workers):
+    with pytest.raises(RuntimeError, match="the transform does not work"), decoding_errors():
+        list(DataLoader(Broken(), 2, num_workers=workers))
+
+
 @pytest.mark.parametrize("error", [RuntimeError("shapes do not fit"), EOFError(), OSError(28, "x")])
 def test_other_errors_stay_what_they_are(error):
     with pytest.raises(type(error)) as found, decoding_errors():

@@ -50,6 +50,13 @@ def test_without_a_detector_it_is_the_heads_own_score(model, tmp_path):
     assert load_calibration(folder).score == "minimum_distance_score"
 
 
+def diverged():
+    model = timm.create_model("test_resnet", num_classes=3)
+    with torch.no_grad():
+        model.bn1.weight[0] = float("nan")
+    return model.train()
+
+
 class Prepared(TensorDataset):
     transform = Compose([Normalize([0.0, 0.0, 0.0], [1.0, 1.0, 1.0])])
 
@@ -59,12 +66,20 @@ class Prepared(TensorDataset):
     [
         ({"held_out": batches(40, side=32)}, r"images are \(3, 32, 32\), a file would make them"),
         ({"held_out": iter([])}, "held_out is used up after one pass"),
+        ({"held_out": []}, "held_out gives nothing; expected batches of"),
+        ({"held_out": [{"image": torch.zeros(4, 3, 160, 160)}]}, "held_out gives dict; expected"),
+        (
+            {"held_out": [(torch.zeros(4, 3, 160, 160, dtype=torch.uint8), torch.zeros(4))]},
+            "held_out gives tensors of uint8 .* expected float32",
+        ),
         ({"held_out": batches(5)}, "takes at least 19 held-out samples"),
         ({"detector": "ViM"}, "ViM is fitted on training images; give a loader of them"),
         ({"detector": "nothing"}, "unknown detector nothing"),
+        ({"detector": "Gram"}, "Gram: a list in feature_layers cannot be written into a model"),
         ({"class_names": ["a"]}, "1 class names for 3 classes"),
         ({"alpha": 2}, "alpha is 2"),
         ({"model": nn.Linear(2, 2)}, "Linear is no timm model"),
+        ({"model": diverged()}, "the model has NaN or infinity in bn1.weight"),
     ],
 )
 def test_what_cannot_be_is_one_line_and_writes_nothing(change, message, model, tmp_path):

@@ -288,6 +288,15 @@ def test_weights_that_cannot_be_had_leave_no_folder(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_weights_of_a_training_that_diverged_are_refused(tmp_path):
+    tensors = timm.create_model("test_resnet").state_dict()
+    tensors["bn1.running_var"][0] = float("nan")
+    save_file(tensors, tmp_path / "w.safetensors")
+    with pytest.raises(InputError, match=r"NaN or infinity in bn1\.running_var"):
+        train("digits", tmp_path / "out", weights=str(tmp_path / "w.safetensors"))
+    assert not (tmp_path / "out").exists()
+
+
 def test_other_settings_are_listed(tmp_path):
     digits(tmp_path)
     with pytest.raises(InputError, match=r"recipe\.lr: 0\.1 there, 0\.2 given"):

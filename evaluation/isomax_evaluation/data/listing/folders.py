@@ -25,6 +25,7 @@ from isomax_evaluation.data.listing.listing import (
     listings,
     printable,
 )
+from isomax_evaluation.output.errors import InputError, first_few
 
 SPLITS = {
     "train": ("train", "training"),
@@ -53,13 +54,13 @@ def scan(folder: str | os.PathLike[str], class_map: Mapping[str, int] | None = N
 
     :param class_map: the position of each class, as :func:`load_class_map` gives it; folders that
         it does not name are left out
-    :raises ValueError: if no image has a class; ``val`` or ``test`` has one that ``train`` has not;
+    :raises InputError: if no image has a class; ``val`` or ``test`` has one that ``train`` has not;
         a split or a class is there twice; splits lie below classes, or cannot be told from them; or
         a folder cannot be listed
     """
     root = expanded(folder)
     if not os.path.isdir(root):
-        raise ValueError(f"there is no folder {root}")
+        raise InputError(f"there is no folder {root}")
     beside = LeavingOut()
     splits = _split_folders(root, beside)
     if not splits:
@@ -73,7 +74,9 @@ def scan(folder: str | os.PathLike[str], class_map: Mapping[str, int] | None = N
             way_out = "put each class into a folder of its own, or give the labels as a CSV file"
             if not left_out[split].has(_LOOSE):
                 way_out = f"files that are read end in {', '.join(sorted(IMAGE_SUFFIXES))}"
-            raise ValueError(
+            if class_map and left_out[split].has(_UNMAPPED):
+                way_out = f"the class map names {first_few(list(class_map), 3)}: give that of these"
+            raise InputError(
                 f"{os.path.join(root, splits[split])} has no images in class folders"
                 f"{left_out[split]}; {way_out}"
             )
@@ -88,12 +91,12 @@ def scan_unlabelled(folder: str | os.PathLike[str]) -> Listing:
     All images of the ``test`` split; of ``val`` if that is not there; of the folder if neither is.
     Their labels are -1.
 
-    :raises ValueError: if there are none, a folder cannot be listed, or it cannot be told whether
+    :raises InputError: if there are none, a folder cannot be listed, or it cannot be told whether
         its subfolders are splits
     """
     root = expanded(folder)
     if not os.path.isdir(root):
-        raise ValueError(f"there is no folder {root}")
+        raise InputError(f"there is no folder {root}")
     left_out = LeavingOut()
     splits = _split_folders(root, LeavingOut())
     top = os.path.join(root, splits.get("test", splits.get("val", "")))
@@ -105,7 +108,7 @@ def scan_unlabelled(folder: str | os.PathLike[str]) -> Listing:
     )
     names = sorted((_relative(path, root) for _, path in walked), key=lambda name: name.split("/"))
     if not names:
-        raise ValueError(f"{top} has no images{left_out}")
+        raise InputError(f"{top} has no images{left_out}")
     return Listing(root, tuple(names), np.full(len(names), -1), (), left_out=left_out.listed())
 
 
@@ -130,10 +133,10 @@ def _split_folders(root: str, beside: LeavingOut) -> dict[str, str]:
         _refuse_twice(root, name, first)
         split = SPLIT_OF[name.lower()]
         if other := splits.get(split):
-            raise ValueError(f"{root} has {other}/ and {name}/, both the {split} split; keep one")
+            raise InputError(f"{root} has {other}/ and {name}/, both the {split} split; keep one")
         splits[split] = name
     if others and splits and ("train" not in splits or len(splits) == 1 or splits["train"] in flat):
-        raise ValueError(
+        raise InputError(
             f"{root} has {_few(named)} beside {_few(others)}: splits, or classes? Keep splits and "
             "nothing else in one folder, and in each a folder for every class"
         )
@@ -170,9 +173,9 @@ def _class_folders(
             elif class_map is not None and label not in class_map:
                 left_out[split].add(_UNMAPPED, path + "/")
             elif not _is_text(label):
-                raise ValueError(f"{root} has a class {os.fsencode(path)!r}, which is no text")
+                raise InputError(f"{root} has a class {os.fsencode(path)!r}, which is no text")
             elif other := classes[split].get(label):
-                raise ValueError(
+                raise InputError(
                     f"{root} has {other!r} and {path!r}, the same name to the eye, with accents "
                     "that Unicode writes in two ways; keep one"
                 )
@@ -239,7 +242,7 @@ def _refuse_splits_as_classes(root: str, classes: Mapping[str, Mapping[str, str]
         else:
             why = ""
         if why:
-            raise ValueError(
+            raise InputError(
                 f"{_few(paths)} in {root} would be classes, and have {why}; call the folders of "
                 "splits train/, val/ and test/, and keep in each a folder for every class"
             )
@@ -257,14 +260,14 @@ def _splits_in(name: str) -> set[str]:
 def _refuse_twice(root: str, path: str, first: dict[object, str]) -> None:
     other = first.setdefault(identity(os.path.join(root, path)), path)
     if other != path:
-        raise ValueError(
+        raise InputError(
             f"{other}/ and {path}/ in {root} are one folder, by way of a link: its images would be "
             "there twice; keep one"
         )
 
 
 def _refuse_unlisted(error: OSError) -> None:
-    raise ValueError(f"{error.filename} cannot be listed: {error.strerror}") from error
+    raise InputError(f"{error.filename} cannot be listed: {error.strerror}") from error
 
 
 def _list(folder: str) -> tuple[list[str], list[str]]:

@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from isomax_evaluation.output.errors import InputError
+
 EXAMPLES = 3  # of what was left out for one reason
 
 
@@ -86,10 +88,10 @@ class Listing:
     def grouped_by_prefix(self, characters: int) -> "Listing":
         """The same, grouped by the first characters of the file names, whatever the folder.
 
-        :raises ValueError: if that is none
+        :raises InputError: if that is none
         """
         if characters < 1:
-            raise ValueError(f"groups by the first {characters} characters; expected at least 1")
+            raise InputError(f"groups by the first {characters} characters; expected at least 1")
         files = (name.rpartition("/")[2] for name in self.names)
         return replace(self, groups=tuple(file[:characters] for file in files))
 
@@ -163,7 +165,7 @@ def listings(
 ) -> dict[str, Listing]:
     """The listing of each split, by class and name.
 
-    :raises ValueError: if a split has a class that ``train`` has not, or the positions of the class
+    :raises InputError: if a split has a class that ``train`` has not, or the positions of the class
         map are not 0, 1, 2 and so on
     """
     classes = {split: {entry.label for entry in entries} for split, entries in found.items()}
@@ -171,7 +173,7 @@ def listings(
     for split, labels in classes.items():
         if unknown := in_order(labels - trained):
             shown = ", ".join(unknown[:5]) + ", ..." * (len(unknown) > 5)
-            raise ValueError(
+            raise InputError(
                 f"the {split} split of {root} has classes without training images: {shown}; "
                 "correct their names, take the split away, or give the labels as a CSV file"
             )
@@ -199,7 +201,7 @@ def class_order(class_map: Mapping[str, int]) -> list[str]:
     """
     names = sorted(class_map, key=lambda name: class_map[name])
     if [class_map[name] for name in names] != list(range(len(names))):
-        raise ValueError(
+        raise InputError(
             f"the class map has the positions {sorted(class_map.values())[:10]}; expected each of "
             f"0 to {len(names) - 1} once"
         )

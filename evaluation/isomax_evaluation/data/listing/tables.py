@@ -11,6 +11,7 @@ from typing import NoReturn
 from isomax_evaluation.data.listing.files import expanded
 from isomax_evaluation.data.listing.folders import SPLIT_OF
 from isomax_evaluation.data.listing.listing import Entry, LeavingOut, Scan, listings
+from isomax_evaluation.output.errors import InputError, first_few
 
 _DELIMITERS = (",", ";", "\t", "|", " ")
 _COLUMNS = {  # and what they are called elsewhere
@@ -41,7 +42,7 @@ def read_labels(
         are left out
     :param group_by: the column of the groups, if not ``group``
     :param skip_bad: leave rows out that cannot be used, rather than refuse the table
-    :raises ValueError: if the columns are not there, a row cannot be used (its file is missing, a
+    :raises InputError: if the columns are not there, a row cannot be used (its file is missing, a
         cell is empty, its split unknown, its file listed before), none can, or a split has a class
         that ``train`` has not
     """
@@ -64,9 +65,11 @@ def read_labels(
             found.setdefault(read[0], []).append(read[1])
     if bad and not (skip_bad and found):
         shown = "; ".join(bad[:_SHOWN]) + "; ..." * (len(bad) > _SHOWN)
-        raise ValueError(f"{len(bad)} of {len(rows)} rows of {path} cannot be used: {shown}")
+        raise InputError(f"{len(bad)} of {len(rows)} rows of {path} cannot be used: {shown}")
     if not found:
-        raise ValueError(f"{path} lists no images{beside}")
+        of_others = class_map and beside.has(_UNMAPPED)
+        named = f"; the class map names {first_few(list(class_map or ()), 3)}: give that of these"
+        raise InputError(f"{path} lists no images{beside}{named if of_others else ''}")
     for reason in bad:
         beside.add("row that cannot be used", reason)
     found = {split: found[split] for split in (*SPLIT_OF.values(), "all") if split in found}
@@ -78,7 +81,7 @@ def load_class_map(path: str | os.PathLike[str]) -> dict[str, int]:
 
     :param path: a text file with a class on each line, or a pickled ``dict``; nothing but such a
         dict of names and numbers is unpickled
-    :raises ValueError: if it is neither, or a class is there twice
+    :raises InputError: if it is neither, or a class is there twice
     """
     path = expanded(path)
     if os.path.splitext(path)[1].lower() == ".pkl":
@@ -86,18 +89,18 @@ def load_class_map(path: str | os.PathLike[str]) -> dict[str, int]:
             try:
                 content = _PlainUnpickler(file).load()
             except Exception as error:  # pickle raises whatever it pleases
-                raise ValueError(f"{path} is no pickled class map: {error}") from error
+                raise InputError(f"{path} is no pickled class map: {error}") from error
         if not isinstance(content, dict) or not all(
             isinstance(name, str) and type(at) is int for name, at in content.items()
         ):
-            raise ValueError(f"{path} holds no dict of class names and their positions")
+            raise InputError(f"{path} holds no dict of class names and their positions")
         names = content
     else:
         lines = [line.strip() for line in _text(path).rstrip().split("\n")]
         names = {name: at for at, name in enumerate(lines)}
         if "" in names or len(names) < len(lines):
             repeated = sorted({name for name in lines if lines.count(name) > 1 or not name})
-            raise ValueError(f"{path} has empty lines or classes twice: {repeated[:_SHOWN]}")
+            raise InputError(f"{path} has empty lines or classes twice: {repeated[:_SHOWN]}")
     return {unicodedata.normalize("NFC", name): at for name, at in names.items()}
 
 
@@ -115,13 +118,13 @@ def _table(path: str, root: str, group_by: str | None) -> tuple[dict[str, int], 
         columns = _named(header, group_by)
         if "path" in columns and "label" in columns:
             if group_by and "group" not in columns:
-                raise ValueError(f"{path} has no column {group_by!r}; it has {', '.join(header)}")
+                raise InputError(f"{path} has no column {group_by!r}; it has {', '.join(header)}")
             return columns, _rows(lines, delimiter)[1:]
         if len(header) > 1 and _file(root, header[0]):
             if group_by:
-                raise ValueError(f"{path} does not name its columns, so none is {group_by!r}")
+                raise InputError(f"{path} does not name its columns, so none is {group_by!r}")
             return dict(zip(_COLUMNS, range(len(header)), strict=False)), _rows(lines, delimiter)
-    raise ValueError(
+    raise InputError(
         f"{path} begins with {first[:80]!r}, which is neither the names of columns, path and label "
         "among them, nor a file that there is and its label; a path may be called "
         f"{', '.join(_COLUMNS['path'])}, a label {', '.join(_COLUMNS['label'])}"
@@ -175,6 +178,6 @@ def _text(path: str) -> str:
     try:
         return Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not in UTF-8: {error}; save it as such") from error
+        raise InputError(f"{path} is not in UTF-8: {error}; save it as such") from error
     except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
