@@ -84,7 +84,7 @@ def test_scoring_takes_no_extra(compared, photos):
 
 def test_a_model_is_loaded_where_only_mlflow_and_the_runtime_are():
     others = EVERYTHING.replace("mlflow,", "").replace("pandas,", "") + ",filelock"
-    done = run(WITHOUT + "import isomax_adapters.mlflow", others)
+    done = run(WITHOUT + "import isomax_adapters.runtime.pyfunc", others)
     assert done.returncode == 0, done.stderr
 
 

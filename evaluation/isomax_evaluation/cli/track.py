@@ -16,7 +16,7 @@ def track(
         with status("sending to MLflow"):
             from isomax_adapters.mlflow import track as send
             from isomax_adapters.mlflow import ui_command
-            from isomax_adapters.mlflow.addresses import read_states
+            from isomax_adapters.mlflow.tracking.places import read_states
 
             before = read_states(output)
             uri = send(output)

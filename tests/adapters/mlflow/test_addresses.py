@@ -9,7 +9,7 @@ import sqlalchemy
 from packaging.version import Version
 
 from isomax_adapters.mlflow import LiveTracking, TrackingError, track
-from isomax_adapters.mlflow.addresses import absolute, default_uri, uri_for
+from isomax_adapters.mlflow.tracking.places import absolute, default_uri, uri_for
 
 from .folders import write_epochs
 

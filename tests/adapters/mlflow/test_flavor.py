@@ -8,6 +8,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import mlflow
 import numpy as np
@@ -201,9 +202,12 @@ def test_what_is_saved_says_what_it_takes_and_needs(saved):
     assert all(requirement in conda for requirement in requirements)
     assert "torch" not in conda
     files = [name for _, _, names in os.walk(saved) for name in names]
-    assert {name.rpartition(".")[2] for name in files} <= {
-        *("onnx", "py", "typed", "md", "yaml", "txt", "json", "MLmodel"),
+    assert {name.rpartition(".")[2] for name in files} == {
+        *("onnx", "py", "yaml", "txt", "json", "MLmodel"),
     }  # fmt: skip
+    code = Path(saved) / "code"
+    carried = {file.relative_to(code).parts[:2] for file in code.rglob("*.py")}
+    assert carried == {("isomax_adapters", "__init__.py"), ("isomax_adapters", "runtime")}
     example = mlflow.pyfunc.load_model(saved).input_example
     assert mlflow.pyfunc.load_model(saved).predict(example)["error"][0] == ""
 
@@ -233,6 +237,18 @@ def test_it_loads_from_its_own_code_without_torch_and_isomax(saved, tmp_path):
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
     assert run.stdout.strip() == "[]"
+
+
+def test_what_it_does_not_carry_is_found_where_isomax_is_installed(saved):
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1] + '/code')\n"
+        "import isomax_adapters.runtime, isomax_adapters.extras\n"
+        "print(isomax_adapters.runtime.__file__.startswith(sys.argv[1]))\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code, saved], capture_output=True, text=True, check=False
+    )
+    assert (run.returncode, run.stdout.strip()) == (0, "True"), run.stderr
 
 
 def test_served_from_the_registry(model_path, images, tmp_path):

@@ -8,7 +8,7 @@ import mlflow
 import pytest
 
 from isomax_adapters.mlflow import LiveTracking, TrackingError, track
-from isomax_adapters.mlflow.addresses import default_uri
+from isomax_adapters.mlflow.tracking.places import default_uri
 
 from .folders import finish
 

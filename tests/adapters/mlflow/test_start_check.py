@@ -7,8 +7,9 @@ import time
 import mlflow
 import pytest
 
-from isomax_adapters.mlflow import LiveTracking, TrackingError, server, track
-from isomax_adapters.mlflow.server import check
+from isomax_adapters.mlflow import LiveTracking, TrackingError, track
+from isomax_adapters.mlflow.tracking import server
+from isomax_adapters.mlflow.tracking.server import check
 
 from .folders import finish
 from .servers import in_front_of, tracking_server

@@ -19,12 +19,11 @@ from isomax_adapters.mlflow import (
     TrackingError,
     ask_to_register,
     check_name,
-    live,
-    server,
     track,
     ui_command,
 )
-from isomax_adapters.mlflow.addresses import default_uri
+from isomax_adapters.mlflow.tracking import live, server
+from isomax_adapters.mlflow.tracking.places import default_uri
 
 from .folders import finish, write_epochs
 from .servers import tracking_server
@@ -139,6 +138,31 @@ def test_killed_while_sending(folder, tmp_path, store, damage, monkeypatch, pass
     assert sorted(passed) == [("train_loss", step + 1) for step in range(5)]
 
 
+def test_what_has_not_changed_is_not_asked_for_while_it_runs(folder, monkeypatch):
+    def refuses(self, run_id):
+        raise ConnectionRefusedError(111, "Connection refused")
+
+    track(folder, unfinished="RUNNING")
+    with monkeypatch.context() as patched:
+        patched.setattr(mlflow.MlflowClient, "get_run", refuses)
+        track(folder, unfinished="RUNNING")
+        write_epochs(folder, 4)
+        with pytest.raises(TrackingError, match="Connection refused"):
+            track(folder, unfinished="RUNNING")
+        with pytest.raises(TrackingError, match="Connection refused"):
+            track(folder)  # asked for by a person: it may have been deleted since
+    assert history(track(folder))[1] == epochs(4)
+
+
+def test_a_sample_that_was_cut_off_is_written_anew(tmp_path):
+    path = tmp_path / "system.jsonl"
+    path.write_text('{"epoch": 1}\n{"ep')
+    for _ in range(2):
+        live._sample([], path)
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+
+
 def test_each_file_is_in_doubt_by_itself(folder, monkeypatch, passed):
     log_batch = mlflow.MlflowClient.log_batch
 
@@ -243,7 +267,7 @@ def test_what_hangs_is_not_waited_for_again_and_again(folder, monkeypatch):
     finish(folder)
     with monkeypatch.context() as patched:
         patched.setattr(mlflow.MlflowClient, "log_artifact", hangs)
-        patched.setattr("isomax_adapters.mlflow.errors._GIVE_UP", 0)
+        patched.setattr("isomax_adapters.mlflow.tracking.errors._GIVE_UP", 0)
         with pytest.raises(TrackingError, match="timed out"):
             track(folder)
     assert len(tried) == 1
@@ -522,6 +546,7 @@ def test_a_run_that_fails_is_marked_and_goes_on_when_resumed(folder):
         wait_for(lambda: history(tracking.uri)[0].info.status == "RUNNING")
         finish(folder)
     assert history(tracking.uri)[0].info.status == "FINISHED"
+    assert os.listdir() == ["out"]  # the current folder: no store of anybody's
 
 
 @pytest.mark.parametrize(

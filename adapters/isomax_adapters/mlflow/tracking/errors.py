@@ -51,10 +51,9 @@ def shown(text: str) -> str:
 def reason_of(error: BaseException) -> str:
     """What went wrong, in one line."""
     deepest = error
-    while deepest.__cause__ or deepest.__context__:
-        deepest = deepest.__cause__ or deepest.__context__  # type: ignore[assignment]
-    if isinstance(deepest, OSError) and deepest.strerror:
-        # "Connection refused", below layers of wrapping
+    while cause := deepest.__cause__ or deepest.__context__:
+        deepest = cause
+    if isinstance(deepest, OSError) and deepest.strerror:  # below layers of wrapping
         file = f"{deepest.filename}: " if deepest.filename else ""
         return f"{file}{deepest.strerror}"
     if isinstance(deepest, TimeoutError):

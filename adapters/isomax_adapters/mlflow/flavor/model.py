@@ -1,22 +1,22 @@
 """The model flavour: a file written by ``isomax export``, as MLflow saves, loads and serves models.
 
 Nothing is pickled, and loading needs numpy, ONNX Runtime and Pillow beside MLflow: the ONNX file is
-stored as it is, and the source of this package with it.
+stored as it is, and with it the source of :mod:`isomax_adapters.runtime`, which loads and scores.
 """
 
 import io
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import numpy as np
 import pandas as pd
 import yaml
-from mlflow import pyfunc
-from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.models.model import MLMODEL_FILE_NAME, ModelInfo
 from mlflow.models.utils import _save_example
@@ -43,12 +43,18 @@ from mlflow.utils.model_utils import (
 from mlflow.utils.requirements_utils import _get_pinned_requirement
 from PIL import Image
 
-from isomax_adapters.mlflow.pyfunc import COLUMN, NUMBERS, OUTPUTS, PyfuncModel
-from isomax_adapters.runtime import Scorer
+import isomax_adapters
+from isomax_adapters.runtime import Scorer, pyfunc
+from isomax_adapters.runtime.pyfunc import COLUMN, NUMBERS, OUTPUTS
 
 FLAVOR_NAME = "isomax"
 _MODEL_FILE = "model.onnx"
-_PACKAGE = Path(__file__).parents[1]
+#: added to the package's own: what a model does not carry is found where isomax is installed
+_EXTENDED = """
+from pkgutil import extend_path
+
+__path__ = extend_path(__path__, __name__)
+"""
 
 
 def get_default_pip_requirements() -> list[str]:
@@ -94,7 +100,8 @@ def save_model(
     scorer = Scorer(onnx_model)
     path = os.path.abspath(path)
     _validate_and_prepare_target_save_path(path)
-    code = _validate_and_copy_code_paths([str(_PACKAGE), *(code_paths or [])], path)
+    with tempfile.TemporaryDirectory() as place:
+        code = _validate_and_copy_code_paths([_runtime(place), *(code_paths or [])], path)
     shutil.copyfile(onnx_model, os.path.join(path, _MODEL_FILE))
 
     mlflow_model = Model() if mlflow_model is None else mlflow_model
@@ -103,9 +110,9 @@ def save_model(
     _save_example(mlflow_model, example, path)
     if metadata is not None:
         mlflow_model.metadata = metadata
-    pyfunc.add_to_model(
+    mlflow.pyfunc.add_to_model(
         mlflow_model,
-        loader_module="isomax_adapters.mlflow",
+        loader_module=pyfunc.__name__,
         data=_MODEL_FILE,
         conda_env=_CONDA_ENV_FILE_NAME,
         python_env=_PYTHON_ENV_FILE_NAME,
@@ -184,27 +191,18 @@ def load_model(
     """
     folder = _download_artifact_from_uri(artifact_uri=model_uri, output_path=dst_path)
     flavor = _get_flavor_configuration(model_path=folder, flavor_name=FLAVOR_NAME)
-    return _scorer(os.path.join(folder, flavor["data"]), providers, threads)
+    return pyfunc.open_scorer(os.path.join(folder, flavor["data"]), providers, threads)
 
 
-def _load_pyfunc(path: str) -> PyfuncModel:
-    """Called by ``mlflow.pyfunc.load_model``."""
-    return PyfuncModel(_scorer(path))
-
-
-def _scorer(path: str, providers: Any = None, threads: int | None = None) -> Scorer:
-    """What serves and what runs on Spark can be told by the environment only."""
-    names = os.environ.get("ISOMAX_PROVIDERS", "").split(",")
-    given = os.environ.get("ISOMAX_THREADS", "").strip()
-    if given and not (given.isdecimal() and int(given) > 0):
-        raise MlflowException.invalid_parameter_value(
-            f"ISOMAX_THREADS is {given!r}; expected a number of at least 1"
-        )
-    return Scorer(
-        path,
-        providers or [name.strip() for name in names if name.strip()],
-        threads=threads or (int(given) if given else None),
-    )
+def _runtime(place: str) -> str:
+    """The code that a model carries: the package, with the runtime and nothing else in it."""
+    package = Path(isomax_adapters.__file__).parent
+    carried = Path(place) / package.name
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(package / "runtime", carried / "runtime", ignore=ignored)
+    own = (package / "__init__.py").read_text(encoding="utf-8")
+    (carried / "__init__.py").write_text(own + _EXTENDED, encoding="utf-8")
+    return str(carried)
 
 
 def _signature(scorer: Scorer, example: pd.DataFrame | np.ndarray) -> ModelSignature:
@@ -218,7 +216,7 @@ def _signature(scorer: Scorer, example: pd.DataFrame | np.ndarray) -> ModelSigna
         inputs=inputs,
         outputs=Schema(
             # an image that cannot be decoded has none of these
-            [ColSpec(k, n, required=n not in NUMBERS) for n, k in OUTPUTS.items()]
+            [ColSpec(DataType[k], n, required=n not in NUMBERS) for n, k in OUTPUTS.items()]
         ),
         params=ParamSchema([ParamSpec("alpha", DataType.double, scorer.alpha)]),
     )

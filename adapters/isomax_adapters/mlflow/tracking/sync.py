@@ -9,14 +9,11 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from isomax_adapters.mlflow.addresses import default_uri, refuse_moved, uri_for
-from isomax_adapters.mlflow.errors import Failures, TrackingError, shown
-from isomax_adapters.mlflow.mirror import Mirror
-from isomax_adapters.mlflow.places import open_run
-from isomax_adapters.mlflow.registry import check_registered
-from isomax_adapters.mlflow.server import connect, patience, quiet
-
-__all__ = ["TrackingError", "track", "ui_command"]
+from isomax_adapters.mlflow.tracking.errors import Failures, TrackingError, shown
+from isomax_adapters.mlflow.tracking.mirror import Mirror
+from isomax_adapters.mlflow.tracking.places import open_run, uri_for
+from isomax_adapters.mlflow.tracking.registry import check_registered
+from isomax_adapters.mlflow.tracking.server import connect, talking
 
 
 def track(
@@ -49,12 +46,10 @@ def track(
             "give the one of a training or comparison",
         )
     uri = uri_for(folder, uri)
-    if uri == default_uri(folder):
-        refuse_moved(folder)
     within = within or open_run(uri)
-    failures = Failures()
+    failures, finished = Failures(), False
     try:
-        with FileLock(folder / ".tracking.lock"), quiet():
+        with FileLock(folder / ".tracking.lock"):
             finished = _send(folder, uri, unfinished, within, failures)
     except Exception as error:  # whatever a store's client raises
         failures.errors.append(error)
@@ -68,28 +63,29 @@ def track(
     return uri
 
 
-def ui_command(uri: str) -> str:
-    """The command that opens MLflow's user interface on a tracking URI."""
-    if uri.startswith(("http://", "https://")):
-        return f"open {shown(uri)}"
-    return f"mlflow ui --backend-store-uri {shlex.quote(shown(uri))}"
-
-
 def _send(
     folder: Path, uri: str, unfinished: str | None, within: str | None, failures: Failures
 ) -> bool:
     """Everything small first, as files are what fails. Returns whether the work is finished."""
     live = unfinished == "RUNNING"
-    with patience():
+    with talking():
         client = connect(uri)
-        parent = Mirror(client, folder, folder, uri, within, live)
+        parent = Mirror(client, uri, folder, folder, within, failures, live)
         mirrors = [parent]
         for run in sorted((folder / "runs").glob("*/settings.json")):
             with failures.collected():
-                mirrors.append(Mirror(client, folder, run.parent, uri, parent.run_id, live))
+                child = Mirror(client, uri, folder, run.parent, parent.run_id, failures, live)
+                mirrors.append(child)
         for mirror in mirrors:
-            mirror.send_numbers(unfinished, failures)
-    with patience(uploads=True):
+            mirror.send_numbers(unfinished)
+    with talking(uploads=True):
         for mirror in mirrors:
-            mirror.send_files(failures)
-    return parent.finished()
+            mirror.send_files()
+    return parent.finished
+
+
+def ui_command(uri: str) -> str:
+    """The command that opens MLflow's user interface on a tracking URI."""
+    if uri.startswith(("http://", "https://")):
+        return f"open {shown(uri)}"
+    return f"mlflow ui --backend-store-uri {shlex.quote(shown(uri))}"

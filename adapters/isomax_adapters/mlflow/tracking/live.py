@@ -5,25 +5,29 @@ What runs never waits for the tracking server, and knows nothing of it.
 
 import atexit
 import contextlib
+import json
 import multiprocessing
 import os
 import signal
 import sys
+import time
 from multiprocessing.connection import Connection
 from pathlib import Path
-from types import TracebackType
+from typing import Any
 
-from isomax_adapters.mlflow.addresses import uri_for
-from isomax_adapters.mlflow.content import SYSTEM_METRICS
-from isomax_adapters.mlflow.errors import TrackingError
-from isomax_adapters.mlflow.places import open_run
-from isomax_adapters.mlflow.server import check
-from isomax_adapters.mlflow.system_metrics import SystemMetrics
-from isomax_adapters.mlflow.tracking import track
+from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
+from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
+from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
+from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
+
+from isomax_adapters.mlflow.tracking.content import SYSTEM_METRICS
+from isomax_adapters.mlflow.tracking.errors import TrackingError
+from isomax_adapters.mlflow.tracking.places import open_run, uri_for
+from isomax_adapters.mlflow.tracking.server import check
+from isomax_adapters.mlflow.tracking.sync import track
 
 SECONDS = 10.0  # between looks at the folder, and between samples of the system metrics
 PATIENCE = 60.0  # seconds for what is being sent when the run ends
-_WARNED = "warned"
 
 
 class LiveTracking:
@@ -53,24 +57,21 @@ class LiveTracking:
         self.uri = uri_for(self.folder, uri)
         self.within = open_run(self.uri)  # the process knows no active run
         self.complete = False
-        self.warned = False
         self.process: multiprocessing.process.BaseProcess | None = None
+        self.context = multiprocessing.get_context("spawn")  # no locks of the training's threads
+        self.warned = self.context.RawValue("b", 0)  # known even if the process is killed
         try:
             check(self.folder, self.uri, register)
         except TrackingError as error:
             if not offline_ok:
                 raise
-            self._warn(f"{error.reason}; going on without it")
+            _warn(f"{error.reason}; going on without it", self.warned)
 
     def start(self) -> None:
         """The folder is there; look at it from now on."""
-        context = multiprocessing.get_context("spawn")  # no locks of the training's threads
-        self.connection, theirs = context.Pipe()
-        self.process = context.Process(
-            target=_follow,
-            args=(self.folder, self.uri, self.within, self.warned, theirs),
-            daemon=True,
-        )
+        self.connection, theirs = self.context.Pipe()
+        given = (self.folder, self.uri, self.within, self.warned, theirs)
+        self.process = self.context.Process(target=_follow, args=given, daemon=True)
         self.process.start()
         theirs.close()
         atexit.register(self.connection.close)  # without a "with", it would wait for ever
@@ -78,24 +79,9 @@ class LiveTracking:
     def __enter__(self) -> "LiveTracking":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self.process is None:
             return  # it did not come to a start
-        self._stop()
-        status = "KILLED" if kind is KeyboardInterrupt else "FAILED" if kind else None
-        try:
-            track(self.folder, self.uri, status, self.within)
-            self.complete = True
-        except TrackingError as failure:
-            self._warn(str(failure))
-
-    def _stop(self) -> None:
-        assert self.process is not None
         try:
             with contextlib.suppress(OSError):  # it has ended by itself
                 self.connection.send("stop")
@@ -103,38 +89,39 @@ class LiveTracking:
         finally:
             self.process.kill()  # what it has sent is known; the rest is sent again
             self.process.join()
-        with contextlib.suppress(EOFError, OSError):  # it had nothing to say
-            self.warned |= self.connection.poll() and self.connection.recv() == _WARNED
-        self.connection.close()
+            self.connection.close()
+        status = "KILLED" if kind is KeyboardInterrupt else "FAILED" if kind else None
+        try:
+            track(self.folder, self.uri, status, self.within)
+            self.complete = True
+        except TrackingError as failure:
+            _warn(str(failure), self.warned)
 
-    def _warn(self, message: str) -> None:
-        if not self.warned:
-            print(f"\nisomax: {message}", file=sys.stderr, flush=True)
-        self.warned = True
+
+def _warn(message: str, warned: Any) -> None:
+    """Once, whichever process it is."""
+    if not warned.value:
+        print(f"\nisomax: {message}", file=sys.stderr, flush=True)
+    warned.value = 1
 
 
-def _follow(folder: Path, uri: str, within: str | None, warned: bool, parent: Connection) -> None:
+def _follow(folder: Path, uri: str, within: str | None, warned: Any, parent: Connection) -> None:
     """The process: look, send, wait, until told to stop or the parent is gone."""
     for end in (signal.SIGINT, signal.SIGTERM):
         signal.signal(end, signal.SIG_IGN)  # the parent's to handle
     if hasattr(os, "nice"):
         os.nice(10)  # the work comes first
     seconds = float(os.environ.get("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL") or SECONDS)
-    system, status = SystemMetrics(folder / SYSTEM_METRICS), "RUNNING"
+    # MLflow's own monitor of them all opens a store of its own, and waits for it
+    monitors, status = [CPUMonitor(), DiskMonitor(), NetworkMonitor()], "RUNNING"
+    with contextlib.suppress(ImportError, RuntimeError):  # no GPU, or no nvidia-ml-py
+        monitors.append(GPUMonitor())
     while True:
         try:
             track(folder, uri, status, within)
         except TrackingError as error:
-            if not warned:
-                warned = True
-                with contextlib.suppress(OSError):  # the parent is gone
-                    parent.send(_WARNED)
-                print(
-                    f"\nisomax: {error.reason}; the work goes on, and what is missing is sent when "
-                    f"MLflow answers again, or by 'isomax track {folder}'",
-                    file=sys.stderr,
-                    flush=True,
-                )
+            way_out = "what is missing is sent when MLflow answers again, or by 'isomax track"
+            _warn(f"{error.reason}; the work goes on, and {way_out} {folder}'", warned)
         if status == "KILLED":
             return
         try:
@@ -143,6 +130,20 @@ def _follow(folder: Path, uri: str, within: str | None, warned: bool, parent: Co
                 return
         except (EOFError, OSError):
             status = "KILLED"  # the parent is gone: once more, then stop
-            continue
         with contextlib.suppress(Exception):  # a full disk; the work matters, not this
-            system.sample()
+            _sample(monitors, folder / SYSTEM_METRICS)
+
+
+def _sample(monitors: list[Any], path: Path) -> None:
+    """Append a line of MLflow's system metrics, numbered on from those that are there."""
+    whole = path.read_bytes() if path.is_file() else b""
+    whole = whole[: whole.rfind(b"\n") + 1]  # a kill may have cut the last line off
+    row = {"epoch": whole.count(b"\n") + 1, "time": time.time()}
+    for monitor in monitors:
+        monitor.collect_metrics()
+        found = monitor.aggregate_metrics()
+        row |= {f"system/{name}": value for name, value in found.items()}
+        monitor.clear_metrics()
+    with path.open("ab") as file:
+        file.truncate(len(whole))
+        file.write(json.dumps(row).encode() + b"\n")

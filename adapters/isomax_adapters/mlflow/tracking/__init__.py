@@ -1,0 +1,1 @@
+"""Runs of MLflow that mirror an output folder, while it is being filled or later."""
