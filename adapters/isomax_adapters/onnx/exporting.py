@@ -23,12 +23,11 @@ from isomax_adapters.onnx.precision import PRECISIONS, join, split, to_fp16, to_
 from isomax_adapters.onnx.scorers import kind_of
 from isomax_adapters.onnx.verifying import ExportError, verify
 from isomax_adapters.pytorch_ood import Parts, load_detector, read_detector
-from isomax_adapters.runtime.decoding import GreyRange, as_array, from_array, open_image
+from isomax_adapters.runtime.decoding import Decoding, from_array, open_image
 from isomax_adapters.runtime.metadata import METADATA_FORMAT
 from isomax_adapters.runtime.resizing import to_size_of_graph
 from isomax_adapters.timm import load_calibration, load_model
 from isomax_adapters.timm.attaching import classifier_names
-from isomax_adapters.timm.grey_ranges import grey_range_of
 
 CALIBRATION_IMAGES = 256  # more of them hardly move the ranges of the activations
 FEWEST_CALIBRATION_IMAGES = 32  # with fewer, the ranges are too narrow for other images
@@ -106,15 +105,13 @@ def export(
         )
     _check_labelled(precision, selection, held_out, model.num_classes, calibration.alpha)
     config = timm.data.resolve_model_data_config(model)
-    channels = config["input_size"][0]
-    grey_range = grey_range_of(Path(model_folder))
-    decode = partial(_decoded, channels=channels, grey_range=grey_range)
+    decode = partial(_decoded, decoding=model.decoding)
     names = model.pretrained_cfg.get("label_names") or range(model.num_classes)
     metadata = {
         "format": METADATA_FORMAT,
         "class_names": [str(name) for name in names],
         "precision": precision,
-        "preprocessing": config | ({"grey_range": grey_range} if grey_range else {}),
+        "preprocessing": config | model.decoding.options,
         "provenance": {
             "architecture": model.pretrained_cfg.get("architecture"),
             # Pillow's too: what it makes of a tall image depends on it
@@ -285,7 +282,8 @@ def _preprocessed(images: Iterable[np.ndarray], config: dict[str, Any]) -> list[
     return [session.run(None, {"images": image[None]})[0] for image in images]
 
 
-def _decoded(source: ImageSource, channels: int, grey_range: GreyRange | None) -> np.ndarray:
+def _decoded(source: ImageSource, decoding: Decoding) -> np.ndarray:
+    channels = decoding.channels
     if isinstance(source, np.ndarray):
         if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != channels:
             raise ValueError(
@@ -295,6 +293,6 @@ def _decoded(source: ImageSource, channels: int, grey_range: GreyRange | None) -
         return source
     try:
         with open_image(source) as image:
-            return as_array(image, channels, grey_range)
+            return decoding.array(image)
     except Exception as error:  # Pillow's decoders raise whatever they please
         raise ValueError(f"calibration image {source} cannot be read: {error}") from error

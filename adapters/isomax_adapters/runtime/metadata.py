@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from isomax_adapters.runtime.decoding import CHANNELS, MAX_PIXELS, check_grey_range
+from isomax_adapters.runtime.decoding import CHANNELS, MAX_PIXELS, Decoding
 
 METADATA_KEY, METADATA_FORMAT = "isomax", 2
 OUTPUTS = {  # type and number of dimensions
@@ -24,7 +24,7 @@ FIELDS = {
     "precision": "fp32, fp16 or int8",
     "preprocessing": "what the graph does to an image: input_size (channels, height, width), "
     "interpolation, crop_pct, crop_mode, mean, std; grey_range, where grey of more than 8 bits was "
-    "trained with one",
+    "trained with one; orientation, upright where EXIF was applied",
     "provenance": "architecture, and versions of what the file was made with",
     "score": "the detector",
     "temperature": "what logits are divided by before the softmax",
@@ -85,7 +85,7 @@ def check_metadata(metadata: dict[str, Any], outputs: object, classes: object) -
     channels, *size = config["input_size"]
     if channels not in CHANNELS or len(size) != 2 or not all(isinstance(n, int) for n in size):
         raise ValueError("input_size is not [1, 3 or 4, height, width]")
-    check_grey_range(config.get("grey_range"))
+    Decoding(channels).with_options(config)
     if not all(1 <= side <= MAX_PIXELS for side in scaled_size(config)):
         raise ValueError("input_size and crop_pct give no size to resize to")
 

@@ -18,6 +18,7 @@ from timm.models._hub import save_config_for_hf
 from torch import nn
 
 from isomax.calibration import Calibration
+from isomax_adapters.runtime.decoding import RGB, Decoding
 
 WEIGHTS, CONFIG, CALIBRATION = "model.safetensors", "config.json", "calibration.json"
 
@@ -32,7 +33,7 @@ def save_model(
     class_names: Sequence[str] | None = None,
     data_config: dict[str, Any] | None = None,
     calibration: Calibration | None = None,
-    grey_range: tuple[int, int] | None = None,
+    decoding: Decoding | None = None,
     also: Callable[[Path], object] = lambda folder: None,
 ) -> Path:
     """Write a model folder, whole or not at all.
@@ -46,8 +47,8 @@ def save_model(
     :param data_config: preprocessing, as ``timm.data.resolve_model_data_config`` gives it, where
         it differs from the model's own
     :param calibration: temperature and threshold
-    :param grey_range: smallest and largest stored value of grey images of more than 8 bits, if not
-        those that their depth allows, nor those of the folder that the model was loaded from
+    :param decoding: how images are read for it, if not as the folder says that the model was loaded
+        from
     :param also: writes what else belongs into the folder, before that appears
     :return: the folder
     :raises ModelFolderError: if something else is there already
@@ -58,7 +59,7 @@ def save_model(
     if class_names is not None and len(class_names) != model.num_classes:
         raise ValueError(f"{len(class_names)} class names for {model.num_classes} classes")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    grey_range = grey_range or getattr(model, "grey_range", None)
+    decoding = decoding or getattr(model, "decoding", None) or RGB
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
         new, old = Path(scratch) / "new", Path(scratch) / "old"
         new.mkdir()
@@ -73,7 +74,7 @@ def save_model(
             str(new / CONFIG),
             model_config={
                 **({"label_names": list(class_names)} if class_names else {}),
-                **({"grey_range": list(grey_range)} if grey_range else {}),
+                **decoding.options,
             },
             data_config=data_config,
         )
@@ -119,8 +120,7 @@ def load_model(folder: str | Path) -> nn.Module:
     """The model of a model folder, in evaluation mode, on the CPU.
 
     Nothing is unpickled: weights come from ``model.safetensors`` only. The class names are in
-    ``model.pretrained_cfg["label_names"]``; the range of grey values, if the folder says one, is
-    ``model.grey_range``.
+    ``model.pretrained_cfg["label_names"]``; how images are read for it is ``model.decoding``.
 
     :raises ModelFolderError: if the folder is none, or damaged
     """
@@ -137,8 +137,11 @@ def load_model(folder: str | Path) -> nn.Module:
         model: Any = timm.create_model(f"local-dir:{folder}", pretrained=True)
     except SafetensorError as error:
         raise ModelFolderError(f"{folder / WEIGHTS} is damaged: {error}") from error
-    if grey_range := config.get("grey_range"):
-        model.grey_range = tuple(grey_range)
+    channels = timm.data.resolve_model_data_config(model)["input_size"][0]
+    try:
+        model.decoding = Decoding(channels).with_options(config)
+    except ValueError as error:
+        raise ModelFolderError(f"{folder / CONFIG}: {error}") from error
     network: nn.Module = model.eval()
     return network
 

@@ -16,6 +16,7 @@ from isomax_evaluation.cli.options import (
     InChans,
     Interpolation,
     OfflineOk,
+    Orientation,
     Output,
     PerClass,
     Pretrained,
@@ -90,6 +91,7 @@ def compare(
     crop_mode: CropMode = None,
     crop_pct: CropPct = None,
     interpolation: Interpolation = None,
+    orientation: Orientation = None,
     data_root: Root = None,
     images_per_class: PerClass = None,
     fit_images: Annotated[
@@ -164,6 +166,7 @@ def compare(
             crop_mode=crop_mode,
             crop_pct=crop_pct,
             interpolation=interpolation,
+            orientation=orientation,
             root=data_root,
             images_per_class=images_per_class,
             test_images=test_images,

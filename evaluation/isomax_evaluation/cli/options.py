@@ -72,6 +72,10 @@ CropPct = Annotated[
     float | None, typer.Option(help="Share of the image that the centre crop keeps.")
 ]
 Interpolation = Annotated[str | None, typer.Option(help="Of resizing: bicubic or bilinear.")]
+Orientation = Annotated[
+    str | None,
+    typer.Option(help="Read photographs as stored, as timm does, or upright: turned as EXIF says."),
+]
 PerClass = Annotated[int | None, typer.Option(help="Use at most N training images per class.")]
 Alpha = Annotated[float, typer.Option(help="Share of known images that may be rejected.")]
 GroupBy = Annotated[

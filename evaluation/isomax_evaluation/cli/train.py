@@ -18,6 +18,7 @@ from isomax_evaluation.cli.options import (
     Interpolation,
     Model,
     OfflineOk,
+    Orientation,
     Output,
     PerClass,
     Pretrained,
@@ -61,6 +62,7 @@ def train(
     crop_mode: CropMode = None,
     crop_pct: CropPct = None,
     interpolation: Interpolation = None,
+    orientation: Orientation = None,
     data_root: Root = None,
     images_per_class: PerClass = None,
     val_share: Annotated[
@@ -124,6 +126,7 @@ def train(
             crop_mode=crop_mode,
             crop_pct=crop_pct,
             interpolation=interpolation,
+            orientation=orientation,
             alpha=alpha,
             root=data_root,
             images_per_class=images_per_class,

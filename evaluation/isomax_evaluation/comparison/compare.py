@@ -81,6 +81,7 @@ def compare(
     crop_mode: str | None = None,
     crop_pct: float | None = None,
     interpolation: str | None = None,
+    orientation: str | None = None,
     root: str | None = None,
     images_per_class: int | None = None,
     test_images: int | None = None,
@@ -126,6 +127,7 @@ def compare(
     :param crop_mode: if not the model's own, as the next two
     :param crop_pct: share of the image that the centre crop keeps
     :param interpolation: ``bicubic`` or ``bilinear``
+    :param orientation: ``stored``, by default, or ``upright``; also of models not trained upright
     :param root: folder that named datasets are read from
     :param images_per_class: use at most so many training images of each class
     :param test_images: score at most so many test images of each dataset; accuracy and
@@ -163,7 +165,7 @@ def compare(
     job = Job(
         model, losses[0] if losses else "", recipe, 0, pretrained, small_images, image_size, alpha,
         workers, weights, in_chans, None if auto else grey_range, crop_mode, crop_pct,  # type: ignore[arg-type]
-        interpolation,
+        interpolation, orientation,
     )  # fmt: skip
     named_ood: list[tuple[str | None, Any]] = (
         list(ood.items()) if isinstance(ood, Mapping) else [split_name(one) for one in ood]

@@ -48,9 +48,7 @@ def open_models(plan: Plan, sets: Sets, device: Any) -> list[Model]:
             "data sets without a transform"
         )
     opened = [
-        open_given(
-            given, class_names, plan.preprocessing, plan.job.grey_range, sets.tensors, device
-        )
+        open_given(given, class_names, plan.preprocessing, plan.job.decoding, sets.tensors, device)
         for given in plan.given
     ]
     reasons: dict[str, str] = {}

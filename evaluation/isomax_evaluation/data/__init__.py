@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from isomax_evaluation.data.holding_out import Divided, divide, recorded_parts, table_of_splits
     from isomax_evaluation.data.images import (
         OOD_LABEL,
-        Decoding,
         Images,
         Transformed,
         at_most,
@@ -25,7 +24,7 @@ _PLACES = {
     "datasets": ("Splits", "named_sets", "open_images", "open_splits"),
     "holding_out": ("Divided", "divide", "recorded_parts", "table_of_splits"),
     "images": (
-        *("OOD_LABEL", "Decoding", "Images", "Transformed", "at_most", "limit_per_class"),
+        *("OOD_LABEL", "Images", "Transformed", "at_most", "limit_per_class"),
         "stratified_split",
     ),
     "pixels": ("grey_range_of", "warnings_of"),
@@ -35,7 +34,6 @@ _MODULES = {name: module for module, names in _PLACES.items() for name in names}
 
 __all__ = [
     "OOD_LABEL",
-    "Decoding",
     "Divided",
     "Images",
     "Splits",

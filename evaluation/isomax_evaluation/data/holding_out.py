@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from isomax_evaluation.data.images import Decoding, Images, stratified_split
+from isomax_adapters.runtime.decoding import Decoding
+from isomax_evaluation.data.images import Images, stratified_split
 from isomax_evaluation.data.parts import Parts, split_parts
 from isomax_evaluation.output.errors import input_errors
 from isomax_evaluation.output.files import as_path

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from isomax.calibration import RejectionThreshold
 from isomax_adapters.pytorch_ood import Parts, check_names, why_not
+from isomax_adapters.runtime.decoding import RGB
 from isomax_adapters.timm.folder import check_place
 from isomax_adapters.timm.sources import model_folder_of
 from isomax_evaluation import data
@@ -85,7 +86,7 @@ def calibrate(
         for line in splits.found:
             tell(progress, line)
         model = open_given(
-            Given("the model", 0, source), splits.train.class_names, {"img_size": image_size}, None,
+            Given("the model", 0, source), splits.train.class_names, {"img_size": image_size}, RGB,
             tensors=False, device=accelerator.device,
         )  # fmt: skip
         name = _named(model, detector)

@@ -1,7 +1,7 @@
 """Models that exist: opened, and made to speak of the classes of the ID data."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,9 @@ from timm.models import get_model_input_config
 from torch import nn
 
 from isomax_adapters.pytorch_ood import Parts, load_detector, read_detector
-from isomax_adapters.runtime.decoding import CHANNELS, GreyRange
+from isomax_adapters.runtime.decoding import CHANNELS, RGB, Decoding
 from isomax_adapters.timm import load_calibration
 from isomax_adapters.timm.classes import match_classes
-from isomax_adapters.timm.grey_ranges import grey_range_of
 from isomax_adapters.timm.sources import model_folder_of, open_model
 from isomax_evaluation.data.preprocessing import preprocessing_of
 from isomax_evaluation.detection.models import Model
@@ -47,7 +46,7 @@ def open_given(
     given: Given,
     class_names: Sequence[str],
     preprocessing: Mapping[str, Any],
-    grey_range: GreyRange | None,
+    decoding: Decoding,
     tensors: bool,
     device: Any,
 ) -> Model:
@@ -59,7 +58,7 @@ def open_given(
     :param preprocessing: what is to be other than the model's own, as
         :func:`~isomax_evaluation.data.preprocessing.preprocessing_of` takes it; a model that is
         built for one size keeps that
-    :param grey_range: of a model that was not trained with one of its own
+    :param decoding: of a model that was trained without options of its own; channels are its own
     :param tensors: whether the images come as finished tensors
     :raises InputError: if it cannot be had, or does not know the classes
     """
@@ -71,13 +70,13 @@ def open_given(
             folder = model_folder_of(given.source)
             if folder is not None:
                 calibration = load_calibration(folder)
-                grey_range = grey_range_of(folder) or grey_range
             parts = Parts(network)
             if folder is not None and read_detector(folder) is not None:
                 detector = load_detector(folder, parts)
         else:
             parts = given.source if isinstance(given.source, Parts) else Parts(given.source)
         network = parts.model
+        decoding = decoding.with_options(getattr(network, "decoding", RGB).options)
         if parts.num_classes < 1:
             raise ValueError(f"{given.name} has no classes")
         classes = match_classes(network, parts.num_classes, given.name, class_names)
@@ -102,5 +101,6 @@ def open_given(
             raise InputError(
                 f"{given.name} takes {config['input_size'][0]} channels; expected 1, 3 or 4"
             )
+        decoding = replace(decoding, channels=config["input_size"][0])
     names = tuple(class_names)
-    return Model(given.name, given.seed, parts, names, config, calibration, grey_range, detector)
+    return Model(given.name, given.seed, parts, names, config, decoding, calibration, detector)

@@ -25,12 +25,11 @@ from timm.scheduler import create_scheduler_v2
 from torch import Tensor, nn
 
 from isomax.calibration import RejectionThreshold
-from isomax_adapters.runtime.decoding import CHANNELS, check_grey_range
+from isomax_adapters.runtime.decoding import CHANNELS, Decoding
 from isomax_adapters.timm import attach, create_model
 from isomax_adapters.timm.attaching import classifier_names
 from isomax_adapters.timm.checkpoints import load_weights, read_checkpoint
 from isomax_adapters.timm.sources import no_weights
-from isomax_evaluation.data.images import Decoding
 from isomax_evaluation.data.preprocessing import preprocessing_of
 from isomax_evaluation.output.errors import InputError, input_errors
 from isomax_evaluation.training.losses import LOSSES
@@ -58,6 +57,7 @@ class Job:
     crop_mode: str | None = None
     crop_pct: float | None = None
     interpolation: str | None = None
+    orientation: str | None = None
 
     @property
     def starts_trained(self) -> bool:
@@ -67,7 +67,7 @@ class Job:
     @property
     def decoding(self) -> Decoding:
         """How images are read for the model."""
-        return Decoding(self.in_chans or 3, self.grey_range)
+        return Decoding(self.in_chans or 3, self.grey_range, self.orientation or "stored")
 
     @property
     def preprocessing(self) -> dict[str, Any]:
@@ -140,8 +140,6 @@ def check_preprocessing(job: Job) -> None:
         raise InputError(
             f"the image size is {size}; expected at least 1, or height and width of at least 1"
         )
-    with input_errors():
-        check_grey_range(job.grey_range)
     for name, value, allowed in (
         ("in_chans", job.in_chans, CHANNELS),
         ("crop_mode", job.crop_mode, ("center", "squash", "border")),
@@ -150,6 +148,8 @@ def check_preprocessing(job: Job) -> None:
         if value is not None and value not in allowed:
             listed = ", ".join(map(str, allowed))
             raise InputError(f"{name} is {value!r}; expected one of {listed}, which export takes")
+    with input_errors():
+        job.decoding  # noqa: B018
     if job.crop_pct is not None and not 0 < job.crop_pct <= 1:
         raise InputError(f"crop_pct is {job.crop_pct}; expected a share in (0, 1]")
     if job.in_chans == 4 and job.recipe.auto_augment:

@@ -73,6 +73,7 @@ def train(
     crop_mode: str | None = None,
     crop_pct: float | None = None,
     interpolation: str | None = None,
+    orientation: str | None = None,
     root: str | None = None,
     images_per_class: int | None = None,
     val_share: float = 0.1,
@@ -107,6 +108,7 @@ def train(
         ``border``; the model's own by default, as the next two
     :param crop_pct: share of the image that the centre crop keeps
     :param interpolation: ``bicubic`` or ``bilinear``
+    :param orientation: ``stored``, by default, or ``upright`` for photographs turned as EXIF says
     :param root: folder that named datasets are read from
     :param images_per_class: use at most so many training images of each class
     :param val_share: share of the training images (or groups) held out for validation and
@@ -126,6 +128,7 @@ def train(
     job = Job(
         model, loss, recipe, seed, pretrained, small_images, one_side(image_size), alpha, workers,
         weights, in_chans, None if auto else grey_range, crop_mode, crop_pct, interpolation,  # type: ignore[arg-type]
+        orientation,
     )  # fmt: skip
     check_job(job)
     if not 0 < val_share < 1:
@@ -383,9 +386,7 @@ def train_model(
                 warn(progress, f"{job.loss}, seed {job.seed}: {above}")
     if accelerator.is_main_process:
         write_json(output / "summary.json", summary)
-        save_model(
-            model, folder, train_images.class_names, config, calibration, grey_range=job.grey_range
-        )
+        save_model(model, folder, train_images.class_names, config, calibration, job.decoding)
         write_card(output)
     accelerator.wait_for_everyone()
     return folder

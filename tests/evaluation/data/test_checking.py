@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from isomax_adapters.runtime.decoding import Decoding
 from isomax_evaluation.data.checking import check_pixels
 
 from ...adapters.runtime.encoded import png, tiff
@@ -37,7 +38,7 @@ def test_sixteen_bits_of_which_few_are_used_are_noticed_and_the_range_is_named(s
     (warning,) = check.warnings()
     assert "between 50 and 4000" in warning
     assert "give the grey range 50,4000, or 0,4095 if they have 12 bits" in warning
-    assert check_pixels(saved(ramp), grey_range=check.extremes).warnings() == []
+    assert check_pixels(saved(ramp), Decoding(3, check.extremes)).warnings() == []
     assert check_pixels(saved(ramp * 16)).warnings() == []
     # fourteen bits, as cameras and detectors have them
     assert check_pixels(saved(noise(2**14 - 1))).grey_levels <= 64
@@ -72,7 +73,7 @@ def test_images_of_one_colour_are_named(saved):
     check = check_pixels(paths)
     assert check.constant == (paths[0], paths[2])
     assert f"2 of 3 images are of a single colour ({paths[0]}, {paths[2]})" in check.warnings()[-1]
-    assert check_pixels(paths[:1], channels=4).constant == ()
+    assert check_pixels(paths[:1], Decoding(4)).constant == ()
 
 
 def test_an_alpha_channel_that_looks_like_data_is_named(saved):

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from rich.progress import Progress
 
+from isomax_adapters.runtime.decoding import Decoding
 from isomax_evaluation import data
-from isomax_evaluation.data.images import Decoding
 from isomax_evaluation.output.errors import InputError
 
 QUIET = Progress(disable=True)
