@@ -91,6 +91,30 @@ def test_12_bits_in_16_train_and_score_as_the_same_pictures_in_8(deep, shallow, 
     assert not any(r.error for r in found)
 
 
+def test_photographs_train_and_score_upright_as_the_same_ones_turned(tmp_path, capfd):
+    def aside(stored, path):
+        exif = Image.Exif()
+        exif[274] = 6  # a quarter clockwise, to be seen as it was
+        Image.fromarray(np.rot90(stored >> 4).astype(np.uint8)).save(path, exif=exif)
+
+    tall = {"size": (32, 24), "classes": ("ash", "birch")}
+    photographs = waves(tmp_path / "turned/waves", aside, **tall)
+    pictures = waves(tmp_path / "plain/waves", as_8_bits, **tall)
+    folder = trained(photographs, tmp_path / "upright", orientation="upright")
+    assert "turned by viewers" not in capfd.readouterr().err
+    expected = trained(pictures, tmp_path / "expected")
+    assert "turned by viewers" not in capfd.readouterr().err
+    files = [made / "model.safetensors" for made in (folder, expected)]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert json.loads((folder / "config.json").read_text())["orientation"] == "upright"
+    scorer, found = scores_of(folder, photographs, tmp_path / "upright.onnx")
+    assert scorer.metadata["preprocessing"]["orientation"] == "upright"
+    _, other = scores_of(expected, pictures, tmp_path / "expected.onnx")
+    assert [(r.label, r.score) for r in found] == [(r.label, r.score) for r in other]
+    trained(photographs, tmp_path / "look", check=True)
+    assert "images are turned by viewers, as EXIF says" in capfd.readouterr().err.replace("\n", " ")
+
+
 def test_without_a_range_it_is_warned_of_with_the_way_out(deep, tmp_path, capfd):
     trained(deep, tmp_path / "out", recipe=replace(SHORT, epochs=1))
     said = capfd.readouterr().err
