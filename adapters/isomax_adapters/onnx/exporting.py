@@ -79,8 +79,9 @@ def export(
 
     :param model_folder: as :func:`isomax_adapters.timm.save_model` writes it, calibrated
     :param path: the file to write
-    :param precision: of the backbone's weights and arithmetic: ``fp32``; ``fp16``, half the file;
-        ``int8``, a quarter, quantised statically. Preprocessing, head and score stay in float32
+    :param precision: of the backbone's weights and arithmetic: ``fp32``; ``fp16``, half of the
+        weights' bytes; ``int8``, a quarter, quantised statically. Preprocessing, head and score stay
+        in float32
     :param calibration_images: needed for ``int8`` and only there: ID images, such as training
         images, as paths or uint8 arrays ``[H, W, C]``; at least 32, of which at most 256
         are used, evenly spaced
@@ -143,8 +144,9 @@ def export(
                 guarantee=calibration.guarantee,
             )
     exported = _assembled(network, config, metadata | calibration.to_dict())
-    unfinished = path.with_name(f".{path.name}.partial")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    place = Path(os.path.realpath(path))  # where a symbolic link leads
+    unfinished = place.with_name(f".{place.name}.partial")
+    place.parent.mkdir(parents=True, exist_ok=True)
     try:
         onnx.save(exported, str(unfinished))
         some = sources[:: max(1, len(sources) // VERIFIED_IMAGES)]
@@ -154,7 +156,7 @@ def export(
             exported, unfinished, model, config, calibration, precision, images, labels,
             None if detector is None else detector.predict,
         )  # fmt: skip
-        unfinished.replace(path)
+        unfinished.replace(place)
     finally:
         unfinished.unlink(missing_ok=True)
     return path

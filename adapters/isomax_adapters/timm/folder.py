@@ -54,7 +54,7 @@ def save_model(
     :raises ModelFolderError: if something else is there already
     :raises ValueError: if the number of class names is not the model's number of classes
     """
-    folder = Path(folder)
+    folder = Path(os.path.realpath(folder))  # where a symbolic link leads
     check_place(folder)
     if class_names is not None and len(class_names) != model.num_classes:
         raise ValueError(f"{len(class_names)} class names for {model.num_classes} classes")

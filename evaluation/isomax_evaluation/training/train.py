@@ -141,6 +141,12 @@ def train(
         accelerator_for(recipe) as accelerator,
         progress_bar(enabled=accelerator.is_main_process) as progress,
     ):
+        if not job.starts_trained:
+            tell(
+                progress,
+                f"{model} starts from random weights, which takes many images and epochs; to start "
+                "from trained ones, give --pretrained or --weights FILE",
+            )
         for line in splits.found:
             tell(progress, line)
         found = [data.limit_per_class(splits.train, images_per_class), splits.test]

@@ -10,6 +10,7 @@ import pytest
 from isomax_adapters.runtime.decoding import RGB, open_image
 
 tifffile = pytest.importorskip("tifffile", reason="tifffile writes the files")
+pytest.importorskip("imagecodecs", reason="imagecodecs compresses them")
 
 HEIGHT, WIDTH = 37, 45
 BANDS = {  # how many, photometric interpretation, what those beyond are
