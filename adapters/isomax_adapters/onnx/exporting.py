@@ -80,8 +80,8 @@ def export(
     :param model_folder: as :func:`isomax_adapters.timm.save_model` writes it, calibrated
     :param path: the file to write
     :param precision: of the backbone's weights and arithmetic: ``fp32``; ``fp16``, half of the
-        weights' bytes; ``int8``, a quarter, quantised statically. Preprocessing, head and score stay
-        in float32
+        weights' bytes; ``int8``, a quarter, quantised statically. Preprocessing, head and score
+        stay in float32
     :param calibration_images: needed for ``int8`` and only there: ID images, such as training
         images, as paths or uint8 arrays ``[H, W, C]``; at least 32, of which at most 256
         are used, evenly spaced

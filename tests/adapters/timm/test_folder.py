@@ -78,6 +78,15 @@ def test_how_images_are_read_is_kept(model, tmp_path):
         isomax_timm.load_model(other)
 
 
+def test_a_link_to_a_folder_stays_one(model, tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "far/m", target_is_directory=True)
+    for names in (None, [f"class {at}" for at in range(model.num_classes)]):
+        isomax_timm.save_model(model, tmp_path / "link", names)
+    assert (tmp_path / "link").is_symlink()
+    config = json.loads((tmp_path / "far/m/config.json").read_text())
+    assert config["label_names"][0] == "class 0"
+
+
 @pytest.mark.parametrize("drop_in", [True, False])
 def test_the_mode_of_the_head_is_kept(drop_in, tmp_path):
     model = timm.create_model("isomax_test_resnet", num_classes=3, drop_in=drop_in)

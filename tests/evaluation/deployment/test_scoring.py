@@ -29,6 +29,7 @@ from isomax_evaluation.data.listing.files import find_images
 from isomax_evaluation.deployment.rows import COLUMNS, MEANINGS
 from isomax_evaluation.deployment.scoring import Scored, score_to_file
 from isomax_evaluation.output.errors import InputError
+from isomax_evaluation.output.files import read_json, write_json
 
 
 @pytest.fixture(scope="module")
@@ -229,6 +230,14 @@ def test_a_link_is_written_through(scorer, images, tmp_path, suffix):
     assert link.is_symlink()
     assert len(read(target)) == 3
     assert {path.name for path in tmp_path.iterdir() if path.name.startswith(".")} == set()
+
+
+def test_whatever_is_written_whole_goes_through_a_link(tmp_path):
+    (tmp_path / "link.json").symlink_to(tmp_path / "far/target.json")
+    for content in ([1], [2]):
+        write_json(tmp_path / "link.json", content)
+        assert read_json(tmp_path / "far/target.json") == content
+    assert (tmp_path / "link.json").is_symlink()
 
 
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
