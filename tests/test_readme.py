@@ -19,7 +19,7 @@ import typer
 from PIL import Image
 from torch.utils.data import DataLoader, TensorDataset
 
-from isomax_adapters.runtime.decoding import as_array
+from isomax_adapters.runtime.decoding import Decoding
 from isomax_adapters.runtime.scorer import Scorer
 from isomax_evaluation.cli import app
 
@@ -43,7 +43,7 @@ def about(grey_range):
 def levels(grey_range):
     """What the runtime makes of all grey values of 16 bits."""
     image = Image.fromarray(np.arange(65536, dtype=np.uint16)[None])
-    return as_array(image, 1, grey_range)[0, :, 0].tolist()
+    return Decoding(1, grey_range).array(image)[0, :, 0].tolist()
 
 
 def code_of(language):

@@ -20,6 +20,11 @@ class MissingExtraError(InputError, ImportError):
     """Something takes packages that are not installed; the message says how to install them."""
 
 
+def how_to_install(*extras: str) -> str:
+    """The command that installs extras; the name alone is another's on the public index."""
+    return f"pip install '.[{','.join(extras)}]' in the folder of isomax's sources"
+
+
 def need(*extras: str, by: str = "this") -> None:
     """Refuse to go on without the packages of some extras.
 
@@ -39,5 +44,5 @@ def need(*extras: str, by: str = "this") -> None:
             len(modules) > SHOWN
         )
         raise MissingExtraError(
-            f"{by} needs {named}, not installed here; pip install 'isomax[{','.join(chosen)}]'"
+            f"{by} needs {named}, not installed here; {how_to_install(*chosen)}"
         )

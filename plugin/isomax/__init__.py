@@ -8,7 +8,8 @@ from importlib.util import find_spec
 
 if _missing := [name for name in ("torch", "pytorch_ood") if find_spec(name) is None]:
     raise ImportError(
-        f"isomax needs {' and '.join(_missing)}, not installed here; pip install 'isomax[timm]'"
+        f"isomax needs {' and '.join(_missing)}, not installed here; pip install '.[timm]' in the "
+        "folder of isomax's sources"
     )
 
 from isomax.calibration import RejectionThreshold, fit_temperature

@@ -5,6 +5,7 @@ reduced; the detector put behind it; all of it calibrated on the scores of its o
 with preprocessing and verdict; and verified.
 """
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from importlib.metadata import version
@@ -85,8 +86,9 @@ def export(
 
     :param model_folder: as :func:`isomax_adapters.timm.save_model` writes it, calibrated
     :param path: the file to write
-    :param precision: of the backbone's weights and arithmetic: ``fp32``; ``fp16``, half the file;
-        ``int8``, a quarter, quantised statically. Preprocessing, head and score stay in float32
+    :param precision: of the backbone's weights and arithmetic: ``fp32``; ``fp16``, half of the
+        weights' bytes; ``int8``, a quarter, quantised statically. Preprocessing, head and score
+        stay in float32
     :param calibration_images: needed for ``int8`` and only there: ID images, such as training
         images, as paths or uint8 arrays ``[H, W, C]``; at least 32, of which at most 256
         are used, evenly spaced
@@ -113,8 +115,9 @@ def export(
     calibration = _calibrated(opened, network, precision, pixels, held_out)
     exported = _assembled(opened, network, precision, calibration)
     judged_on = selection.images if selection else sources[:: _step(sources, VERIFIED_IMAGES)]
-    unfinished = path.with_name(f".{path.name}.partial")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    place = Path(os.path.realpath(path))  # where a symbolic link leads
+    unfinished = place.with_name(f".{place.name}.partial")
+    place.parent.mkdir(parents=True, exist_ok=True)
     try:
         onnx.save(exported, str(unfinished))
         verify(
@@ -122,7 +125,7 @@ def export(
             (opened.decode(source)[None] for source in judged_on),
             selection.labels if selection else None,
         )  # fmt: skip
-        unfinished.replace(path)
+        unfinished.replace(place)
     finally:
         unfinished.unlink(missing_ok=True)
     return path
@@ -181,12 +184,11 @@ def _calibrated(
 def _assembled(
     opened: Opened, network: Scored, precision: str, calibration: Calibration
 ) -> onnx.ModelProto:
-    grey_range = {"grey_range": opened.grey_range} if opened.grey_range else {}
     metadata: dict[str, Any] = {
         "format": METADATA_FORMAT,
         "class_names": opened.class_names,
         "precision": precision,
-        "preprocessing": opened.config | grey_range,
+        "preprocessing": opened.config | opened.decoding.options,
         "scored_by": "file" if network.kind in calibration.outputs else "PyTorch",
         "provenance": {
             "architecture": opened.model.pretrained_cfg.get("architecture"),

@@ -12,7 +12,7 @@ from isomax.calibration import RejectionThreshold
 from isomax_adapters.onnx.graph import preprocessing
 from isomax_adapters.onnx.precision import PRECISIONS
 from isomax_adapters.onnx.running import session_of
-from isomax_adapters.runtime.decoding import GreyRange, as_array, from_array, open_image
+from isomax_adapters.runtime.decoding import Decoding, from_array, open_image
 from isomax_adapters.runtime.errors import InputError
 from isomax_adapters.runtime.resizing import to_size_of_graph
 
@@ -91,11 +91,12 @@ def calibration_sources(precision: str, given: Iterable[ImageSource] | None) -> 
     return [found[index] for index in places.round().astype(int)]
 
 
-def decoded(source: ImageSource, channels: int, grey_range: GreyRange | None) -> np.ndarray:
+def decoded(source: ImageSource, decoding: Decoding) -> np.ndarray:
     """An image as the model takes it, uint8 ``[H, W, C]``.
 
     :raises InputError: if it is an array of another kind, or cannot be read
     """
+    channels = decoding.channels
     if isinstance(source, np.ndarray):
         if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != channels:
             raise InputError(
@@ -105,7 +106,7 @@ def decoded(source: ImageSource, channels: int, grey_range: GreyRange | None) ->
         return source
     try:
         with open_image(source) as image:
-            return as_array(image, channels, grey_range)
+            return decoding.array(image)
     except Exception as error:  # Pillow's decoders raise whatever they please
         raise InputError(f"calibration image {source} cannot be read: {error}") from error
 

@@ -17,11 +17,10 @@ from isomax_adapters.onnx.images import ImageSource, decoded
 from isomax_adapters.onnx.scorers import kind_of
 from isomax_adapters.onnx.verifying import ExportError
 from isomax_adapters.pytorch_ood import Parts, load_detector, read_detector
-from isomax_adapters.runtime.decoding import GreyRange
+from isomax_adapters.runtime.decoding import Decoding
 from isomax_adapters.runtime.errors import InputError
 from isomax_adapters.timm import load_calibration, load_model
 from isomax_adapters.timm.classes import checked_names
-from isomax_adapters.timm.grey_ranges import grey_range_of
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ class Opened:
     calibration: Calibration
     detector: Any  #: the fitted detector that is calibrated; ``None`` if the score is of the logits
     config: dict[str, Any]  #: preprocessing, as ``timm.data.resolve_model_data_config`` gives it
-    grey_range: GreyRange | None
+    decoding: Decoding
     class_names: tuple[str, ...]
 
     @property
@@ -44,7 +43,7 @@ class Opened:
 
     def decode(self, source: ImageSource) -> np.ndarray:
         """An image as the model takes it, uint8 ``[H, W, C]``."""
-        return decoded(source, self.size[0], self.grey_range)
+        return decoded(source, self.decoding)
 
     def outputs(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """What PyTorch makes of images: logits, what is scored, and the scores.
@@ -95,7 +94,7 @@ def open_folder(folder: Path, precision: str, class_names: Sequence[str] | None 
         calibration,
         _detector_of(folder, parts, calibration, precision),
         timm.data.resolve_model_data_config(model),
-        grey_range_of(folder),
+        model.decoding,
         tuple(map(str, names)),
     )
 

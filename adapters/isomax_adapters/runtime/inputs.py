@@ -1,6 +1,5 @@
 """What a user gives to be scored, as an image: files, encoded bytes, arrays, PIL images."""
 
-import inspect
 import io
 import os
 import stat
@@ -12,13 +11,16 @@ from typing import IO, Any
 import numpy as np
 from PIL import Image
 
-from isomax_adapters.runtime.decoding import CHANNELS, GreyRange, as_pixels, from_array, open_image
+from isomax_adapters.runtime.decoding import CHANNELS, Decoding, from_array, open_image
 from isomax_adapters.runtime.errors import InputError
 
 Encoded = bytes | bytearray | memoryview
 Input = str | os.PathLike | Encoded | IO[bytes] | np.ndarray | Image.Image
 
 _LIMIT = threading.Lock()
+#: an object that is given several times is read by one thread after the other: what decodes late,
+#: or has a place that it is read from, is not made for two. Others that share a lock wait for once
+_TURNS = [threading.Lock() for _ in range(61)]
 LONGEST = 300  # characters of a message
 
 
@@ -61,19 +63,18 @@ def name_of(number: int, source: Any) -> str:
 
 def read(
     source: Any,
-    channels: int,
-    grey_range: GreyRange | None,
+    decoding: Decoding,
     max_pixels: int,
     enter: Callable[[int, int], None],
 ) -> Image.Image:
-    """An input as 8 bits of so many channels.
+    """An input as 8 bits of the channels that a model takes.
 
     :param enter: called with height and width before the pixels are decoded
     :raises UnusableError: if it is no image
     :raises Exception: whatever Pillow's readers raise
     """
     if isinstance(source, np.ndarray):
-        image: Any = nullcontext(_of_array(source, channels))
+        image: Any = nullcontext(_of_array(source, decoding.channels))
     elif isinstance(source, Image.Image):
         image = nullcontext(source)
     else:
@@ -83,7 +84,8 @@ def read(
         if width * height > max_pixels and not isinstance(source, np.ndarray):
             raise UnusableError(f"{width}x{height} pixels, more than {max_pixels} allowed")
         enter(height, width)
-        return as_pixels(found, channels, grey_range)
+        with _turn(source):
+            return decoding(found)
 
 
 def why(error: BaseException, source: Any) -> str:
@@ -118,10 +120,7 @@ def _opened(source: Any, max_pixels: int) -> AbstractContextManager[Image.Image]
             raise UnusableError("no bytes at all")
         file: Any = io.BytesIO(bytes(source))
     elif hasattr(source, "read"):
-        content = source.read()
-        if inspect.iscoroutine(content):  # of FastAPI's UploadFile
-            content.close()
-            raise UnusableError(f"{type(source).__name__} is read with await; give its .file")
+        content = _content(source)
         if not isinstance(content, bytes):
             raise UnusableError("a file of text; open it in binary mode")
         if not content:
@@ -137,6 +136,18 @@ def _opened(source: Any, max_pixels: int) -> AbstractContextManager[Image.Image]
         )
     with _no_lower_limit(max_pixels):
         return open_image(file)
+
+
+def _content(file: IO[bytes]) -> Any:
+    """All of a file, wherever it was read to, as Pillow does; of a stream, what is left."""
+    with _turn(file):
+        if getattr(file, "seekable", lambda: False)():
+            file.seek(0)
+        return file.read()
+
+
+def _turn(given: Any) -> threading.Lock:
+    return _TURNS[id(given) // 16 % len(_TURNS)]
 
 
 @contextmanager

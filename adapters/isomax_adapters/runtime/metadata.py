@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from isomax_adapters.runtime.decoding import CHANNELS, MAX_PIXELS, check_grey_range
+from isomax_adapters.runtime.decoding import CHANNELS, MAX_PIXELS, Decoding
 from isomax_adapters.runtime.p_values import Steps
 
 METADATA_KEY, METADATA_FORMAT = "isomax", 1
@@ -25,7 +25,7 @@ FIELDS = {
     "precision": "fp32, fp16 or int8",
     "preprocessing": "what the graph does to an image: input_size (channels, height, width), "
     "interpolation, crop_pct, crop_mode, mean, std; grey_range, where grey of more than 8 bits was "
-    "trained with one",
+    "trained with one; orientation, upright where EXIF was applied",
     "provenance": "architecture, and versions of what the file was made with",
     "score": "the detector",
     "temperature": "what logits are divided by before the softmax",
@@ -61,7 +61,7 @@ def check_metadata(metadata: dict[str, Any], classes: object) -> None:
     channels, *size = config["input_size"]
     if channels not in CHANNELS or len(size) != 2 or not all(isinstance(n, int) for n in size):
         raise ValueError("input_size is not [1, 3 or 4, height, width]")
-    check_grey_range(config.get("grey_range"))
+    Decoding(channels).with_options(config)
     if not all(1 <= side <= MAX_PIXELS for side in scaled_size(config)):
         raise ValueError("input_size and crop_pct give no size to resize to")
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from isomax_adapters.runtime import inputs as reading
-from isomax_adapters.runtime.decoding import MAX_PIXELS, check_grey_range
+from isomax_adapters.runtime.decoding import MAX_PIXELS, Decoding
 from isomax_adapters.runtime.errors import InputError
 from isomax_adapters.runtime.inputs import Input
 from isomax_adapters.runtime.metadata import METADATA_KEY, OUTPUTS, check_metadata, resized
@@ -94,7 +94,7 @@ class Scorer:
         self.class_names: list[str] = self.metadata["class_names"]
         config = self.metadata["preprocessing"]
         self.channels: int = config["input_size"][0]
-        self.grey_range = check_grey_range(config.get("grey_range"))
+        self.decoding = Decoding(self.channels).with_options(config)
         self.steps = Steps.of(self.metadata)
         self.alpha = float(self.metadata["alpha"] if alpha is None else alpha)
         self.threshold = self._threshold_for(self.alpha)  #: the score above which is_ood is true
@@ -317,7 +317,7 @@ class Scorer:
             room.enter(number, self._cost(height, width))
 
         try:
-            image = reading.read(source, self.channels, self.grey_range, self.max_pixels, enter)
+            image = reading.read(source, self.decoding, self.max_pixels, enter)
             made = to_size_of_graph(image, config)
             room.shrink(number, made.shape[0] * made.shape[1])
         except Exception as error:  # Pillow's decoders raise whatever they please

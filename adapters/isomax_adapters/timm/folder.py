@@ -18,7 +18,7 @@ from timm.models._hub import save_config_for_hf
 from torch import nn
 
 from isomax.calibration import Calibration
-from isomax_adapters.runtime.decoding import check_grey_range
+from isomax_adapters.runtime.decoding import RGB, Decoding
 from isomax_adapters.runtime.errors import InputError
 from isomax_adapters.timm.checkpoints import CheckpointError, load_weights, read_checkpoint
 from isomax_adapters.timm.classes import checked_names
@@ -37,7 +37,7 @@ def save_model(
     class_names: Sequence[str] | None = None,
     data_config: dict[str, Any] | None = None,
     calibration: Calibration | None = None,
-    grey_range: tuple[int, int] | None = None,
+    decoding: Decoding | None = None,
     also: Callable[[Path], object] = lambda folder: None,
 ) -> Path:
     """Write a model folder, whole or not at all.
@@ -51,19 +51,19 @@ def save_model(
     :param data_config: preprocessing, as ``timm.data.resolve_model_data_config`` gives it, where
         it differs from the model's own
     :param calibration: temperature and threshold
-    :param grey_range: smallest and largest stored value of grey images of more than 8 bits, if not
-        those that their depth allows, nor those of the folder that the model was loaded from
+    :param decoding: how images are read for it, if not as the folder says that the model was loaded
+        from
     :param also: writes what else belongs into the folder, before that appears
     :return: the folder
     :raises ModelFolderError: if something else is there already
     :raises ValueError: if the class names are not one for each of the model's classes
     """
-    folder = Path(folder)
+    folder = Path(os.path.realpath(folder))  # where a symbolic link leads
     check_place(folder)
     classes: Any = model.num_classes
     names = None if class_names is None else checked_names(class_names, classes)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    grey_range = grey_range or getattr(model, "grey_range", None)
+    decoding = decoding or getattr(model, "decoding", None) or RGB
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
         new, old = Path(scratch) / "new", Path(scratch) / "old"
         new.mkdir()
@@ -78,7 +78,7 @@ def save_model(
             str(new / CONFIG),
             model_config={
                 **({"label_names": names} if names else {}),
-                **({"grey_range": list(grey_range)} if grey_range else {}),
+                **decoding.options,
             },
             data_config=data_config,
         )
@@ -124,8 +124,7 @@ def load_model(folder: str | Path) -> nn.Module:
     """The model of a model folder, in evaluation mode, on the CPU.
 
     Nothing is unpickled: weights come from ``model.safetensors`` only. The class names are in
-    ``model.pretrained_cfg["label_names"]``; the range of grey values, if the folder says one, is
-    ``model.grey_range``.
+    ``model.pretrained_cfg["label_names"]``; how images are read for it is ``model.decoding``.
 
     :raises ModelFolderError: if the folder is none, or damaged
     """
@@ -140,7 +139,8 @@ def load_model(folder: str | Path) -> nn.Module:
         )
     try:
         model: Any = timm.create_model(f"local-dir:{folder}")
-        grey_range = check_grey_range(config.get("grey_range"))
+        channels = timm.data.resolve_model_data_config(model)["input_size"][0]
+        decoding = Decoding(channels).with_options(config)
     except Exception as error:  # JSON can hold anything
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise ModelFolderError(f"{folder / CONFIG} makes no model: {reason}") from error
@@ -154,8 +154,7 @@ def load_model(folder: str | Path) -> nn.Module:
         load_weights(model, read_checkpoint(folder / WEIGHTS))
     except CheckpointError as error:
         raise ModelFolderError(str(error)) from error
-    if grey_range:
-        model.grey_range = grey_range
+    model.decoding = decoding
     network: nn.Module = model.eval()
     return network
 

@@ -46,7 +46,7 @@ def lacks(needed: str, *arguments: object) -> None:
     """A command that takes more says so in its only line."""
     said = isomax(*arguments, status=2).splitlines()
     assert len(said) == 1, said
-    assert f"pip install 'isomax[{needed}]'" in said[0], said
+    assert f"pip install '.[{needed}]'" in said[0], said
 
 
 def folder_of_images(root: Path) -> Path:

@@ -5,6 +5,7 @@ import os
 import threading
 import warnings
 from collections.abc import Iterable
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
@@ -141,7 +142,7 @@ def _score_to_file(
 ) -> int:
     from isomax_evaluation.data.listing.files import find_images
     from isomax_evaluation.deployment.scoring import score_to_file
-    from isomax_evaluation.output.progress import progress_bar
+    from isomax_evaluation.output.progress import progress_bar, warn
 
     with progress_bar() as progress:
         task = progress.add_task("scoring", total=None)
@@ -151,8 +152,9 @@ def _score_to_file(
 
         threading.Thread(target=count, daemon=True).start()
         done = score_to_file(
-            scorer, images, out, lambda more: progress.advance(task, more), batch_size
-        )
+            scorer, images, out, lambda more: progress.advance(task, more), batch_size,
+            partial(warn, progress),
+        )  # fmt: skip
     again = [
         (done.changed, "scored again, since they have changed"),
         (done.retried, "tried again, since they had an error"),

@@ -63,7 +63,7 @@ def open_models(
             given,
             sets.train,
             plan.preprocessing,
-            plan.job.decoding.grey_range,
+            plan.job.decoding,
             sets.tensors,
             device,
             progress,

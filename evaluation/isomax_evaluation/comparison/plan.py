@@ -27,7 +27,10 @@ from isomax_evaluation.training.recipes import Recipe
 #: adding to these goes on with a comparison; changing anything else makes another one
 GROWING = ("losses", "models", "detectors", "ood", "ood_names", "seeds", "images", "digests")
 _TRAINING = ("model", "recipe", "pretrained", "small_images", "alpha")  # settings of a job
-_OPTIONAL = ("weights", "in_chans", "grey_range", "crop_mode", "crop_pct", "interpolation")
+_OPTIONAL = (
+    *("weights", "in_chans", "grey_range", "crop_mode", "crop_pct", "interpolation"),
+    "orientation",
+)
 
 
 @dataclass(frozen=True)

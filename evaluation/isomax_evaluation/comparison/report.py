@@ -15,7 +15,7 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 from PIL import Image
 from plotly.offline import get_plotlyjs
 
-from isomax_adapters.runtime.decoding import as_rgb
+from isomax_adapters.runtime.decoding import RGB
 from isomax_evaluation.comparison.deploying import Chosen
 from isomax_evaluation.comparison.plots import ID, scores_of, write_plots
 from isomax_evaluation.comparison.rows import CHANCE, HIGHER_IS_BETTER, table_rows, verdicts
@@ -193,7 +193,7 @@ def _examples(
 
 def _thumbnail(images: Images, position: int) -> str:
     image = images.image(position)
-    image = _picture(image) if isinstance(image, torch.Tensor) else as_rgb(image)
+    image = _picture(image) if isinstance(image, torch.Tensor) else RGB(image)
     image.thumbnail((96, 96))
     if image.width < 64:
         image = image.resize((64, 64 * image.height // image.width), resample=0)

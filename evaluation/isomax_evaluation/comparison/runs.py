@@ -110,8 +110,8 @@ def ready_model(
         Parts(network),
         sets.train.class_names,
         data_config(run.job, network),
+        decoding,
         load_calibration(folder),
-        run.job.decoding.grey_range,
     )
 
 

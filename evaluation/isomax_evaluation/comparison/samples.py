@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from isomax_adapters.runtime.decoding import as_rgb
+from isomax_adapters.runtime.decoding import RGB
 from isomax_evaluation.data.images import Images
 from isomax_evaluation.detection.testing import Tested
 from isomax_evaluation.output.files import file_name, write_whole
@@ -21,7 +21,7 @@ def write_samples(output: Path, tested: Tested) -> None:
             image = images.image(place)
             if isinstance(image, Image.Image):
                 path = output / FOLDER / file_name(images.name) / f"{_name(images, place)}.png"
-                write_whole(path, lambda at, image=image: as_rgb(image).save(at, "PNG"))  # type: ignore[misc]
+                write_whole(path, lambda at, image=image: RGB(image).save(at, "PNG"))  # type: ignore[misc]
 
 
 def _name(images: Images, place: int) -> str:

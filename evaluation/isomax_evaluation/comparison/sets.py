@@ -9,11 +9,12 @@ import torch
 from pytorch_ood.benchmark import Benchmark
 from rich.progress import Progress
 
+from isomax_adapters.runtime.decoding import Decoding
 from isomax_evaluation import data
 from isomax_evaluation.comparison.naming import no_doubles, unique_names
 from isomax_evaluation.data.benchmarks import open_benchmark
 from isomax_evaluation.data.datasets import Splits
-from isomax_evaluation.data.images import Decoding, Images
+from isomax_evaluation.data.images import Images
 from isomax_evaluation.data.settings import Reading
 from isomax_evaluation.data.torch_datasets import open_torch
 from isomax_evaluation.output.errors import InputError

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     )
     from isomax_evaluation.data.images import (
         OOD_LABEL,
-        Decoding,
         Images,
         Transformed,
         at_most,
@@ -42,7 +41,7 @@ _PLACES = {
     "copies": ("settle", "table_of_copies"),
     "settings": ("Preprocessing", "Reading"),
     "images": (
-        *("OOD_LABEL", "Decoding", "Images", "Transformed", "at_most", "limit_per_class"),
+        *("OOD_LABEL", "Images", "Transformed", "at_most", "limit_per_class"),
         "of_classes",
     ),
     "pixels": ("grey_range_of", "warnings_of"),
@@ -56,7 +55,6 @@ _MODULES = {name: module for module, names in _PLACES.items() for name in names}
 
 __all__ = [
     "OOD_LABEL",
-    "Decoding",
     "Images",
     "Preprocessing",
     "Reading",

@@ -4,7 +4,7 @@ import numpy as np
 import pytorch_ood.benchmark
 from pytorch_ood.benchmark import Benchmark
 
-from isomax_adapters.runtime.decoding import as_rgb
+from isomax_adapters.runtime.decoding import RGB
 from isomax_evaluation.data.images import OOD_LABEL, Images
 from isomax_evaluation.data.torch_datasets import from_dataset, labels_of
 from isomax_evaluation.output.errors import InputError, one_line
@@ -30,7 +30,7 @@ def open_benchmark(
             )
         made = getattr(pytorch_ood.benchmark, benchmark)
         try:
-            benchmark = made(root or ".", transform=as_rgb)
+            benchmark = made(root or ".", transform=RGB)
         except Exception as error:  # of a download: anything
             raise InputError(
                 f"cannot open benchmark {benchmark}: {one_line(error)}; give the folder that holds "

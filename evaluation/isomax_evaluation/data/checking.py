@@ -1,22 +1,28 @@
 """What the pixels of some images give away before anything is trained on them."""
 
+import os
+import re
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 
 import numpy as np
 from PIL import Image
 
 from isomax_adapters.runtime.decoding import (
+    RGB,
+    Decoding,
     GreyRange,
-    as_array,
-    check_grey_range,
     depth_range,
     is_deep,
     open_image,
+    turned_by_viewers,
 )
 
 FEWEST_LEVELS = 64  # of the 256 that 8 bits have
 _EXAMPLES = 3
+_MASK = re.compile(r"(.+)[_-](masks?|seg|segmentation|labels?|gt|annotation)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -29,6 +35,7 @@ class PixelCheck:
     colour_levels: int | None  #: the same of colours of 16 bits, of which 8 are read
     constant: tuple[str, ...]  #: images of a single colour
     data_bands: tuple[str, ...]  #: images whose alpha looks like data: most of it is in between
+    turned: tuple[str, ...]  #: images that EXIF says to turn, and that are read as they are stored
 
     def warnings(self) -> list[str]:
         """A sentence for each thing that looks wrong."""
@@ -51,6 +58,8 @@ class PixelCheck:
             (self.constant, "are of a single colour"),
             (self.data_bands, "have an alpha channel that looks like data, not transparency: it is "
              "laid over white, or with 4 channels kept"),
+            (self.turned, "are turned by viewers, as EXIF says, but read as they are stored, as "
+             "timm reads them; orientation upright turns them"),
         ):  # fmt: skip
             if paths:
                 more = ", ..." * (len(paths) > _EXAMPLES)
@@ -61,39 +70,38 @@ class PixelCheck:
 
 def check_pixels(
     paths: Sequence[str],
-    channels: int = 3,
-    grey_range: GreyRange | None = None,
+    decoding: Decoding = RGB,
     at_most: int | None = 256,
 ) -> PixelCheck:
     """Look at some images, evenly spaced among all.
 
     :param paths: images that decode
-    :param channels: as :func:`as_pixels` takes it
-    :param grey_range: as :func:`as_pixels` takes it; ``extremes`` of all training images is one
+    :param decoding: how they are read; ``extremes`` of all training images is a ``grey_range``
     :param at_most: how many to look at; all of them if ``None``
     :raises Exception: whatever Pillow raises of an image that does not decode
     """
-    grey_range = check_grey_range(grey_range)
     count = len(paths) if at_most is None else min(len(paths), at_most)
     chosen = np.linspace(0, len(paths) - 1, count).round().astype(int)
     lowest: list[int] = []
     highest: list[int] = []
     ranges: list[GreyRange] = []
     brightest: list[int] = []
-    constant, data_bands = [], []
+    constant, data_bands, turned = [], [], []
     for path in (paths[at] for at in chosen):
         with open_image(path) as image:
             deep_colour = not is_deep(image) and ";16" in str(getattr(image, "tile", ""))
+            if turned_by_viewers(image) and decoding.orientation == "stored":
+                turned.append(path)
             if is_deep(image):
                 pixels = np.asarray(image)[..., None]
                 lowest.append(int(pixels.min()))
                 highest.append(int(pixels.max()))
-                if known := grey_range or depth_range(image):
+                if known := decoding.grey_range or depth_range(image):
                     ranges.append(known)
             else:
                 if _holds_data(image):
                     data_bands.append(path)
-                pixels = as_array(image, channels)
+                pixels = decoding.array(image)
                 if deep_colour:
                     brightest.append(int(pixels.max()))
         if (pixels == pixels[0, 0]).all():
@@ -106,7 +114,22 @@ def check_pixels(
         colour_levels=max(brightest) + 1 if brightest else None,
         constant=tuple(constant),
         data_bands=tuple(data_bands),
+        turned=tuple(turned),
     )
+
+
+def masks_beside(paths: Sequence[str]) -> list[str]:
+    """Those of some files that are called a mask of an image that lies beside them, such as
+    ``x_mask.png`` beside ``x.jpg``."""
+    named: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    for path in paths:
+        if found := _MASK.fullmatch(PurePath(path).stem):
+            named[os.path.dirname(path)].append((found[1], path))
+    masks = []
+    for folder, pairs in named.items():
+        there = {PurePath(name).stem for name in os.listdir(folder or ".")}
+        masks += [path for of, path in pairs if of in there]
+    return masks
 
 
 def _levels(extremes: GreyRange, ranges: Sequence[GreyRange]) -> int:

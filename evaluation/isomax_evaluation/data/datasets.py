@@ -25,7 +25,7 @@ import torchvision.datasets
 from PIL import Image
 from pytorch_ood.dataset.img import GaussianNoise, UniformNoise
 
-from isomax_adapters.runtime.decoding import open_image
+from isomax_adapters.runtime.decoding import load, open_image
 from isomax_evaluation.data.images import OOD_LABEL, Images, of_classes
 from isomax_evaluation.data.listing.contents import contents_of
 from isomax_evaluation.data.listing.files import existing_folder
@@ -276,7 +276,7 @@ class _Files:
 
     def __getitem__(self, index: int) -> tuple[Image.Image, None]:
         with open_image(self.paths[index]) as image:
-            image.load()
+            load(image)
             return image, None
 
 

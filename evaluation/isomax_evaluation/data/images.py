@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch.utils import data as torch_data
 
-from isomax_adapters.runtime.decoding import GreyRange, as_pixels
+from isomax_adapters.runtime.decoding import RGB, Decoding
 from isomax_evaluation.output.errors import InputError, first_few, one_line
 
 OOD_LABEL = -1
@@ -17,18 +17,6 @@ OOD_LABEL = -1
 
 class UnreadableError(InputError):
     """An image that cannot be read; says which, and why."""
-
-
-@dataclass(frozen=True)
-class Decoding:
-    """What becomes of an image that is read: 8 bits of as many channels as a model takes."""
-
-    channels: int = 3  #: 1, 3 or 4
-    #: smallest and largest stored value of grey of more than 8 bits, if not those of its depth
-    grey_range: GreyRange | None = None
-
-    def __call__(self, image: Image.Image) -> Image.Image:
-        return as_pixels(image, self.channels, self.grey_range)
 
 
 @dataclass(frozen=True)
@@ -51,7 +39,7 @@ class Images:
     groups: np.ndarray | None = field(default=None, repr=False)
     #: of the source's files, below the data set's folder, wherever that lies
     names: Sequence[str] | None = field(default=None, repr=False)
-    decoding: Decoding = Decoding()
+    decoding: Decoding = RGB
     #: what was read and what was left out, in a line; empty where nothing could be
     found: str = field(default="", repr=False)
 

@@ -4,7 +4,7 @@ from rich.progress import Progress
 from torch.utils import data as torch_data
 
 from isomax_adapters.runtime.decoding import GreyRange
-from isomax_evaluation.data.checking import check_pixels
+from isomax_evaluation.data.checking import check_pixels, masks_beside
 from isomax_evaluation.data.images import Images
 from isomax_evaluation.output.errors import InputError
 from isomax_evaluation.output.progress import shown
@@ -38,11 +38,19 @@ def grey_range_of(images: Images, workers: int, progress: Progress) -> GreyRange
 
 
 def warnings_of(images: Images) -> list[str]:
-    """What looks wrong in images that decode; nothing is said of images without files."""
+    """What looks wrong in images that decode, and in their names; nothing is said of images without
+    files."""
     if not images.paths:
         return []
     paths = [images.name_of(position) for position in range(len(images))]
-    return check_pixels(paths, images.decoding.channels, images.decoding.grey_range).warnings()
+    said = check_pixels(paths, images.decoding).warnings()
+    if masks := masks_beside(paths):
+        said.append(
+            f"{len(masks)} of {len(paths)} images are masks of others by their names ({masks[0]}), "
+            "and are images of their class as the others are; move them out of the folder, or list "
+            "the images in a table (labels.csv)"
+        )
+    return said
 
 
 class _Extremes(torch_data.Dataset):

@@ -48,6 +48,11 @@ class Preprocessing:
     crop_pct: float | None = setting(
         None, "Share of the image that the centre crop keeps.", "(0, 1]"
     )
+    orientation: str | None = setting(
+        None,
+        "Read photographs as stored, as timm does, or upright: turned as EXIF says.",
+        *("stored", "upright"),
+    )
     interpolation: str | None = setting(
         None, "Of resizing: bicubic or bilinear.", *("bicubic", "bilinear")
     )

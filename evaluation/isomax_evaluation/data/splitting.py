@@ -17,7 +17,8 @@ import numpy as np
 import pandas as pd
 
 from isomax.calibration import RejectionThreshold
-from isomax_evaluation.data.images import Decoding, Images
+from isomax_adapters.runtime.decoding import Decoding
+from isomax_evaluation.data.images import Images
 from isomax_evaluation.output.errors import InputError
 from isomax_evaluation.output.files import as_path
 from isomax_evaluation.output.tables import as_they_are, read_table

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from isomax import posthoc
 from isomax.calibration import RejectionThreshold
 from isomax_adapters.pytorch_ood import Parts, check_names, why_not
+from isomax_adapters.runtime.decoding import RGB
 from isomax_adapters.timm.checkpoints import check_finite
 from isomax_adapters.timm.classes import checked_names
 from isomax_adapters.timm.folder import check_place
@@ -93,7 +94,7 @@ def calibrate(
         for line in splits.found:
             tell(progress, line)
         model = open_given(
-            Given("the model", 0, source), splits.train, {"img_size": image_size}, None,
+            Given("the model", 0, source), splits.train, {"img_size": image_size}, RGB,
             tensors=False, device=accelerator.device, progress=progress, class_names=class_names,
             in_given_order=reading.class_map is not None,
         )  # fmt: skip

@@ -188,5 +188,5 @@ def _write(
 
     save_model(
         model.parts.model, folder, model.class_names, dict(model.preprocessing or {}),
-        calibration, model.grey_range, detector_too,
+        calibration, model.decoding, detector_too,
     )  # fmt: skip

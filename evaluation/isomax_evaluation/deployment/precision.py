@@ -17,12 +17,10 @@ from isomax.calibration import RejectionThreshold
 from isomax_adapters.onnx import export
 from isomax_adapters.onnx.images import CALIBRATION_IMAGES, Labelled
 from isomax_adapters.runtime import Scorer
-from isomax_adapters.runtime.decoding import as_array
 from isomax_adapters.timm import load_calibration, load_model
 from isomax_adapters.timm.classes import match_classes
-from isomax_adapters.timm.grey_ranges import grey_range_of
 from isomax_evaluation import data
-from isomax_evaluation.data.images import Decoding, Images
+from isomax_evaluation.data.images import Images
 from isomax_evaluation.data.preprocessing import preprocessing_of
 from isomax_evaluation.data.settings import Reading
 from isomax_evaluation.detection.class_order import places_by_images
@@ -69,8 +67,7 @@ def export_and_measure(
     splits, root = data.open_splits(id, reading), reading.data_root
     training, known = splits.train, splits.test
     model: Any = load_model(model_folder)  # a timm model: more attributes than nn.Module has
-    channels = preprocessing_of(model)["input_size"][0]
-    decoding = Decoding(channels, grey_range_of(Path(model_folder)))
+    decoding = model.decoding
     names = _names_by_place(
         model, str(model_folder), training.decoded(decoding), class_names, progress
     )
@@ -269,5 +266,5 @@ def _outputs(
 def _source(images: Images, position: int) -> str | np.ndarray:
     """What the Scorer takes: the file, so that its threads decode it, where there is one."""
     if images.paths is None:
-        return as_array(images.image(position), images.decoding.channels)
+        return images.decoding.array(images.image(position))
     return images.paths[int(images.indices[position])]

@@ -3,6 +3,7 @@
 Imports neither torch nor pandas.
 """
 
+import errno
 import json
 import os
 from collections import deque
@@ -20,6 +21,7 @@ from isomax_evaluation.output.errors import InputError
 from isomax_evaluation.output.files import as_path, as_text
 
 FORMATS = (".csv", ".jsonl", ".parquet")
+_TAKEN = (errno.EAGAIN, errno.EACCES, errno.EDEADLK)  # a lock that another process has
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ def score_to_file(
     out: Path,
     advance: Callable[[int], None],
     batch_size: int = 16,
+    doubt: Callable[[str], object] = lambda text: None,
 ) -> Scored:
     """Score images into a table with one row per image.
 
@@ -48,13 +51,15 @@ def score_to_file(
     those that could not be scored, are scored again. Rows of images that are not among the inputs,
     or have vanished, stay. Images are known by their paths, however they are written. It must be of
     the same model, threshold and false-alarm rate, which are in ``.NAME.run.json`` beside it. While
-    a run writes it, no other one does.
+    a run writes it, no other one does, where the file system has locks. Of a symbolic link, all
+    this is of the file that it leads to.
 
     A parquet file is written at the end, from rows collected in ``.NAME.rows.jsonl`` beside it.
 
     :param inputs: paths
     :param out: a ``.csv``, ``.jsonl`` or ``.parquet`` file
     :param advance: called with the number of images done since the last call
+    :param doubt: called with a line of what may go wrong
     :raises InputError: if the file holds something else or cannot be written, its ending is
         unknown, or another run writes it
     """
@@ -68,9 +73,10 @@ def score_to_file(
         except ImportError as error:
             reason = f"{out} takes pyarrow: pip install pyarrow, or choose .csv"
             raise InputError(reason) from error
+    out = Path(os.path.realpath(out))
     with _writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(out) as note:
+    with _locked(out, doubt) as note:
         lines = out
         if out.suffix == ".parquet":
             lines = out.with_name(f".{out.name}.rows.jsonl")
@@ -99,7 +105,7 @@ def _writing(out: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _locked(out: Path) -> Iterator[IO[str]]:
+def _locked(out: Path, doubt: Callable[[str], object]) -> Iterator[IO[str]]:
     """The file that says which run an output is of, for this process alone."""
     path = out.with_name(f".{out.name}.run.json")
     with _writing(out):
@@ -108,9 +114,14 @@ def _locked(out: Path) -> Iterator[IO[str]]:
         try:
             _lock(note)
         except OSError as error:
-            raise InputError(
-                f"{out} is being written by another run; wait for it, or choose another file"
-            ) from error
+            if error.errno in _TAKEN:
+                raise InputError(
+                    f"{out} is being written by another run; wait for it, or choose another file"
+                ) from error
+            doubt(
+                f"the file system of {out} has no locks ({error.strerror or error}): start no "
+                "other run that writes it until this one is done"
+            )
         yield note
 
 

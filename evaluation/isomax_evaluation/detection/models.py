@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from isomax.calibration import Calibration
 from isomax_adapters.pytorch_ood import Digests, Parts, digests_of_weights
-from isomax_adapters.runtime.decoding import GreyRange
-from isomax_evaluation.data.images import Decoding
+from isomax_adapters.runtime.decoding import RGB, Decoding
 from isomax_evaluation.detection.scoring import score_outputs, scores_outputs
 from isomax_evaluation.extraction.store import Outputs
 
@@ -29,15 +28,9 @@ class Model:
     class_names: tuple[str, ...]
     #: as ``timm.data.create_transform`` takes it; ``None`` if images come as finished tensors
     preprocessing: Mapping[str, Any] | None
+    decoding: Decoding = RGB  #: how images are read for it
     calibration: Calibration | None = None  #: its own threshold, if it has one
-    grey_range: GreyRange | None = None  #: of grey images of more than 8 bits, if it has one
     detector: Detector | None = None  #: fitted; what the threshold is for, if not for its logits
-
-    @property
-    def decoding(self) -> Decoding:
-        """How images are read for it."""
-        channels = 3 if self.preprocessing is None else self.preprocessing["input_size"][0]
-        return Decoding(channels, self.grey_range)
 
     @cached_property
     def transform(self) -> Any:

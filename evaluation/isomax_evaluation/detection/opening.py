@@ -11,11 +11,10 @@ from timm.models import get_model_input_config
 from torch import nn
 
 from isomax_adapters.pytorch_ood import Parts, load_detector, read_detector
-from isomax_adapters.runtime.decoding import CHANNELS, GreyRange
+from isomax_adapters.runtime.decoding import CHANNELS, RGB, Decoding
 from isomax_adapters.timm import load_calibration
 from isomax_adapters.timm.checkpoints import check_finite
 from isomax_adapters.timm.classes import match_classes
-from isomax_adapters.timm.grey_ranges import grey_range_of
 from isomax_adapters.timm.sources import model_folder_of, open_model
 from isomax_evaluation.data.images import Images
 from isomax_evaluation.data.preprocessing import preprocessing_of
@@ -51,7 +50,7 @@ def open_given(
     given: Given,
     images: Images,
     preprocessing: Mapping[str, Any],
-    grey_range: GreyRange | None,
+    decoding: Decoding,
     tensors: bool,
     device: Any,
     progress: Progress,
@@ -69,7 +68,7 @@ def open_given(
     :param preprocessing: what is to be other than the model's own, as
         :func:`~isomax_evaluation.data.preprocessing.preprocessing_of` takes it; a model that is
         built for one size keeps that
-    :param grey_range: of a model that was not trained with one of its own
+    :param decoding: of a model that was trained without options of its own; channels are its own
     :param tensors: whether the images come as finished tensors
     :param class_names: of a model that has none, in the order of its logits
     :param in_given_order: whether that of the classes of the ID data was given, and is the model's
@@ -83,7 +82,6 @@ def open_given(
             folder = model_folder_of(given.source)
             if folder is not None:
                 calibration = load_calibration(folder)
-                grey_range = grey_range_of(folder) or grey_range
             parts = Parts(network)
             if folder is not None and read_detector(folder) is not None:
                 detector = load_detector(folder, parts)
@@ -91,6 +89,7 @@ def open_given(
             parts = given.source if isinstance(given.source, Parts) else Parts(given.source)
             check_finite(parts.model.state_dict(), given.name)
         network = parts.model
+        decoding = decoding.with_options(getattr(network, "decoding", RGB).options)
         if parts.num_classes < 1:
             raise InputError(f"{given.name} has no classes")
         classes = match_classes(
@@ -114,9 +113,9 @@ def open_given(
             raise InputError(
                 f"{given.name} takes {config['input_size'][0]} channels; expected 1, 3 or 4"
             )
-    model = Model(
-        given.name, given.seed, parts, images.class_names, config, calibration, grey_range, detector
-    )
+        decoding = replace(decoding, channels=config["input_size"][0])
+    names = images.class_names
+    model = Model(given.name, given.seed, parts, names, config, decoding, calibration, detector)
     if classes is None and in_given_order:
         classes = list(range(parts.num_classes))
     if classes is None:

@@ -77,8 +77,8 @@ class Bench:
     def keeper(self, images: Images) -> OutputsOnDisk:
         """Where the model's outputs on some images are kept."""
         model, preprocessing = self.model, self.model.preprocessing
-        if preprocessing is not None and model.grey_range is not None:
-            preprocessing = {**preprocessing, "grey_range": model.grey_range}
+        if preprocessing is not None:
+            preprocessing = {**preprocessing, **model.decoding.options}
         kept = keeper(self.store, model.digests, preprocessing, digest(images), len(images))
         adopt(kept, model.parts)
         return kept

@@ -31,10 +31,12 @@ def as_path(text: str) -> str:
 
 
 def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
-    """Let ``write`` make the file under another name, then move it into place.
+    """Let ``write`` make the file under another name, then move it into place: that of the file
+    that a symbolic link leads to.
 
     :raises InputError: if it cannot be written (a full disk); an older file is kept then
     """
+    path = Path(os.path.realpath(path))
     partial = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -89,7 +91,9 @@ def check_target(path: Path) -> None:
     """
     if os.path.isdir(path):
         raise InputError(f"{path} is a folder; give the name of the file to write")
-    place = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
+    place = next(
+        parent for parent in Path(os.path.realpath(path)).parents if os.path.lexists(parent)
+    )
     if not os.path.isdir(place):
         raise InputError(f"{path} lies below {place}, which is no folder")
     if not os.access(place, os.W_OK):

@@ -13,7 +13,7 @@ from PIL import Image
 from rich.table import Table
 
 from isomax_adapters.runtime import Scorer
-from isomax_adapters.runtime.decoding import GreyRange, as_array, from_array, open_image
+from isomax_adapters.runtime.decoding import Decoding, from_array, open_image
 from isomax_adapters.runtime.resizing import to_size_of_graph
 from isomax_evaluation.data.listing.files import find_images
 from isomax_evaluation.output.errors import InputError
@@ -78,7 +78,7 @@ def scoring_seconds(scorer: Scorer, files: Sequence[str], repeats: int) -> dict[
     the model's size beforehand; on the ``decoded`` images; and ``folder``, all of it."""
     config = scorer.metadata["preprocessing"]
     with ThreadPoolExecutor(scorer.threads) as pool:
-        decode = partial(_decode, channels=scorer.channels, grey_range=scorer.grey_range)
+        decode = partial(_decode, decoding=scorer.decoding)
         decoded = list(pool.map(decode, files))
         ready = [to_size_of_graph(from_array(image), config) for image in decoded]
         batches = [np.stack(ready[at : at + BATCH]) for at in range(0, len(ready), BATCH)]
@@ -95,9 +95,9 @@ def scoring_seconds(scorer: Scorer, files: Sequence[str], repeats: int) -> dict[
         )
 
 
-def _decode(path: str, channels: int, grey_range: GreyRange | None) -> np.ndarray:
+def _decode(path: str, decoding: Decoding) -> np.ndarray:
     with open_image(path) as image:
-        return as_array(image, channels, grey_range)
+        return decoding.array(image)
 
 
 def _make_photographs(folder: Path, count: int = 160) -> Path:

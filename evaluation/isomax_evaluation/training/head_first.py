@@ -182,9 +182,7 @@ def _features(
     model.to(accelerator.device).eval()
     weights = digests_of_weights(model, parts.classifiers)
     train, plain = divided.training, timm.data.create_transform(**config)
-    about = dict(config) | (
-        {"grey_range": job.decoding.grey_range} if job.decoding.grey_range else {}
-    )
+    about = dict(config) | job.decoding.options
     passes: list[tuple[Images, Any, Any]] = [(train, Transformed(train, plain), about)]
     for number in range(1, job.recipe.augment_copies + 1):
         drawn = Augmented(train, train_transform(job.recipe, config), job.seed, COPIES + number)

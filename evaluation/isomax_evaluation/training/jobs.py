@@ -15,6 +15,7 @@ import torch
 import torch.distributed.nn.functional
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import GradientAccumulationPlugin
 from timm.models import adapt_input_conv, get_model_input_config
 from timm.optim import (
     create_optimizer_v2,
@@ -25,12 +26,11 @@ from timm.scheduler import create_scheduler_v2
 from torch import Tensor, nn
 
 from isomax.calibration import RejectionThreshold
-from isomax_adapters.runtime.decoding import check_grey_range
+from isomax_adapters.runtime.decoding import Decoding
 from isomax_adapters.timm import attach, create_model
 from isomax_adapters.timm.attaching import classifier_names
 from isomax_adapters.timm.checkpoints import load_weights, read_checkpoint
 from isomax_adapters.timm.registry import built_for_one_size
-from isomax_evaluation.data.images import Decoding
 from isomax_evaluation.data.preprocessing import preprocessing_of
 from isomax_evaluation.data.settings import Preprocessing
 from isomax_evaluation.output.errors import InputError, input_errors
@@ -40,6 +40,12 @@ from isomax_evaluation.training.recipes import Recipe, check_recipe, learning_ra
 from isomax_evaluation.training.source import Source
 
 WARMUP_LR = 1e-5
+LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # by torchrun
+#: variables by which Accelerate would train in another way than settings and model folder say
+OTHER_WAYS = (
+    *("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM"),
+    "ACCELERATE_USE_PARALLELISM_CONFIG",
+)
 
 
 @dataclass(frozen=True)
@@ -62,8 +68,9 @@ class Job:
     @property
     def decoding(self) -> Decoding:
         """How images are read for the model."""
-        grey_range: Any = self.preprocessing.grey_range
-        return Decoding(self.preprocessing.in_chans or 3, grey_range)
+        mine = self.preprocessing
+        range_: Any = None if mine.grey_range == "auto" else mine.grey_range
+        return Decoding(mine.in_chans or 3, range_, mine.orientation or "stored")
 
     @property
     def timm_preprocessing(self) -> dict[str, Any]:
@@ -130,8 +137,7 @@ def check_preprocessing(job: Job) -> None:
     :raises InputError: naming the value and what it may be
     """
     check_settings(job.preprocessing)
-    if job.preprocessing.grey_range != "auto":
-        check_grey_range(job.preprocessing.grey_range)
+    job.decoding  # noqa: B018  # refuses what it cannot be
     if job.preprocessing.in_chans == 4 and job.recipe.auto_augment:
         raise InputError("auto_augment works on grey and RGB; leave it out with in_chans 4")
 
@@ -216,6 +222,7 @@ def data_config(job: Job, model: nn.Module) -> dict[str, Any]:
 def accelerator_for(recipe: Recipe) -> Iterator[Accelerator]:
     """Devices, processes and precision, as the launcher set them up; a process group that was not
     there before is gone afterwards."""
+    _check_environment()
     # a process may train again, with another precision
     AcceleratorState._reset_state()
     ours = not torch.distributed.is_initialized()
@@ -224,8 +231,13 @@ def accelerator_for(recipe: Recipe) -> Iterator[Accelerator]:
             mixed_precision=recipe.mixed_precision,
             # without this Accelerate takes several processes on the CPU for one each
             cpu=not torch.accelerator.is_available(),
+            # what the recipe says, whatever the environment does
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+            dynamo_backend="no",
         )
-    except ValueError as error:  # of a device that cannot
+    except ValueError as error:
+        if "mixed precision" not in str(error):  # of a device that cannot
+            raise
         raise InputError(f"mixed_precision {recipe.mixed_precision}: {error}; give no") from error
     if recipe.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise InputError("mixed_precision fp16 takes a GPU, without one it does nothing; give bf16")
@@ -235,6 +247,28 @@ def accelerator_for(recipe: Recipe) -> Iterator[Accelerator]:
         accelerator.free_memory()
         accelerator.end_training()
         PartialState._reset_state()
+
+
+def _check_environment() -> None:
+    """Refuse half a launch, and ways to train that are not the recipe's.
+
+    :raises InputError: naming the variables
+    """
+    present = {name: os.environ[name] for name in LAUNCHED if os.environ.get(name)}
+    one = present.get("WORLD_SIZE", "1") == "1" and present.get("RANK", "0") == "0"
+    missing = [name for name in LAUNCHED if name not in present]
+    if missing and not (one and "LOCAL_RANK" not in present):
+        found = ", ".join(f"{name}={value}" for name, value in present.items())
+        raise InputError(
+            f"the environment has {found}, as of one of several processes, but not "
+            f"{', '.join(missing)}; start it with torchrun or accelerate launch, or unset them"
+        )
+    for name in OTHER_WAYS:
+        if os.environ.get(name, "false").lower() == "true":
+            raise InputError(
+                f"{name} is set; every process here has the whole model: unset it, or answer "
+                "'accelerate config' without it"
+            )
 
 
 def head_factor(job: Job) -> float:

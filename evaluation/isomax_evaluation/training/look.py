@@ -42,6 +42,7 @@ def lines_of(
     with torch.device("meta"):
         model = build_model(job, len(divided.training.class_names), pretrained=False)
     config, recipe = data_config(job, model), job.recipe
+    kept = "last" if divided.selection is None else recipe.keep
     parts = [("training", divided.training), ("selection", divided.selection)]
     parts += [("calibration", divided.calibration), ("test", test)]
     counted = [
@@ -56,7 +57,7 @@ def lines_of(
         f"model: {job.model}, {parameters:,} parameters, {job.loss}; images become "
         f"{channels}x{height}x{width} ({config['crop_mode']}, {config['crop_pct']:g} of them, "
         f"{config['interpolation']})",
-        f"recipe: {_steps(job, divided, tried)}; the {recipe.keep} weights are kept",
+        f"recipe: {_steps(job, divided, tried)}; the {kept} weights are kept",
     ]
     if not recipe.epochs:
         return lines

@@ -113,6 +113,12 @@ def train(
         accelerator_for(recipe) as accelerator,
         progress_bar(enabled=accelerator.is_main_process) as progress,
     ):
+        if not job.source.starts_trained:
+            tell(
+                progress,
+                f"{model} starts from random weights, which takes many images and epochs; to start "
+                "from trained ones, give --pretrained or --weights FILE",
+            )
         for line in splits.found:
             tell(progress, line)
         found = [data.limit_per_class(splits.train, images_per_class), splits.test]
@@ -355,14 +361,7 @@ def train_model(
                 warn(progress, f"{job.loss}, seed {job.seed}: {above}")
     if accelerator.is_main_process:
         write_json(output / "summary.json", summary)
-        save_model(
-            model,
-            folder,
-            train_images.class_names,
-            config,
-            calibration,
-            grey_range=job.decoding.grey_range,
-        )
+        save_model(model, folder, train_images.class_names, config, calibration, job.decoding)
         write_card(output)
     accelerator.wait_for_everyone()
     return folder

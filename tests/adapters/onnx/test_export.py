@@ -23,7 +23,7 @@ from isomax.calibration import Calibration, p_values
 from isomax_adapters.onnx import export, exporting
 from isomax_adapters.onnx.exporting import ExportError
 from isomax_adapters.onnx.graph import preprocessing, verdict
-from isomax_adapters.runtime.decoding import as_pixels, from_array, open_image
+from isomax_adapters.runtime.decoding import Decoding, from_array, open_image
 from isomax_adapters.runtime.metadata import FIELDS
 from isomax_adapters.runtime.p_values import Steps
 from isomax_adapters.runtime.scorer import Scorer
@@ -102,7 +102,7 @@ def compare(folder, path, images, tolerance=1e-3):
     transform = timm.data.create_transform(**config)
     grey_range = json.loads((folder / "config.json").read_text()).get("grey_range")
     opened = [
-        as_pixels(open_image(i), config["input_size"][0], grey_range)
+        Decoding(config["input_size"][0], grey_range)(open_image(i))
         if isinstance(i, Path)
         else from_array(i)
         for i in images
@@ -259,7 +259,7 @@ def test_a_model_of_one_channel_and_twelve_bits(tmp_path, monkeypatch):
         Image.fromarray((image[..., 0].astype(np.uint16) << 4) + 100).save(paths[-1])
     path = export(folder, tmp_path / "m.onnx")
     scorer = Scorer(path)
-    assert (scorer.channels, scorer.grey_range) == (1, (100, 4195))
+    assert scorer.decoding == Decoding(1, (100, 4195))
     assert compare(folder, path, paths) == 32
     found = [[row.score for row in scorer.score(images)] for images in (paths, eight)]
     assert found[0] == found[1]

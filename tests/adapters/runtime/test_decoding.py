@@ -1,6 +1,8 @@
 """The same picture has the same pixels, however it is stored; or the tag is named."""
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import PIL
@@ -8,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from isomax_adapters.runtime import decoding
-from isomax_adapters.runtime.decoding import as_array, as_pixels, as_rgb, from_array, open_image
+from isomax_adapters.runtime.decoding import RGB, Decoding, from_array, open_image
 
 from .encoded import pgm, png, tiff, twelve_bits
 
@@ -20,7 +22,7 @@ GREY = arrays.arrays(np.uint8, arrays.array_shapes(min_dims=2, max_dims=2, max_s
 
 def read(data, channels=3, grey_range=None):
     with open_image(io.BytesIO(data)) as image:
-        return as_array(image, channels, grey_range)
+        return Decoding(channels, grey_range).array(image)
 
 
 def deep(grey, bits):
@@ -234,13 +236,125 @@ def test_a_drawing_in_the_alpha_channel_is_seen(mode, channels):
 def test_opaque_images_are_what_they_were():
     pixels = np.random.default_rng(0).integers(0, 256, (9, 8, 3), dtype=np.uint8)
     opaque = Image.fromarray(pixels).convert("RGBA")
-    assert np.array_equal(np.asarray(as_rgb(opaque)), pixels)
+    assert np.array_equal(np.asarray(RGB(opaque)), pixels)
     for mode in ("CMYK", "YCbCr", "P", "1", "L", "LAB", "HSV"):
         image = Image.fromarray(pixels).convert(mode)
         expected = image.convert("RGB")
-        assert np.array_equal(np.asarray(as_rgb(image)), np.asarray(expected))
-        grey = as_array(image, 1)[..., 0]
+        assert np.array_equal(np.asarray(RGB(image)), np.asarray(expected))
+        grey = Decoding(1).array(image)[..., 0]
         assert np.array_equal(grey, np.asarray(expected.convert("L")))
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_the_transparent_grey_of_few_bits_is_seen(bits):
+    """Of the values that are stored, not of those that Pillow makes of them."""
+    values = np.arange(2**bits, dtype=np.uint8)[:, None].repeat(8, axis=1)
+    rows = [np.packbits((row[:, None] >> np.arange(bits)[::-1]) & 1) for row in values]
+    for transparent in range(2**bits):
+        data = png(map(bytes, rows), (8, 2**bits), bits, tRNS=transparent.to_bytes(2, "big"))
+        expected = values * (255 // (2**bits - 1))
+        expected[transparent] = 255
+        assert np.array_equal(read(data)[..., 0], expected)
+        with open_image(io.BytesIO(data)) as image:  # as a loader does, and again
+            decoding.load(image)
+            assert np.array_equal(RGB.array(image)[..., 0], expected)
+            assert np.array_equal(RGB.array(image)[..., 0], expected)
+
+
+def test_a_transparent_colour_of_sixteen_bits_is_refused():
+    data = png([bytes(6)], (1, 1), 16, 2, tRNS=bytes(6))
+    with pytest.raises(ValueError, match=r"tRNS of 16-bit colours: .* alpha channel"):
+        read(data)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_a_bitmap_of_32_bits_without_alpha_is_opaque(channels):
+    """Many programs write four bytes a pixel, and leave the fourth 0."""
+    bands = np.random.default_rng(0).integers(0, 256, (5, 6, 4), dtype=np.uint8)
+    opaque = read(saved(Image.fromarray(bands[..., :3])), channels)
+    data = bytearray(saved(Image.fromarray(bands), "BMP"))
+    header = bytearray(14 + 108)  # BITMAPV4HEADER with the masks of BGRA
+    header[:54] = data[:54]
+    struct.pack_into("<I", header, 10, 122)
+    struct.pack_into("<I", header, 14, 108)
+    struct.pack_into("<I", header, 30, 3)
+    struct.pack_into("<IIII", header, 54, 0xFF0000, 0xFF00, 0xFF, 0xFF000000)
+    pixels = data[struct.unpack_from("<I", data, 10)[0] :]
+    some = np.frombuffer(pixels, np.uint8).copy()
+    with open_image(io.BytesIO(bytes(header) + some.tobytes())) as image:
+        assert image.mode == "RGBA"
+    assert not np.array_equal(read(bytes(header) + some.tobytes(), channels), opaque)
+    some[3::4] = 0
+    assert np.array_equal(read(bytes(header) + some.tobytes(), channels), opaque)
+
+
+# -- Whole images, and no more than these ------------------------------------------------------
+
+
+@pytest.mark.parametrize("at", ["before the pixels", "after them"])
+def test_a_long_text_in_a_picture_says_nothing_of_its_pixels(at):
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 4), dtype=np.uint8)
+    text = {"zTXt": b"Note\0\0" + zlib.compress(b"long" * 2**19), "tEXt": b"More\0" + b"x" * 2**21}
+    plain = png(map(bytes, pixels), (4, 4))
+    data = png(map(bytes, pixels), (4, 4), **text)
+    if at == "after them":
+        chunks = data[33 : data.index(b"IDAT") - 4]
+        data = plain[:-12] + chunks + plain[-12:]
+    assert np.array_equal(read(data, 1)[..., 0], pixels)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF"])
+def test_half_an_image_is_none_whatever_other_code_has_set(kind, monkeypatch):
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    half = saved(Image.fromarray(noise), kind)
+    half = half[: len(half) // 2]
+    with pytest.raises((OSError, ValueError)):
+        read(half)
+    assert ImageFile.LOAD_TRUNCATED_IMAGES
+
+
+# -- Orientation -------------------------------------------------------------------------------
+
+
+def turned(kind, orientation):
+    """A picture with a corner of its own, and what a viewer shows of it."""
+    stored = np.zeros((16, 32, 3), np.uint8)
+    stored[:8, :8] = 255
+    image = Image.fromarray(stored)
+    exif = Image.Exif()
+    exif[274] = orientation
+    more = {"lossless": True} if kind == "WEBP" else {}
+    data = saved(image, kind, exif=exif, **more)
+    if kind == "JPEG":
+        stored = np.asarray(Image.open(io.BytesIO(data)))
+    turns = {1: 0, 8: 1, 3: 2, 6: 3}  # quarters, anticlockwise
+    flip = orientation in (2, 4, 5, 7)
+    quarters = {2: 0, 4: 2, 5: 1, 7: 3}[orientation] if flip else turns[orientation]
+    return data, stored, np.rot90(stored[:, ::-1] if flip else stored, quarters)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_photographs_are_read_as_stored_or_upright(kind, orientation):
+    data, stored, seen = turned(kind, orientation)
+    with open_image(io.BytesIO(data)) as image:
+        assert np.array_equal(RGB.array(image), seen if kind == "TIFF" else stored)
+    upright = Decoding(3, orientation="upright")
+    with open_image(io.BytesIO(data)) as image:
+        found = upright(image)
+        assert np.array_equal(np.asarray(found), seen)
+        assert np.array_equal(upright.array(found), seen)
+        assert decoding.turned_by_viewers(image) == (orientation > 1 and kind != "TIFF")
+    for channels in (1, 4):
+        with open_image(io.BytesIO(data)) as image:
+            again = Decoding(channels, orientation="upright").array(image)
+        assert np.array_equal(again[..., 0], seen[..., 0])
+
+
+def test_other_orientations_are_refused():
+    with pytest.raises(ValueError, match="orientation 'sideways'; expected stored or upright"):
+        Decoding(3, orientation="sideways")
 
 
 # -- Channels ----------------------------------------------------------------------------------
@@ -266,7 +380,7 @@ def test_the_fourth_band_does_not_weigh_the_others_when_they_are_resized():
     bands = np.zeros((2, 2, 4), np.uint8)
     bands[:, 0] = (200, 100, 0, 0)
     bands[:, 1] = (0, 100, 200, 255)
-    image = as_pixels(Image.fromarray(bands), 4)
+    image = Decoding(4)(Image.fromarray(bands))
     assert np.asarray(image.resize((1, 1), Image.Resampling.BOX)).tolist() == [
         [[100, 100, 100, 128]]
     ]
@@ -275,11 +389,12 @@ def test_the_fourth_band_does_not_weigh_the_others_when_they_are_resized():
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_arrays_and_images_are_the_same(channels):
     pixels = np.random.default_rng(0).integers(0, 256, (5, 6, channels), dtype=np.uint8)
+    decoding = Decoding(channels)
     image = from_array(pixels)
     assert image.size == (6, 5)
     assert np.array_equal(np.asarray(image).reshape(pixels.shape), pixels)
-    assert np.array_equal(as_array(image, channels), pixels)
-    assert np.array_equal(as_array(as_pixels(image, channels), channels), pixels)
+    assert np.array_equal(decoding.array(image), pixels)
+    assert np.array_equal(decoding.array(decoding(image)), pixels)
 
 
 @pytest.mark.parametrize(
@@ -287,9 +402,9 @@ def test_arrays_and_images_are_the_same(channels):
 )
 def test_ranges_that_are_none_are_refused(given):
     with pytest.raises(ValueError, match="expected the smallest and the largest"):
-        as_pixels(Image.new("L", (2, 2)), 3, given)
+        Decoding(3, given)
 
 
 def test_other_numbers_of_channels_are_refused():
     with pytest.raises(ValueError, match="2 channels; expected 1, 3 or 4"):
-        as_pixels(Image.new("L", (2, 2)), 2)
+        Decoding(2)

@@ -282,6 +282,58 @@ def test_grey_values_are_read_in_the_range_of_the_model(scorer, model_path, tmp_
     assert ranged.score(encoded(signed, "TIFF"))[0].score == expected
 
 
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "TIFF", "WEBP"])
+def test_one_object_several_times_is_the_same_each_time(model_path, kind, tmp_path):
+    """A PIL image decodes when it is first asked for its pixels; a file is read to its end."""
+    noise = np.random.default_rng(0).integers(0, 256, (180, 150, 3), dtype=np.uint8)
+    path = tmp_path / "image"
+    path.write_bytes(encoded(noise, kind))
+    scorer = Scorer(model_path, threads=4)
+    expected = scorer.score(path)[0].score
+    for _ in range(3):
+        with Image.open(path) as image, path.open("rb") as file:
+            read = io.BytesIO(path.read_bytes())
+            read.read()
+            for given in (image, file, read):
+                rows = scorer.score([given] * 24, batch_size=24)
+                assert {row.score for row in rows} == {expected}, rows[0].error
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF"])
+def test_half_an_image_several_times_is_an_error_each_time(scorer, kind):
+    noise = np.random.default_rng(0).integers(0, 256, (180, 150, 3), dtype=np.uint8)
+    with Image.open(io.BytesIO(encoded(noise, kind)[:4000])) as image:
+        assert all(row.error for row in scorer.score([image] * 8))
+
+
+def test_a_stream_is_read_once(scorer):
+    start, end = os.pipe()
+    with open(start, "rb") as stream:
+        with open(end, "wb") as file:
+            file.write(encoded(colour(1, 2, 3)))
+        first, second = scorer.score([stream, stream])
+    assert sorted([bool(first.error), bool(second.error)]) == [False, True]
+
+
+def test_photographs_are_turned_for_a_model_that_was_trained_so(model_path, tmp_path):
+    stored = colour(200, 30, 60, (8, 12))
+    stored[:4, :4] = 0
+    photograph, exif = io.BytesIO(), Image.Exif()
+    exif[274] = 6
+    Image.fromarray(stored).save(photograph, "PNG", exif=exif)
+    made = []
+    for options, seen in (({}, stored), ({"orientation": "upright"}, np.rot90(stored, -1))):
+        model = _with_preprocessing(model_path, tmp_path, **options)
+        run = model.run
+        model.run = lambda images, run=run: made.append(images[0]) or run(images)
+        assert [model.score(given)[0].error for given in (photograph, seen)] == ["", ""]
+    assert np.array_equal(made[0], made[1])
+    assert np.array_equal(made[2], made[3])
+    assert not np.array_equal(made[0], made[2])
+    with pytest.raises(ModelError, match="orientation 'aslant'; expected stored or upright"):
+        _with_preprocessing(model_path, tmp_path, orientation="aslant")
+
+
 @pytest.mark.parametrize("channels", [1, 4])
 def test_models_of_other_channels(channels, tmp_path):
     """Files, and arrays of their pixels, are the same."""

@@ -9,6 +9,7 @@ from timm.models._hub import save_for_hf
 
 import isomax_adapters.timm as isomax_timm
 from isomax.calibration import Calibration
+from isomax_adapters.runtime.decoding import Decoding
 
 
 @pytest.fixture
@@ -64,18 +65,32 @@ def test_whoever_may_read_the_folder_can_read_its_weights(model, tmp_path):
     assert modes["model.safetensors"] == modes["config.json"]
 
 
-def test_the_range_of_grey_values_is_kept(model, tmp_path):
+def test_how_images_are_read_is_kept(model, tmp_path):
     """Also of a model that was loaded, changed and saved again."""
-    first = isomax_timm.save_model(model, tmp_path / "a", grey_range=(0, 4095))
+    twelve, other_way = Decoding(3, (0, 4095)), Decoding(3, (5, 9), "upright")
+    first = isomax_timm.save_model(model, tmp_path / "a", decoding=twelve)
     loaded = isomax_timm.load_model(first)
-    assert loaded.grey_range == (0, 4095)
+    assert loaded.decoding == twelve
     folders = [first, isomax_timm.save_model(copy.deepcopy(loaded), tmp_path / "b")]
     for folder in folders:
         assert json.loads((folder / "config.json").read_text())["grey_range"] == [0, 4095]
-    other = isomax_timm.save_model(loaded, tmp_path / "c", grey_range=(5, 9))
-    assert isomax_timm.load_model(other).grey_range == (5, 9)
+    other = isomax_timm.save_model(loaded, tmp_path / "c", decoding=other_way)
+    assert isomax_timm.load_model(other).decoding == other_way
     without = isomax_timm.save_model(model, tmp_path / "d")
-    assert not hasattr(isomax_timm.load_model(without), "grey_range")
+    assert isomax_timm.load_model(without).decoding == Decoding()
+    settings = json.loads((other / "config.json").read_text()) | {"grey_range": [9, 5]}
+    (other / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(isomax_timm.ModelFolderError, match=r"config.json: grey range \[9, 5\]"):
+        isomax_timm.load_model(other)
+
+
+def test_a_link_to_a_folder_stays_one(model, tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "far/m", target_is_directory=True)
+    for names in (None, [f"class {at}" for at in range(model.num_classes)]):
+        isomax_timm.save_model(model, tmp_path / "link", names)
+    assert (tmp_path / "link").is_symlink()
+    config = json.loads((tmp_path / "far/m/config.json").read_text())
+    assert config["label_names"][0] == "class 0"
 
 
 @pytest.mark.parametrize("drop_in", [True, False])

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from rich.progress import Progress
 
+from isomax_adapters.runtime.decoding import Decoding
 from isomax_evaluation.comparison.sets import open_sets, prepared
-from isomax_evaluation.data.images import Decoding
 from isomax_evaluation.output.errors import InputError
 from isomax_evaluation.output.progress import progress_bar
 

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from isomax_evaluation.data.checking import check_pixels
+from isomax_adapters.runtime.decoding import Decoding
+from isomax_evaluation.data.checking import check_pixels, masks_beside
 
 from ...adapters.runtime.encoded import png, tiff
 
@@ -37,7 +38,7 @@ def test_sixteen_bits_of_which_few_are_used_are_noticed_and_the_range_is_named(s
     (warning,) = check.warnings()
     assert "between 50 and 4000" in warning
     assert "give the grey range 50,4000, or 0,4095 if they have 12 bits" in warning
-    assert check_pixels(saved(ramp), grey_range=check.extremes).warnings() == []
+    assert check_pixels(saved(ramp), Decoding(3, check.extremes)).warnings() == []
     assert check_pixels(saved(ramp * 16)).warnings() == []
     # fourteen bits, as cameras and detectors have them
     assert check_pixels(saved(noise(2**14 - 1))).grey_levels <= 64
@@ -72,7 +73,7 @@ def test_images_of_one_colour_are_named(saved):
     check = check_pixels(paths)
     assert check.constant == (paths[0], paths[2])
     assert f"2 of 3 images are of a single colour ({paths[0]}, {paths[2]})" in check.warnings()[-1]
-    assert check_pixels(paths[:1], channels=4).constant == ()
+    assert check_pixels(paths[:1], Decoding(4)).constant == ()
 
 
 def test_an_alpha_channel_that_looks_like_data_is_named(saved):
@@ -93,3 +94,28 @@ def test_a_sample_is_spread_over_all(saved, tmp_path):
     assert check_pixels([]).warnings() == []
     with pytest.raises(FileNotFoundError):
         check_pixels([str(tmp_path / "gone.png")])
+
+
+def test_photographs_that_viewers_turn_are_counted(tmp_path):
+    exif = Image.Exif()
+    exif[274] = 6
+    for name in ("a.jpg", "b.png", "c.tif"):  # Pillow turns the last one itself
+        Image.fromarray(noise(255, (6, 8, 3), np.uint8)).save(tmp_path / name, exif=exif)
+    Image.fromarray(noise(255, (6, 8, 3), np.uint8)).save(tmp_path / "d.jpg")
+    paths = sorted(map(str, tmp_path.iterdir()))
+    check = check_pixels(paths)
+    assert check.turned == tuple(paths[:2])
+    assert "2 of 4 images are turned by viewers, as EXIF says" in check.warnings()[0]
+    assert check_pixels(paths, Decoding(3, orientation="upright")).warnings() == []
+
+
+def test_masks_beside_their_images_are_found_by_name(tmp_path):
+    for name in ("a/x.png", "a/x_mask.png", "a/y.jpg", "a/y-SEG.png", "a/y_gt.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    for name in ("b/x_mask.png", "a/mask.png", "a/z_mask.png", "a/gas_mask_1.png", "a/x1.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    paths = sorted(str(path) for path in tmp_path.rglob("*.*"))
+    named = ("a/x_mask.png", "a/y-SEG.png", "a/y_gt.png")
+    assert sorted(masks_beside(paths)) == [str(tmp_path / name) for name in named]

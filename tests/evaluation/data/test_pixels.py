@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from rich.progress import Progress
 
+from isomax_adapters.runtime.decoding import Decoding
 from isomax_evaluation import data
-from isomax_evaluation.data.images import Decoding
 from isomax_evaluation.output.errors import InputError
 
 QUIET = Progress(disable=True)
@@ -72,3 +72,11 @@ def test_four_channels_keep_the_fourth(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (6, 5, 4)).astype(np.uint8)
     images = write(tmp_path, [pixels, pixels]).decoded(Decoding(4))
     assert np.array_equal(np.asarray(images.image(0)), pixels)
+
+
+def test_masks_among_the_images_are_said(tmp_path):
+    images = write(tmp_path, np.random.default_rng(0).integers(0, 256, (4, 9, 9), dtype=np.uint8))
+    (tmp_path / "a" / "0.png").rename(tmp_path / "a" / "2_mask.png")
+    (said,) = data.warnings_of(data.open_images(str(tmp_path)))
+    assert said.startswith(f"1 of 4 images are masks of others by their names ({tmp_path}/a/2_mask")
+    assert len(images) == 4

@@ -13,7 +13,7 @@ from isomax_adapters.onnx import export
 from isomax_adapters.onnx.scorers import obstacle_to_export, why_too_large
 from isomax_adapters.onnx.verifying import ExportError
 from isomax_adapters.pytorch_ood import Parts, load_detector, read_detector
-from isomax_adapters.runtime.decoding import as_pixels, open_image
+from isomax_adapters.runtime.decoding import RGB, open_image
 from isomax_adapters.runtime.scorer import Scorer
 from isomax_adapters.timm import load_calibration, load_model, save_model
 from isomax_evaluation import train
@@ -77,7 +77,7 @@ def test_the_threshold_is_of_images_that_neither_has_seen(detector, trained, roo
         assert saved.fit_images == (splits["split"] == "train").sum()
     model = load_model(folder)
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
-    pixels = torch.stack([transform(as_pixels(open_image(path), 3)) for path in held])
+    pixels = torch.stack([transform(RGB(open_image(path))) for path in held])
     scores = load_detector(folder).predict(pixels).double().sort().values
     torch.testing.assert_close(
         scores, torch.tensor(calibration.scores).double(), atol=1e-4, rtol=1e-4
@@ -186,7 +186,7 @@ def test_the_file_gives_the_detectors_scores_and_verdict(detector, bank, trained
     found = scorer.score(files)
     model, calibration = load_model(folder), load_calibration(folder)
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
-    pixels = torch.stack([transform(as_pixels(open_image(path), 3)) for path in files])
+    pixels = torch.stack([transform(RGB(open_image(path))) for path in files])
     expected = load_detector(folder).predict(pixels).detach().double()
     scores = torch.tensor([result.score for result in found]).double()
     spread = float(expected.std())

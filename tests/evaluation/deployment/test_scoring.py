@@ -2,6 +2,7 @@
 
 import copy
 import csv
+import errno
 import hashlib
 import json
 import os
@@ -28,6 +29,7 @@ from isomax_evaluation.data.listing.files import find_images
 from isomax_evaluation.deployment.rows import COLUMNS, MEANINGS
 from isomax_evaluation.deployment.scoring import Scored, score_to_file
 from isomax_evaluation.output.errors import InputError
+from isomax_evaluation.output.files import read_json, write_json
 
 
 @pytest.fixture(scope="module")
@@ -216,6 +218,43 @@ def test_one_run_writes_at_a_time(scorer, images, tmp_path, isomax, compared):
     assert second[0].returncode == 2
     assert "is being written by another run; wait for it" in second[0].stderr
     assert len(read(out)) == 42
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_a_link_is_written_through(scorer, images, tmp_path, suffix):
+    (tmp_path / "far").mkdir()
+    target, link = tmp_path / f"far/out{suffix}", tmp_path / f"link{suffix}"
+    link.symlink_to(target)
+    for given in (images[:2], [*images[:1], images[-1]]):  # first there is nothing there
+        score_to_file(scorer, given, link, lambda done: None)
+    assert link.is_symlink()
+    assert len(read(target)) == 3
+    assert {path.name for path in tmp_path.iterdir() if path.name.startswith(".")} == set()
+
+
+def test_whatever_is_written_whole_goes_through_a_link(tmp_path):
+    (tmp_path / "link.json").symlink_to(tmp_path / "far/target.json")
+    for content in ([1], [2]):
+        write_json(tmp_path / "link.json", content)
+        assert read_json(tmp_path / "far/target.json") == content
+    assert (tmp_path / "link.json").is_symlink()
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_written_with_a_word(
+    scorer, images, tmp_path, monkeypatch, number
+):
+    def none(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", none)
+    out, said = tmp_path / "out.csv", []
+    score_to_file(scorer, images[:2], out, lambda done: None, doubt=said.append)
+    assert len(read(out)) == 2
+    assert said == [
+        f"the file system of {out} has no locks ({os.strerror(number)}): start no other run that "
+        "writes it until this one is done"
+    ]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

@@ -23,7 +23,7 @@ from isomax_evaluation.training.source import Source
 from ...image_folders import make_folder
 from ...settings import grouped
 
-SHORT = replace(RECIPES["digits"], epochs=1, batch_size=16)
+SHORT = replace(RECIPES["digits"], epochs=1, batch_size=16, keep="best")
 
 
 def looked(root, output, **change):
@@ -36,13 +36,16 @@ def test_a_check_says_what_would_be_done_and_writes_nothing(tmp_path, capfd):
     looked(root, tmp_path / "out", check=True)
     said = capfd.readouterr().err
     assert not (tmp_path / "out").exists()
+    assert said.startswith("test_resnet starts from random weights, ")
     for part in (
+        "to start from trained ones, give --pretrained or --weights FILE",
         "images: 58 training, 6 calibration, 16 test; the smallest class has 29 to train on",
         "files: sizes",
         "modes RGB 58",
         "model: test_resnet",
         "images become 3x32x32",
         "recipe: 1 epochs of 3 updates of 16 images, sgd at 0.1, pad-crop augmentation",
+        "the last weights are kept",  # there are too few images to select on
         "memory: about",
         "images a second, measured on",
         "the threshold is the largest score of 6 calibration images",

@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from isomax_adapters.onnx import export
-from isomax_adapters.runtime.decoding import as_pixels, open_image
+from isomax_adapters.runtime.decoding import Decoding, open_image
 from isomax_adapters.runtime.scorer import Scorer
 from isomax_adapters.timm import load_model
 from isomax_evaluation import compare, train
@@ -88,10 +88,34 @@ def test_12_bits_in_16_train_and_score_as_the_same_pictures_in_8(deep, shallow, 
     assert config["grey_range"] == [0, 4095]
     assert config["pretrained_cfg"]["input_size"] == [1, 32, 32]
     scorer, found = scores_of(folder, deep, tmp_path / "deep.onnx")
-    assert (scorer.channels, scorer.grey_range) == (1, (0, 4095))
+    assert scorer.decoding == Decoding(1, (0, 4095))
     _, other = scores_of(expected, shallow, tmp_path / "shallow.onnx")
     assert [(r.label, r.score) for r in found] == [(r.label, r.score) for r in other]
     assert not any(r.error for r in found)
+
+
+def test_photographs_train_and_score_upright_as_the_same_ones_turned(tmp_path, capfd):
+    def aside(stored, path):
+        exif = Image.Exif()
+        exif[274] = 6  # a quarter clockwise, to be seen as it was
+        Image.fromarray(np.rot90(stored >> 4).astype(np.uint8)).save(path, exif=exif)
+
+    tall = {"size": (32, 24), "classes": ("ash", "birch")}
+    photographs = waves(tmp_path / "turned/waves", aside, **tall)
+    pictures = waves(tmp_path / "plain/waves", as_8_bits, **tall)
+    folder = trained(photographs, tmp_path / "upright", orientation="upright")
+    assert "turned by viewers" not in capfd.readouterr().err
+    expected = trained(pictures, tmp_path / "expected")
+    assert "turned by viewers" not in capfd.readouterr().err
+    files = [made / "model.safetensors" for made in (folder, expected)]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert json.loads((folder / "config.json").read_text())["orientation"] == "upright"
+    scorer, found = scores_of(folder, photographs, tmp_path / "upright.onnx")
+    assert scorer.metadata["preprocessing"]["orientation"] == "upright"
+    _, other = scores_of(expected, pictures, tmp_path / "expected.onnx")
+    assert [(r.label, r.score) for r in found] == [(r.label, r.score) for r in other]
+    trained(photographs, tmp_path / "look", check=True)
+    assert "images are turned by viewers, as EXIF says" in capfd.readouterr().err.replace("\n", " ")
 
 
 def test_without_a_range_it_is_warned_of_with_the_way_out(deep, tmp_path, capfd):
@@ -123,7 +147,7 @@ def test_a_fourth_band_is_seen_by_four_channels_alone(banded, tmp_path, recipe):
     model = load_model(folder)
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
     files = sorted(banded.rglob("*.png"))
-    pixels = torch.stack([transform(as_pixels(open_image(file), 4)) for file in files])
+    pixels = torch.stack([transform(Decoding(4)(open_image(file))) for file in files])
     with torch.no_grad():
         logits = model(pixels)
     assert [r.label for r in found] == logits.argmax(dim=1).tolist()
