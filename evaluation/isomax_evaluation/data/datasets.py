@@ -32,7 +32,7 @@ from isomax_evaluation.data.listing.listing import Listing, Scan
 from isomax_evaluation.data.listing.tables import load_class_map, read_labels
 from isomax_evaluation.data.parts import hold_out
 from isomax_evaluation.data.torch_datasets import from_dataset, labels_of
-from isomax_evaluation.output.errors import InputError, first_few, one_line
+from isomax_evaluation.output.errors import InputError, first_few, input_errors, one_line
 from isomax_evaluation.output.files import as_text
 
 DIGITS_KNOWN, DIGITS_HELD_OUT = tuple("0123456"), tuple("789")
@@ -194,7 +194,8 @@ def _splits_of(found: Scan, name: str) -> Splits:
             "classes straight into the folder"
         )
     if test is None:
-        chosen = hold_out(train.names, train.labels, TEST_SHARE, train.groups)
+        with input_errors():  # of too few images
+            chosen = hold_out(train.names, train.labels, TEST_SHARE, train.groups)
         rest = np.setdiff1d(np.arange(len(train)), chosen)
         train, test = train.take(rest), train.take(chosen)
         lines += (
