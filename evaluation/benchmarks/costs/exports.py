@@ -25,13 +25,14 @@ from isomax_adapters.runtime import Scorer
 from isomax_adapters.runtime.decoding import from_array
 from isomax_adapters.runtime.resizing import to_size_of_graph
 from isomax_adapters.timm import load_model, save_model
+from isomax_evaluation.cli.tables import of_speed
 from isomax_evaluation.speed.files import (
     BATCH,
-    add_scoring,
     images_to_score,
     photograph,
+    rows_of,
     scoring_seconds,
-    table_of,
+    title_of,
 )
 from isomax_evaluation.speed.timing import alternate
 
@@ -57,19 +58,17 @@ def measure(
         graph = graph_seconds(folder, size, Path(scratch), repeats)
         scorer = Scorer(Path(scratch) / "fp32.onnx", threads=THREADS)
         scoring = scoring_seconds(scorer, files, max(3, repeats // 5))
-    table = table_of(f"{model} at {size} pixels, torch {torch.__version__}", THREADS)
     bare, whole = graph["bare"], graph["fp32"]
-    for name, seconds, ratio in (
+    measured = (
         ("network alone: floats in, logits out", bare, "1"),
         ("exported file: pixels in, verdict out", whole, f"{whole / bare:.3f}x the time"),
         ("PyTorch, network alone", graph["torch"], f"{graph['torch'] / bare:.2f}x the time"),
         ("exported file, fp16", graph["fp16"], f"{whole / graph['fp16']:.2f}x the speed of fp32"),
         ("exported file, int8", graph["int8"], f"{whole / graph['int8']:.2f}x the speed of fp32"),
-    ):
-        table.add_row(name, f"{1000 * seconds / BATCH:.2f}", ratio)
-    table.add_section()
-    add_scoring(table, scoring, len(files))
-    return table
+    )
+    rows = [(name, f"{1000 * seconds / BATCH:.2f}", ratio) for name, seconds, ratio in measured]
+    title = title_of(f"{model} at {size} pixels, torch {torch.__version__}", THREADS)
+    return of_speed(title, rows + rows_of(scoring, len(files)))
 
 
 def graph_seconds(folder: Path, size: int, scratch: Path, repeats: int) -> dict[str, float]:

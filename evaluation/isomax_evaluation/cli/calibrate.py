@@ -12,7 +12,7 @@ from isomax_evaluation.cli.options import (
     settings_of,
     with_settings,
 )
-from isomax_evaluation.cli.terminal import one_line_errors, show_threshold, status
+from isomax_evaluation.cli.terminal import Bars, one_line_errors, show_threshold, status
 from isomax_evaluation.data.settings import Preprocessing, Reading
 from isomax_evaluation.output.errors import InputError
 
@@ -67,20 +67,22 @@ def calibrate(
         with status("loading PyTorch"):
             from isomax_evaluation.deployment import calibrating
 
-        folder = calibrating.calibrate(
-            model,
-            id,
-            output,
-            detector=detector,
-            alpha=alpha,
-            calibration=calibration,
-            fit_images=fit_images,
-            bank=bank,
-            hyperparameters=dict(map(_value, hyperparameters or ())),
-            image_size=settings_of(Preprocessing, settings).image_size,
-            reading=settings_of(Reading, settings),
-            class_names=class_names_of(class_names),
-        )
+        with Bars() as progress:
+            folder = calibrating.calibrate(
+                model,
+                id,
+                output,
+                detector=detector,
+                alpha=alpha,
+                calibration=calibration,
+                fit_images=fit_images,
+                bank=bank,
+                hyperparameters=dict(map(_value, hyperparameters or ())),
+                image_size=settings_of(Preprocessing, settings).image_size,
+                reading=settings_of(Reading, settings),
+                class_names=class_names_of(class_names),
+                progress=progress,
+            )
         show_threshold(folder)
 
 

@@ -21,6 +21,7 @@ from isomax_evaluation.cli.options import (
 )
 from isomax_evaluation.cli.terminal import (
     INCOMPLETE,
+    Bars,
     one_line_errors,
     print_table,
     status,
@@ -109,8 +110,8 @@ def compare(
         named = _known(detectors)
     with one_line_errors("onnx", "report"), tracking(track, output, offline_ok) as started:
         with status("loading PyTorch"):
+            from isomax_evaluation.cli import tables
             from isomax_evaluation.comparison import compare as comparison
-            from isomax_evaluation.comparison.rows import terminal_table
             from isomax_evaluation.training import jobs
 
         names = comparison.DETECTORS if named is None else named
@@ -118,30 +119,32 @@ def compare(
             Source, settings | {"model": model or ("test_resnet" if digits else "resnet18")}
         )
         suits = "digits" if digits else jobs.recipe_for(source.model, source.starts_trained)
-        done = comparison.compare(
-            id=id,
-            ood=ood or (["digits-held-out", "uniform-noise"] if digits else []),
-            losses=None if losses is None else split(losses),
-            detectors=names,
-            model=source,
-            recipe=recipe_of(recipe or suits, settings),
-            preprocessing=settings_of(Preprocessing, settings),
-            reading=settings_of(Reading, settings),
-            seeds=(2 if digits else 3) if seeds is None else seeds,
-            output=output,
-            images_per_class=images_per_class,
-            test_images=test_images,
-            alpha=alpha,
-            benchmark=benchmark,
-            tune=tune,
-            models=models or (),
-            fit_images=fit_images,
-            class_names=class_names_of(class_names),
-            export=export,
-            costs=costs,
-            started=started,
-        )
-        print_table(terminal_table(done.results, done.intervals, done.costs))
+        with Bars() as progress:
+            done = comparison.compare(
+                id=id,
+                ood=ood or (["digits-held-out", "uniform-noise"] if digits else []),
+                losses=None if losses is None else split(losses),
+                detectors=names,
+                model=source,
+                recipe=recipe_of(recipe or suits, settings),
+                preprocessing=settings_of(Preprocessing, settings),
+                reading=settings_of(Reading, settings),
+                seeds=(2 if digits else 3) if seeds is None else seeds,
+                output=output,
+                images_per_class=images_per_class,
+                test_images=test_images,
+                alpha=alpha,
+                benchmark=benchmark,
+                tune=tune,
+                models=models or (),
+                fit_images=fit_images,
+                class_names=class_names_of(class_names),
+                export=export,
+                costs=costs,
+                started=started,
+                progress=progress,
+            )
+        print_table(tables.of_comparison(done.results, done.intervals, done.costs))
         for (loss, reason), rows in done.left_out.groupby(["loss", "reason"], sort=False):
             typer.echo(f"left out with {loss}: {', '.join(rows['detector'])}: {reason}")
         for row in done.errors.drop_duplicates(["loss", "detector", "error"]).itertuples():

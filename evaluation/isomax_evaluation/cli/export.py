@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from isomax_evaluation.cli.options import ClassNames, class_names_of, settings_of, with_settings
-from isomax_evaluation.cli.terminal import one_line_errors, print_table, status
+from isomax_evaluation.cli.terminal import Bars, one_line_errors, print_table, status
 from isomax_evaluation.data.settings import Reading
 from isomax_evaluation.output.errors import InputError
 from isomax_evaluation.output.files import check_target
@@ -118,9 +118,9 @@ def _warn_of(folder: Path, metadata: dict[str, Any]) -> None:
 
 
 def _export_and_measure(**arguments: Any) -> None:
-    from isomax_evaluation.deployment.precision import export_and_measure, terminal_table
-    from isomax_evaluation.output.progress import progress_bar
+    from isomax_evaluation.cli.tables import of_precision
+    from isomax_evaluation.deployment.precision import export_and_measure
 
-    with progress_bar() as progress:
+    with Bars() as progress:
         table = export_and_measure(**arguments, progress=progress)
-    print_table(terminal_table(table))
+    print_table(of_precision(table))

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from isomax_evaluation.cli.terminal import INCOMPLETE, one_line_errors, path_of
+from isomax_evaluation.cli.terminal import INCOMPLETE, Bars, one_line_errors, path_of
 from isomax_evaluation.output.errors import InputError
 
 
@@ -142,17 +142,17 @@ def _score_to_file(
 ) -> int:
     from isomax_evaluation.data.listing.files import find_images
     from isomax_evaluation.deployment.scoring import score_to_file
-    from isomax_evaluation.output.progress import progress_bar, warn
+    from isomax_evaluation.output.progress import warn
 
-    with progress_bar() as progress:
-        task = progress.add_task("scoring", total=None)
+    with Bars() as progress:
+        task = progress.begin("scoring", None)
 
         def count() -> None:  # beside the scoring, which begins with the first file
-            progress.update(task, total=sum(1 for _ in find_images(paths)))
+            progress.expect(task, sum(1 for _ in find_images(paths)))
 
         threading.Thread(target=count, daemon=True).start()
         done = score_to_file(
-            scorer, images, out, lambda more: progress.advance(task, more), batch_size,
+            scorer, images, out, lambda more: progress.step(task, more, None), batch_size,
             partial(warn, progress),
         )  # fmt: skip
     again = [

@@ -18,7 +18,8 @@ def speed(
     """Measure what an exported file takes to score images on this machine."""
     with one_line_errors("timm"):
         with status("measuring"):
+            from isomax_evaluation.cli.tables import of_speed
             from isomax_evaluation.speed.files import measure
 
-            table = measure(model, images, quick)
+            table = of_speed(*measure(model, images, quick))
         print_table(table)

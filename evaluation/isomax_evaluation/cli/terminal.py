@@ -127,6 +127,54 @@ def show_threshold(folder: Path) -> None:
     typer.echo(f"next: isomax export {folder} model.onnx")
 
 
+class Bars:
+    """Bars with counts and the time that remains, on the error stream so that results can be piped;
+    lines where it is no terminal."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+        )
+
+        self._bars = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+        )
+        self.moves: bool = self._bars.console.is_terminal
+
+    def __enter__(self) -> "Bars":
+        self._bars.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bars.stop()
+
+    def tell(self, text: str) -> None:
+        # names may have brackets, which are no markup
+        self._bars.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def begin(self, what: str, total: int | None) -> Any:
+        return self._bars.add_task(what, total=total)
+
+    def step(self, task: Any, done: int, what: str | None) -> None:
+        self._bars.update(task, advance=done, description=what)
+
+    def expect(self, task: Any, total: int) -> None:
+        """How many steps a task has, once that is known."""
+        self._bars.update(task, total=total)
+
+    def end(self, task: Any) -> None:
+        self._bars.remove_task(task)
+
+
 def status(what: str) -> AbstractContextManager[Any]:
     """A sign of life on the terminal while something long goes on."""
     from rich.console import Console

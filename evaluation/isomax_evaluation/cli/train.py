@@ -17,7 +17,7 @@ from isomax_evaluation.cli.options import (
     settings_of,
     with_settings,
 )
-from isomax_evaluation.cli.terminal import one_line_errors, show_threshold, status, tracking
+from isomax_evaluation.cli.terminal import Bars, one_line_errors, show_threshold, status, tracking
 from isomax_evaluation.data.settings import Preprocessing, Reading
 from isomax_evaluation.training.recipes import Recipe
 from isomax_evaluation.training.source import Source
@@ -79,24 +79,26 @@ def train(
             from isomax_evaluation.training.outcome import outcome
 
         source = settings_of(Source, settings)
-        folder = training.train(
-            data,
-            output,
-            model=source,
-            loss=loss,
-            recipe=recipe_of(
-                recipe or jobs.recipe_for(source.model, source.starts_trained), settings
-            ),
-            preprocessing=settings_of(Preprocessing, settings),
-            reading=settings_of(Reading, settings),
-            seed=seed,
-            alpha=alpha,
-            images_per_class=images_per_class,
-            val_share=val_share,
-            auto_batch=auto_batch,
-            check=check,
-            started=started,
-        )
+        with Bars() as progress:
+            folder = training.train(
+                data,
+                output,
+                model=source,
+                loss=loss,
+                recipe=recipe_of(
+                    recipe or jobs.recipe_for(source.model, source.starts_trained), settings
+                ),
+                preprocessing=settings_of(Preprocessing, settings),
+                reading=settings_of(Reading, settings),
+                seed=seed,
+                alpha=alpha,
+                images_per_class=images_per_class,
+                val_share=val_share,
+                auto_batch=auto_batch,
+                check=check,
+                started=started,
+                progress=progress,
+            )
         if check:
             return
         if os.environ.get("RANK", "0") != "0":

@@ -46,7 +46,7 @@ from isomax_evaluation.detection.testing import Bench, Tested, test_model
 from isomax_evaluation.output.errors import InputError
 from isomax_evaluation.output.files import as_list
 from isomax_evaluation.output.folders import check_outside
-from isomax_evaluation.output.progress import progress_bar, tell, warn
+from isomax_evaluation.output.progress import LINES, Progress, tell, warn
 from isomax_evaluation.output.provenance import write_provenance
 from isomax_evaluation.output.settings import check_settings
 from isomax_evaluation.training.card import write_card
@@ -90,6 +90,7 @@ def compare(
     export: str | None = None,
     costs: bool = True,
     started: Callable[[], object] | None = None,
+    progress: Progress = LINES,
 ) -> Comparison:
     """Score ID and OOD test images with every detector on every model: models that are given, and a
     backbone that is trained here once per loss and seed.
@@ -135,6 +136,7 @@ def compare(
         the test sets
     :param costs: measure what a score of each detector costs, on seed 0 of each model
     :param started: called when all that was given has turned out to be of use, before any work
+    :param progress: where it reports to; lines on the error stream if not given
     :raises InputError: if anything given cannot be used, before any work
     """
     recipe = recipe_named(recipe) if isinstance(recipe, str) else recipe
@@ -162,7 +164,6 @@ def compare(
     with (
         decoding_errors(),
         accelerator_for(plan.job.recipe) as accelerator,
-        progress_bar() as progress,
     ):
         if plan.losses and plan.seeds > seeds:
             tell(progress, f"{output} has {plan.seeds} seeds, and keeps them")
@@ -214,7 +215,7 @@ def compare(
             )
             return bench, divided
 
-        overall = progress.add_task("models", total=len(runs))
+        overall = progress.begin("models", len(runs))
         by_name: dict[str, tuple[Run, Model]] = {}
         for run in runs:
             bench, divided = bench_of(run)
@@ -223,8 +224,8 @@ def compare(
             if run.job is not None:
                 write_card(run.folder)
             by_name.setdefault(run.name, (run, bench.model))
-            progress.advance(overall)
-        task = progress.add_task("exporting to ONNX, writing the report", total=None)
+            progress.step(overall, 1, None)
+        task = progress.begin("exporting to ONNX, writing the report", None)
         done = tables_of(output, plan, runs, tested, progress)
         options = options_of_calibrate(plan.job.preprocessing.image_size, fit_images)
         table = deployable(by_name, plan.detectors, output, sets.given, options)
@@ -241,5 +242,6 @@ def compare(
             chosen = deploy(row, run, bench, divided, sets, plan.job.alpha, output, progress)
         done = replace(done, chosen=chosen)
         write_all(output, plan, runs, tested, done)
-        progress.remove_task(task)
+        progress.end(task)
+        progress.end(overall)
     return done

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from rich.progress import Progress
 
 from isomax_adapters.onnx import export
 from isomax_adapters.onnx.scorers import obstacle_to_export
@@ -23,7 +22,7 @@ from isomax_evaluation.detection.testing import Bench
 from isomax_evaluation.output.errors import InputError, one_line
 from isomax_evaluation.output.files import read_json, write_json
 from isomax_evaluation.output.folders import run_folder
-from isomax_evaluation.output.progress import warn
+from isomax_evaluation.output.progress import Progress, warn
 
 FILE, FOLDER, ABOUT = "chosen.onnx", "chosen", "chosen.json"
 AT_ONCE = 4096  # rows of outputs

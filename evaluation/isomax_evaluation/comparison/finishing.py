@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
-from rich.progress import Progress
 
 from isomax_adapters.onnx import export
 from isomax_evaluation.comparison.columns import FILES, OTHERS
@@ -26,7 +25,7 @@ from isomax_evaluation.detection.testing import Tested
 from isomax_evaluation.output.errors import InputError, one_line
 from isomax_evaluation.output.files import write_json
 from isomax_evaluation.output.guide import write_guide
-from isomax_evaluation.output.progress import warn
+from isomax_evaluation.output.progress import Progress, warn
 from isomax_evaluation.output.tables import write_table
 
 TABLES = (

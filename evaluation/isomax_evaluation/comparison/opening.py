@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from rich.progress import Progress
 
 from isomax_adapters.pytorch_ood import Parts, why_not
 from isomax_evaluation.comparison.deploying import obstacle, split_row
@@ -17,6 +16,7 @@ from isomax_evaluation.comparison.sets import Sets
 from isomax_evaluation.detection.models import Model
 from isomax_evaluation.detection.opening import open_given
 from isomax_evaluation.output.errors import InputError, one_line
+from isomax_evaluation.output.progress import Progress
 from isomax_evaluation.training.jobs import build_model, data_config
 from isomax_evaluation.training.train import ready_to_train
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from rich.progress import Progress
 
 from isomax_adapters.pytorch_ood import Parts
 from isomax_adapters.timm import load_calibration, load_model
@@ -20,6 +19,7 @@ from isomax_evaluation.detection.models import Model
 from isomax_evaluation.detection.opening import Given
 from isomax_evaluation.detection.testing import Tested
 from isomax_evaluation.output.folders import claim_folder, run_folder
+from isomax_evaluation.output.progress import Progress
 from isomax_evaluation.output.provenance import write_provenance
 from isomax_evaluation.output.tables import write_table
 from isomax_evaluation.training.jobs import Job, data_config

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from pytorch_ood.benchmark import Benchmark
-from rich.progress import Progress
 
 from isomax_adapters.runtime.decoding import Decoding
 from isomax_evaluation import data
@@ -19,7 +18,7 @@ from isomax_evaluation.data.settings import Reading
 from isomax_evaluation.data.torch_datasets import open_torch
 from isomax_evaluation.output.errors import InputError
 from isomax_evaluation.output.folders import identity, resolved
-from isomax_evaluation.output.progress import tell, warn
+from isomax_evaluation.output.progress import Progress, tell, warn
 
 
 @dataclass(frozen=True)

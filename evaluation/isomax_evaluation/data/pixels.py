@@ -1,13 +1,12 @@
 """What pixels mean: looked at before anything is trained on them."""
 
-from rich.progress import Progress
 from torch.utils import data as torch_data
 
 from isomax_adapters.runtime.decoding import GreyRange
 from isomax_evaluation.data.checking import check_pixels, masks_beside
 from isomax_evaluation.data.images import Images
 from isomax_evaluation.output.errors import InputError
-from isomax_evaluation.output.progress import shown
+from isomax_evaluation.output.progress import Progress, shown
 
 
 def grey_range_of(images: Images, workers: int, progress: Progress) -> GreyRange:

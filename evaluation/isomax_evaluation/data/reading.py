@@ -8,12 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich.progress import Progress
 from torch.utils import data as torch_data
 
 from isomax_evaluation.data.images import Images
 from isomax_evaluation.output.errors import InputError, first_few, one_line
-from isomax_evaluation.output.progress import tell
+from isomax_evaluation.output.progress import Progress, shown, tell
 
 
 def readable(sets: Sequence[Images], skip: bool, workers: int, progress: Progress) -> list[Images]:
@@ -25,13 +24,8 @@ def readable(sets: Sequence[Images], skip: bool, workers: int, progress: Progres
     found: list[Images] = []
     bad: dict[str, list[str]] = {}
     for images in sets:
-        task = progress.add_task(f"checking {images.name}", total=len(images))
-        reasons, prints, contents = read_once(
-            images,
-            workers,
-            lambda done, task=task: progress.advance(task, done),  # type: ignore[misc]
-        )
-        progress.remove_task(task)
+        with shown(progress, f"checking {images.name}", len(images)) as advance:
+            reasons, prints, contents = read_once(images, workers, advance)
         bad.setdefault(images.name, [])
         bad[images.name] += [f"{images.name_of(at)} ({why})" for at, why in reasons.items()]
         images = replace(images, fingerprints=prints, contents=contents)
@@ -45,8 +39,8 @@ def readable(sets: Sequence[Images], skip: bool, workers: int, progress: Progres
                 f"{first_few(listed, 5)}; remove them, or leave them out with --skip-bad-images"
             )
         if listed:
-            shown = first_few(listed, 5)
-            tell(progress, f"left out {len(listed)} images of {name} that do not decode: {shown}")
+            some = first_few(listed, 5)
+            tell(progress, f"left out {len(listed)} images of {name} that do not decode: {some}")
     return found
 
 

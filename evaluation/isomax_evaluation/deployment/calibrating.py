@@ -37,7 +37,7 @@ from isomax_evaluation.detection.opening import Given, open_given
 from isomax_evaluation.output.errors import InputError, input_errors
 from isomax_evaluation.output.files import read_json
 from isomax_evaluation.output.folders import check_outside
-from isomax_evaluation.output.progress import progress_bar, tell, warn
+from isomax_evaluation.output.progress import LINES, Progress, tell, warn
 
 POST_HOC = {head: detector.__name__ for head, detector in posthoc.POST_HOC.items()}
 
@@ -59,6 +59,7 @@ def calibrate(
     image_size: int | tuple[int, int] | None = None,
     class_names: Sequence[str] | None = None,
     reading: Reading = Reading(),
+    progress: Progress = LINES,
 ) -> Path:
     """Give a trained classifier a detector and a threshold; write it as a model folder.
 
@@ -82,6 +83,7 @@ def calibrate(
     :param class_names: of a model that has none, in the order of its logits; if not given, the
         training images decide which of the usual orders it is
     :param reading: how images are found and read
+    :param progress: where it reports to; lines on the error stream if not given
     :return: the model folder
     :raises InputError: if anything given cannot be used, before anything is written
     """
@@ -90,7 +92,7 @@ def calibrate(
     splits = data.open_splits(id, reading)
     check_outside(output, id)
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
-    with decoding_errors(), progress_bar() as progress:
+    with decoding_errors():
         for line in splits.found:
             tell(progress, line)
         model = open_given(
@@ -138,6 +140,7 @@ def calibrate_model(
     bank: int | None = None,
     hyperparameters: Mapping[str, Any] | None = None,
     data_config: dict[str, Any] | None = None,
+    progress: Progress = LINES,
 ) -> Path:
     """The same for a model in memory, of a training loop of one's own.
 
@@ -180,11 +183,10 @@ def calibrate_model(
     given = Model(type(network).__name__, 0, parts, names, config)
     fed = None if training is None else Loaded(training)
     try:
-        with progress_bar() as progress:
-            name = _named(given, detector)
-            tell_if_no_file_holds(given, name, progress)
-            wanted = Wanted(name, alpha, bank=bank, hyperparameters=hyperparameters)
-            equip(given, wanted, fed, Loaded(held_out), output, progress)
+        name = _named(given, detector)
+        tell_if_no_file_holds(given, name, progress)
+        wanted = Wanted(name, alpha, bank=bank, hyperparameters=hyperparameters)
+        equip(given, wanted, fed, Loaded(held_out), output, progress)
     finally:
         network.train(was_training)
     return output

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from pytorch_ood.api import Detector, FeaturesDetector
-from rich.progress import Progress
 
 from isomax.calibration import Calibration
 from isomax_adapters.onnx.scorers import obstacle_to_export
@@ -21,7 +20,7 @@ from isomax_evaluation.detection.scoring import score
 from isomax_evaluation.extraction.doubts import doubts_of
 from isomax_evaluation.extraction.store import Keeper, Outputs, OutputsInMemory
 from isomax_evaluation.output.errors import InputError, input_errors
-from isomax_evaluation.output.progress import shown, tell, warn
+from isomax_evaluation.output.progress import Progress, shown, tell, warn
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,6 @@ import numpy as np
 import pandas as pd
 import timm.data
 import torch
-from rich.markup import escape
-from rich.progress import Progress
-from rich.table import Table
 
 from isomax.calibration import RejectionThreshold
 from isomax_adapters.onnx import export
@@ -27,7 +24,7 @@ from isomax_evaluation.detection.class_order import places_by_images
 from isomax_evaluation.detection.metrics import ood_metrics
 from isomax_evaluation.output.errors import InputError, input_errors
 from isomax_evaluation.output.files import as_list
-from isomax_evaluation.output.progress import tell
+from isomax_evaluation.output.progress import Progress, shown, tell
 
 #: parts of a training's images that it has not seen -> what they are for
 UNSEEN = {"validation": "selection", "calibration": "held_out"}
@@ -106,18 +103,17 @@ def export_and_measure(
         unknown = settled.ood
         unseen = _unseen(held, model_folder)
     with tempfile.TemporaryDirectory() as scratch:
-        task = progress.add_task("exporting", total=None)
+        task = progress.begin("exporting", None)
         files = {"fp32": Path(scratch) / "fp32.onnx", precision: path}
         for kind, file in files.items():
             ranges = (_source(training, i) for i in range(len(training)))
             labelled = {} if kind == "fp32" else unseen
             ranges_of = ranges if kind == "int8" else None
             export(model_folder, file, kind, ranges_of, class_names=names, **labelled)
-        progress.remove_task(task)
+        progress.end(task)
         count = len(files) * sum(map(len, (known, *unknown)))
-        task = progress.add_task("measuring", total=count)
-        table = measure(files, known, unknown, lambda done: progress.advance(task, done))
-        progress.remove_task(task)
+        with shown(progress, "measuring", count) as advance:
+            table = measure(files, known, unknown, advance)
     return table
 
 
@@ -158,30 +154,6 @@ def measure(
             row[f"AUROC/{images.name}"] = metrics["AUROC"]
         rows.append(row)
     return pd.DataFrame(rows)
-
-
-def terminal_table(measured: pd.DataFrame) -> Table:
-    """The same for the terminal."""
-    alpha = measured["alpha"].iloc[0]
-    table = Table(
-        title=f"percent of the test images; false alarms: ID images rejected, meant to be at most "
-        f"{100 * alpha:g}%; threshold here: the one these images ask for",
-        title_justify="left",
-    )
-    sets = [name for name in measured.columns if name.startswith("AUROC/")]
-    columns = ("MB", "accuracy", "label as first", *(escape(f"AUROC {s[6:]}") for s in sets))
-    for column in ("", *columns, "false alarms", "threshold", "threshold here"):
-        table.add_column(column, justify="right" if column else "left", no_wrap=True)
-    for row in measured.to_dict("records"):
-        shares = [row["accuracy"], row["same_labels"], *(row[s] for s in sets), row["false_alarms"]]
-        table.add_row(
-            row["precision"],
-            f"{row['size']:.1f}",
-            *(f"{100 * share:.2f}" for share in shares),
-            f"{row['threshold']:.5f}",
-            f"{row['fitted_threshold']:.5f}",
-        )
-    return table
 
 
 def _names_by_place(

@@ -6,14 +6,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.progress import Progress
 from torch import Tensor
 
 from isomax.doubts import binomial_tail
 from isomax_evaluation.data.images import Images, UnreadableError
 from isomax_evaluation.data.listing.listing import in_order
 from isomax_evaluation.output.errors import InputError
-from isomax_evaluation.output.progress import tell
+from isomax_evaluation.output.progress import Progress, tell
 
 SURE = 0.01  #: chance of an order that fits so much better, if none did
 CLASSES = 20  #: that two orders are told apart by

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from pytorch_ood.api import Detector
-from rich.progress import Progress
 from timm.models import get_model_input_config
 from torch import nn
 
@@ -21,6 +20,7 @@ from isomax_evaluation.data.preprocessing import preprocessing_of
 from isomax_evaluation.detection.class_order import places_by_images
 from isomax_evaluation.detection.models import Model
 from isomax_evaluation.output.errors import InputError
+from isomax_evaluation.output.progress import Progress
 
 Source = str | Path | nn.Module | Parts
 

@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 import torch
 from pytorch_ood.api import Detector
-from rich.progress import Progress
 
 from isomax.calibration import expected_calibration_error
 from isomax_adapters.pytorch_ood import detectors_for
@@ -31,7 +30,7 @@ from isomax_evaluation.extraction.doubts import doubts_of
 from isomax_evaluation.extraction.sharing import adopt
 from isomax_evaluation.extraction.store import Outputs, OutputsOnDisk, keeper, together
 from isomax_evaluation.output.files import read_json, write_json
-from isomax_evaluation.output.progress import shown, warn
+from isomax_evaluation.output.progress import Progress, shown, warn
 from isomax_evaluation.output.tables import read_table, write_table
 from isomax_evaluation.speed.costs import cost_of_detectors
 

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 from PIL import Image
-from rich.table import Table
 
 from isomax_adapters.runtime import Scorer
 from isomax_adapters.runtime.decoding import Decoding, from_array, open_image
@@ -19,11 +18,13 @@ from isomax_evaluation.data.listing.files import find_images
 from isomax_evaluation.output.errors import InputError
 from isomax_evaluation.speed.timing import alternate
 
+Rows = list[tuple[str, str, str]]
+
 BATCH = 16
 SIZES = ((375, 500), (500, 333), (427, 640), (333, 500), (480, 640))  # of photographs made here
 
 
-def measure(path: Path, images: Path | None = None, quick: bool = False) -> Table:
+def measure(path: Path, images: Path | None = None, quick: bool = False) -> tuple[str, Rows]:
     """What an exported file takes to score images, one by one and in batches, on this machine.
 
     :param images: a folder of images to score; without it, 160 JPEGs of several sizes made here
@@ -35,9 +36,7 @@ def measure(path: Path, images: Path | None = None, quick: bool = False) -> Tabl
     with tempfile.TemporaryDirectory() as scratch:
         files = images_to_score(images, Path(scratch))
         scoring = scoring_seconds(scorer, files, 3 if quick else 5)
-    table = table_of(path.name, scorer.threads)
-    add_scoring(table, scoring, len(files))
-    return table
+    return title_of(path.name, scorer.threads), rows_of(scoring, len(files))
 
 
 def images_to_score(images: Path | None, scratch: Path) -> list[str]:
@@ -47,30 +46,27 @@ def images_to_score(images: Path | None, scratch: Path) -> list[str]:
     return files
 
 
-def table_of(what: str, threads: int) -> Table:
-    table = Table(
-        title=f"{what}, batch {BATCH}; {platform.machine()}, {threads} threads, onnxruntime "
-        f"{onnxruntime.__version__}, medians of alternating runs",
-        title_justify="left",
+def title_of(what: str, threads: int) -> str:
+    return (
+        f"{what}, batch {BATCH}; {platform.machine()}, {threads} threads, onnxruntime "
+        f"{onnxruntime.__version__}, medians of alternating runs"
     )
-    for column in ("", "ms per image", "ratio"):
-        table.add_column(column, justify="right" if column else "left", no_wrap=True)
-    return table
 
 
-def add_scoring(table: Table, seconds: dict[str, float], count: int) -> None:
+def rows_of(seconds: dict[str, float], count: int) -> Rows:
+    """What was measured, milliseconds per image, and in relation to uniform batches."""
     uniform = seconds["uniform"]
 
     def share(name: str) -> str:
         return f"{uniform / seconds[name]:.2f}x the throughput of uniform batches"
 
-    for name, what, ratio in (
+    measured = (
         (f"decoding {count} files", "decoding", ""),
         ("uniform batches of the model's size", "uniform", "1"),
         ("decoded images of their own sizes", "decoded", share("decoded")),
         ("the files", "folder", share("folder")),
-    ):
-        table.add_row(name, f"{1000 * seconds[what] / count:.2f}", ratio)
+    )
+    return [(name, f"{1000 * seconds[of] / count:.2f}", ratio) for name, of, ratio in measured]
 
 
 def scoring_seconds(scorer: Scorer, files: Sequence[str], repeats: int) -> dict[str, float]:

@@ -14,7 +14,6 @@ from typing import Any
 import timm.data
 import torch
 from accelerate import Accelerator
-from rich.progress import Progress
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -33,7 +32,7 @@ from isomax_evaluation.extraction.store import (
     together,
 )
 from isomax_evaluation.output.errors import input_errors
-from isomax_evaluation.output.progress import say, shown
+from isomax_evaluation.output.progress import Progress, say, shown
 from isomax_evaluation.training.batches import Augmented, train_transform
 from isomax_evaluation.training.best import HEAD, MEANS, Offer
 from isomax_evaluation.training.jobs import Job

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object, set_seed
-from rich.progress import Progress
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -21,7 +20,7 @@ from isomax_adapters.timm.statistics import layers_with_statistics
 from isomax_evaluation.data.images import Images
 from isomax_evaluation.output.errors import InputError
 from isomax_evaluation.output.files import write_lines, write_whole
-from isomax_evaluation.output.progress import say
+from isomax_evaluation.output.progress import Progress, say
 from isomax_evaluation.training.batches import (
     Batches,
     EpochBatches,
@@ -84,11 +83,8 @@ def fit(
     mix = mixing(recipe, len(images.class_names), loss.mosaic)
     optimizer = accelerator.prepare_optimizer(optimizer)
     trained, frozen = None, None
-    task = progress.add_task(
-        f"{job.loss}, seed {job.seed}",
-        total=recipe.epochs * len(batches),
-        completed=len(history) * len(batches),
-    )
+    task = progress.begin(f"{job.loss}, seed {job.seed}", recipe.epochs * len(batches))
+    progress.step(task, len(history) * len(batches), None)
     for epoch in range(len(history), recipe.epochs):
         set_seed(hash_seed(job.seed, epoch, accelerator.process_index))
         if isinstance(loader, DataLoader):
@@ -134,7 +130,7 @@ def fit(
                 scheduler.step_update(update)
                 if ema is not None:
                     ema.update(model, step=update)
-            progress.advance(task)
+            progress.step(task, 1, None)
         _stop_if_not_finite(losses, epoch, len(batches) - 1, output)
         train_loss = float(accelerator.reduce(torch.stack(losses).mean(), "mean"))
         seconds = time.perf_counter() - started
@@ -154,13 +150,13 @@ def fit(
             told += f", validation accuracy {row['val_accuracy']:.1%}"
             offer(judged, logits.argmax(dim=1) == labels, WHOLE, f"epoch {epoch + 1}")
         history.append(row)
-        progress.update(task, description=f"{job.loss}, seed {job.seed}: {told}")
+        progress.step(task, 0, f"{job.loss}, seed {job.seed}: {told}")
         say(progress, f"{job.loss}, seed {job.seed}: epoch {epoch + 1} of {recipe.epochs}, {told}")
         if accelerator.is_main_process:
             _save_checkpoint(checkpoint, model, optimizer, ema, history, before, accelerator)
             write_lines(output / "metrics.jsonl", [*before, *history])
         accelerator.wait_for_everyone()
-    progress.remove_task(task)
+    progress.end(task)
     _freeze_backbone(model, False)
     return ema.module if ema is not None else model
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from rich.progress import Progress
 
 from isomax.calibration import (
     Calibration,
@@ -36,7 +35,7 @@ from isomax_evaluation.output.folders import (
     resolved,
 )
 from isomax_evaluation.output.guide import write_guide
-from isomax_evaluation.output.progress import progress_bar, shown, tell, warn
+from isomax_evaluation.output.progress import LINES, Progress, Silent, shown, tell, warn
 from isomax_evaluation.output.provenance import write_provenance
 from isomax_evaluation.output.settings import check_settings
 from isomax_evaluation.output.tables import write_table
@@ -75,6 +74,7 @@ def train(
     auto_batch: bool = False,
     check: bool = False,
     started: Callable[[], object] | None = None,
+    progress: Progress = LINES,
 ) -> Path:
     """Train a model and calibrate it on held-out training images; the test images are not touched
     until the end.
@@ -96,6 +96,7 @@ def train(
     :param auto_batch: as many images per update as fit into memory, in the place of the recipe's
     :param check: say what would be trained, how fast and in how much memory, and write nothing
     :param started: called when all that was given has turned out to be of use, before training
+    :param progress: where it reports to; lines on the error stream if not given
     :return: the model folder
     :raises InputError: if anything given cannot be used, before training starts
     """
@@ -111,8 +112,8 @@ def train(
     with (
         decoding_errors(),
         accelerator_for(recipe) as accelerator,
-        progress_bar(enabled=accelerator.is_main_process) as progress,
     ):
+        progress = progress if accelerator.is_main_process else Silent()
         if not job.source.starts_trained:
             tell(
                 progress,

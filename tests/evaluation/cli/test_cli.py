@@ -19,8 +19,8 @@ from typer.testing import CliRunner
 from isomax_adapters.runtime.scorer import Scorer
 from isomax_evaluation.cli import app, main
 from isomax_evaluation.cli.options import recipe_of
+from isomax_evaluation.cli.tables import of_comparison
 from isomax_evaluation.cli.terminal import print_blocks, print_table
-from isomax_evaluation.comparison.rows import terminal_table
 from isomax_evaluation.output.errors import InputError
 
 from ...adapters.mlflow.servers import tracking_server
@@ -471,7 +471,7 @@ def test_a_backbone_that_is_frozen_for_all_epochs_leaves_the_head_alone():
 
 @pytest.mark.parametrize("width", [80, 120])
 def test_a_table_that_is_too_wide_becomes_blocks(compared, width, capsys):
-    table = terminal_table(compared.results, compared.intervals, compared.costs)
+    table = of_comparison(compared.results, compared.intervals, compared.costs)
     console = Console(width=width, color_system=None)
     print_blocks(table, console)
     lines = capsys.readouterr().out.splitlines()

@@ -20,8 +20,9 @@ from isomax import EntropicScore, MahalanobisPP
 from isomax_adapters.runtime.scorer import Scorer
 from isomax_adapters.timm import load_calibration, load_model
 from isomax_evaluation import compare, data
+from isomax_evaluation.cli.tables import of_comparison
 from isomax_evaluation.comparison.plots import write_plots
-from isomax_evaluation.comparison.rows import needs, table_rows, terminal_table, verdicts
+from isomax_evaluation.comparison.rows import needs, table_rows, verdicts
 from isomax_evaluation.data.settings import Preprocessing
 from isomax_evaluation.detection.intervals import draw, resampled_metrics
 from isomax_evaluation.detection.metrics import METRICS, ood_metrics
@@ -204,7 +205,7 @@ def test_the_report_works_in_a_browser(compared, tmp_path):
 
 def test_the_table_prints_mean_and_spread(compared):
     console = Console(width=170, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(terminal_table(compared.results, compared.intervals, compared.costs))
+    console.print(of_comparison(compared.results, compared.intervals, compared.costs))
     text = console.export_text()
     chosen = compared.results.query(
         "loss == 'isomax' and detector == 'EntropicScore' and ood == 'uniform-noise'"
@@ -218,11 +219,11 @@ def test_one_seed_has_no_spread_and_a_time_has_its_own(compared):
     alone = compared.results.query("seed == 0")
     console = Console(width=170, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     once = compared.costs.assign(spread=float("nan"))
-    console.print(terminal_table(alone, compared.intervals, once))
+    console.print(of_comparison(alone, compared.intervals, once))
     title, table = console.export_text().split("┃", 1)
     assert "±" not in table
     assert "seeds" not in title
-    console.print(terminal_table(alone, compared.intervals, compared.costs.assign(spread=0.125)))
+    console.print(of_comparison(alone, compared.intervals, compared.costs.assign(spread=0.125)))
     assert re.search(r"\d\.\d\dx ±0\.12", console.export_text())
 
 

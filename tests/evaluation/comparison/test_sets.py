@@ -3,12 +3,11 @@
 from pathlib import Path
 
 import pytest
-from rich.progress import Progress
 
 from isomax_adapters.runtime.decoding import Decoding
 from isomax_evaluation.comparison.sets import open_sets, prepared
 from isomax_evaluation.output.errors import InputError
-from isomax_evaluation.output.progress import progress_bar
+from isomax_evaluation.output.progress import Silent, progress_bar
 
 from ...image_folders import make_folder
 
@@ -22,7 +21,7 @@ def folders(tmp_path, monkeypatch):
 
 
 def ready(sets, skip=False, progress=None):
-    progress = progress or Progress(disable=True)
+    progress = progress or Silent()
     return prepared(sets, None, None, skip, [Decoding()], 0, progress)
 
 

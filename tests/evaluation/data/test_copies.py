@@ -6,15 +6,15 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from rich.progress import Progress
 
 from isomax_evaluation import data
 from isomax_evaluation.data.copies import Copies, settle
 from isomax_evaluation.output.errors import InputError
+from isomax_evaluation.output.progress import Silent
 
 from ...image_folders import make_folder
 
-QUIET = Progress(disable=True)
+QUIET = Silent()
 DROP = Copies(drop=True)
 
 

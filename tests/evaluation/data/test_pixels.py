@@ -5,13 +5,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from rich.progress import Progress
 
 from isomax_adapters.runtime.decoding import Decoding
 from isomax_evaluation import data
 from isomax_evaluation.output.errors import InputError
+from isomax_evaluation.output.progress import Silent
 
-QUIET = Progress(disable=True)
+QUIET = Silent()
 
 
 def write(folder, pictures):

@@ -1,14 +1,14 @@
 """Every image is read once before work: what does not decode, what is twice, what is left."""
 
 import pytest
-from rich.progress import Progress
 
 from isomax_evaluation import data
 from isomax_evaluation.output.errors import InputError
+from isomax_evaluation.output.progress import Silent
 
 from ...image_folders import make_folder
 
-QUIET = Progress(disable=True)
+QUIET = Silent()
 
 
 def read(images, skip=False):

@@ -8,7 +8,6 @@ import pandas as pd
 import pytest
 import timm
 import torch
-from rich.progress import Progress
 
 from isomax.calibration import Calibration
 from isomax_adapters.runtime.scorer import Scorer
@@ -17,6 +16,7 @@ from isomax_evaluation import data, train
 from isomax_evaluation.data.settings import Preprocessing, Reading
 from isomax_evaluation.deployment import precision
 from isomax_evaluation.deployment.precision import measure
+from isomax_evaluation.output.progress import Silent
 from isomax_evaluation.training.recipes import RECIPES
 
 from ...image_folders import make_folder
@@ -106,7 +106,7 @@ def test_each_image_that_training_held_out_has_one_purpose(tmp_path, monkeypatch
             "int8",
             given,
             [],
-            Progress(disable=True),
+            Silent(),
             reading=Reading(workers=0),
         )
         splits = pd.read_csv(tmp_path / "out/splits.csv")
