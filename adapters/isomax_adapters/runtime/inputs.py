@@ -1,5 +1,6 @@
 """What a user gives to be scored, as an image: files, encoded bytes, arrays, PIL images."""
 
+import inspect
 import io
 import os
 import stat
@@ -121,6 +122,9 @@ def _opened(source: Any, max_pixels: int) -> AbstractContextManager[Image.Image]
         file: Any = io.BytesIO(bytes(source))
     elif hasattr(source, "read"):
         content = _content(source)
+        if inspect.iscoroutine(content):  # of FastAPI's UploadFile
+            content.close()
+            raise UnusableError(f"{type(source).__name__} is read with await; give its .file")
         if not isinstance(content, bytes):
             raise UnusableError("a file of text; open it in binary mode")
         if not content:

@@ -141,6 +141,8 @@ def load_model(folder: str | Path) -> nn.Module:
         model: Any = timm.create_model(f"local-dir:{folder}")
         channels = timm.data.resolve_model_data_config(model)["input_size"][0]
         decoding = Decoding(channels).with_options(config)
+    except InputError as error:
+        raise ModelFolderError(f"{folder / CONFIG}: {error}") from error
     except Exception as error:  # JSON can hold anything
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise ModelFolderError(f"{folder / CONFIG} makes no model: {reason}") from error
