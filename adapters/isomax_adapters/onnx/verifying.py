@@ -29,6 +29,9 @@ PIXELS_OFF = 0.12
 # and of the scores as shares of their standard deviations, and the share of other labels
 TOLERANCES = (0.05, 0.05, 0.1)
 BLAMED_ON = 4  # images
+STEPS = 64  # of the p-values, on either side of the threshold, and as many over all
+#: these scores refuse logits that are positive
+OF_DISTANCES = ("minimum_distance_score", "max_mean_logit_entropy_score")
 
 #: of pixels, float ``[N, C, h, w]``, the logits, what is scored, and the scores
 Model = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]
@@ -154,25 +157,27 @@ def _why_too_far(
 
 
 def _verify_verdict(exported: onnx.ModelProto, calibration: Calibration) -> None:
-    """Check what the file makes of logits with scores on both sides of any threshold, and of such
-    as are no numbers."""
-    given = ["logits"] if calibration.score in SCORES else ["logits", "score"]
-    names = [name for name in OUTPUTS if name not in given]
-    verdict = _part(exported, given, names)
+    """Check what the file makes of logits of all sizes, of scores at and about every step, and of
+    such as are no numbers."""
     (output,) = (o for o in exported.graph.output if o.name == "logits")
     classes = output.type.tensor_type.shape.dim[1].dim_value
     generator = np.random.default_rng(0)
-    spread, level = 10 ** generator.uniform(-2, 2, (2, 512, 1))
-    logits = spread * generator.standard_normal((512, classes)) - level
-    logits = logits.astype(np.float32)
-    known = {"logits": logits}
-    if "score" in given:  # from far below the threshold to far above it
-        width = max(1.0, abs(calibration.threshold))
-        scores = calibration.threshold + width * spread[:, 0] * generator.standard_normal(512)
-        scores[0] = calibration.threshold
-        known["score"] = scores.astype(np.float32)
-    _verify_outputs(known | _named(verdict, names, known), calibration)
-    logits[:3, 0] = np.nan, np.inf, -np.inf
+    scores = _telling_scores(calibration)
+    spread, level = 10 ** generator.uniform(-2, 2, (2, len(scores), 1))
+    logits = spread * generator.standard_normal((len(scores), classes)) - level
+    if calibration.score in OF_DISTANCES:
+        logits = -np.abs(logits)
+    known = {"logits": logits.astype(np.float32), "score": scores}
+    names = [name for name in OUTPUTS if name not in known]
+    verdict = _part(exported, list(known), names)
+    verdicts = _named(verdict, names, known)
+    if calibration.score in SCORES:
+        _refuse_wrong(_verdicts(known | verdicts, calibration))
+        scored = _part(exported, ["logits"], ["score"])
+        known |= _named(scored, ["score"], {"logits": known["logits"]})
+        verdicts = _named(verdict, names, known)
+    _verify_outputs(known | verdicts, calibration)
+    known["logits"][:3, 0] = np.nan, np.inf, -np.inf
     found = _named(verdict, ["p_value", "is_ood"], {n: rows[:3] for n, rows in known.items()})
     if not (found["is_ood"].all() and (found["p_value"] <= 1 / (calibration.samples + 1)).all()):
         raise ExportError("the file accepts logits that are no numbers; nothing was written")
@@ -191,23 +196,47 @@ def _verify_outputs(outputs: dict[str, np.ndarray], calibration: Calibration) ->
     rounding = np.finfo(np.float32).eps * logits.abs().amax(dim=1).numpy() / calibration.temperature
     of_logits = calibration.score in SCORES
     score = calibration.score_of(logits).numpy() if of_logits else outputs["score"]
-    found = torch.from_numpy(outputs["score"])
     chosen = np.take_along_axis(outputs["logits"], outputs["label"][:, None], axis=1)[:, 0]
-    right = {
-        "label": chosen == outputs["logits"].max(axis=1),
-        "probabilities": np.abs(outputs["probabilities"] - probabilities)
-        <= 1e-4 + rounding[:, None],
-        "confidence": outputs["confidence"] == outputs["probabilities"].max(axis=1),
-        "score": np.abs(outputs["score"] - score) <= 1e-4 * np.maximum(1, np.abs(score)),
-        "p_value": outputs["p_value"] == calibration.p_values(found).numpy(),
-        "is_ood": outputs["is_ood"] == calibration.rejects(found).numpy(),
+    _refuse_wrong(
+        {
+            "label": chosen == outputs["logits"].max(axis=1),
+            "probabilities": np.abs(outputs["probabilities"] - probabilities)
+            <= 1e-4 + rounding[:, None],
+            "confidence": outputs["confidence"] == outputs["probabilities"].max(axis=1),
+            "score": np.abs(outputs["score"] - score) <= 1e-4 * np.maximum(1, np.abs(score)),
+        }
+        | _verdicts(outputs, calibration)
+    )
+
+
+def _verdicts(outputs: dict[str, np.ndarray], calibration: Calibration) -> dict[str, np.ndarray]:
+    """Which p-values and verdicts follow from the scores."""
+    scores = torch.from_numpy(outputs["score"])
+    return {
+        "p_value": outputs["p_value"] == calibration.p_values(scores).numpy(),
+        "is_ood": outputs["is_ood"] == calibration.rejects(scores).numpy(),
     }
+
+
+def _refuse_wrong(right: dict[str, np.ndarray]) -> None:
     wrong = [name for name, holds in right.items() if not holds.all()]
     if wrong:
         raise ExportError(
             f"the file disagrees with the model's calibration: {', '.join(wrong)} do not follow "
             "from the logits; nothing was written"
         )
+
+
+def _telling_scores(calibration: Calibration) -> np.ndarray:
+    """Scores at and next to the steps of the p-values: all about the threshold, some elsewhere."""
+    steps = np.asarray(calibration.scores, dtype=np.float32)
+    threshold = int(np.searchsorted(steps, np.float32(calibration.threshold)))
+    near = np.arange(threshold - STEPS, threshold + STEPS)
+    anywhere = np.linspace(0, len(steps) - 1, STEPS).astype(int)
+    chosen = steps[np.unique(np.clip(np.concatenate([near, anywhere]), 0, len(steps) - 1))]
+    chosen = np.concatenate([chosen, chosen + np.float32(calibration.tolerance)])
+    sides = [np.nextafter(chosen, np.float32(end)) for end in (-np.inf, np.inf)]
+    return np.concatenate([chosen, *sides])
 
 
 def _part(

@@ -30,12 +30,12 @@ from isomax_adapters.pytorch_ood import NAMES, Saved, detectors_for, save_detect
 from isomax_adapters.runtime.scorer import Scorer
 from isomax_adapters.timm import save_model
 from isomax_evaluation import data
+from isomax_evaluation.cli.terminal import Bars
 from isomax_evaluation.data.loading import loader_of
 from isomax_evaluation.detection.fitting import fit
 from isomax_evaluation.detection.models import Model
 from isomax_evaluation.detection.opening import Given, open_given
 from isomax_evaluation.detection.scoring import score
-from isomax_evaluation.output.progress import progress_bar
 
 DIVISIONS, ALPHA, THROUGH_THE_FILE = 200, 0.05, 64
 
@@ -95,7 +95,7 @@ def main() -> int:
     warnings.simplefilter("ignore")
     splits = data.open_splits(given.id)
     size = {"img_size": given.image_size}
-    with progress_bar() as progress:
+    with Bars() as progress:
         model = open_given(
             Given("model", 0, given.model), splits.train, size, None, False, "cpu", progress
         )

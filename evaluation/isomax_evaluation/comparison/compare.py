@@ -140,9 +140,6 @@ def compare(
     :raises InputError: if anything given cannot be used, before any work
     """
     recipe = recipe_named(recipe) if isinstance(recipe, str) else recipe
-    for what, texts in (("losses", losses), ("detectors", detectors)):
-        if isinstance(texts, str):
-            raise InputError(f"{what} is {texts!r}; expected a list of names, [{texts!r}]")
     given = given_models(models)
     digits = isinstance(id, str) and id == "digits" and not benchmark
     if losses is None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from isomax_evaluation.output.errors import InputError
-from isomax_evaluation.output.files import as_text
+from isomax_evaluation.output.files import as_list, as_text
 
 
 def split_name(text: str) -> tuple[str | None, str]:
@@ -28,9 +28,10 @@ def named(given: Any, what: str) -> list[tuple[str | None, Any]]:
     if isinstance(given, Mapping):
         return [(str(name), source) for name, source in given.items()]
     way_out = "expected a list of texts, or a dictionary that names each: {'NAME': ...}"
-    if isinstance(given, (str, os.PathLike)) or not isinstance(given, Collection):
-        shown = repr(given) if isinstance(given, str) else f"one {type(given).__name__}"
-        raise InputError(f"{what} is {shown}; {way_out}")
+    if isinstance(given, (str, Path)):
+        given = as_list(given)
+    if not isinstance(given, Collection):
+        raise InputError(f"{what} is one {type(given).__name__}; {way_out}")
     if odd := [one for one in given if not isinstance(one, (str, os.PathLike))]:
         raise InputError(f"{what} has a {type(odd[0]).__name__} without a name; {way_out}")
     return [split_name(os.fspath(one)) for one in given]

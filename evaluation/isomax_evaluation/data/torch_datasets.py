@@ -53,8 +53,8 @@ def open_torch(given: Any, name: str, labelled: bool = True) -> Images:
     """
     dataset = _dataset_of(given) if isinstance(given, torch_data.DataLoader) else given
     _check_indexable(dataset, name, given)
+    _check_pairs(dataset, name)
     if labelled:
-        _check_pairs(dataset, name)
         return from_dataset(dataset, name, *labels_of(dataset, name))
     return from_dataset(
         dataset, name, np.full(len(dataset), OOD_LABEL), _names(getattr(dataset, "classes", ()))

@@ -7,6 +7,7 @@ import torch
 from isomax_adapters.pytorch_ood import detectors_for, why_not
 from isomax_adapters.timm import save_model
 from isomax_evaluation import compare
+from isomax_evaluation.data.settings import Reading
 from isomax_evaluation.output.errors import InputError
 
 
@@ -19,7 +20,7 @@ def folder(tmp_path_factory):
 
 def test_compare_takes_one_of_each(folder, tmp_path):
     done = compare(models=str(folder), ood="uniform-noise", detectors="MaxLogit", losses=(),
-                   test_images=20, output=tmp_path / "out", workers=0)  # fmt: skip
+                   test_images=20, output=tmp_path / "out", reading=Reading(workers=0))  # fmt: skip
     assert set(done.results["ood"]) == {"uniform-noise"}
     assert set(done.results["detector"]) == {"MaxLogit"}
     for name in ("models", "losses", "detectors"):

@@ -8,14 +8,16 @@ import pytest
 from PIL import Image
 
 from isomax_evaluation import data
-from isomax_evaluation.data.copies import Copies, settle
+from isomax_evaluation.data.copies import settle
+from isomax_evaluation.data.settings import Reading
 from isomax_evaluation.output.errors import InputError
 from isomax_evaluation.output.progress import Silent
+from isomax_evaluation.output.settings import check_settings
 
 from ...image_folders import make_folder
 
 QUIET = Silent()
-DROP = Copies(drop=True)
+DROP = Reading(drop_duplicates=True)
 
 
 @pytest.fixture
@@ -26,13 +28,13 @@ def splits(tmp_path):
     return tmp_path
 
 
-def settled(root, copies=Copies(), ood=()):  # noqa: B008
+def settled(root, reading=Reading(), ood=()):
     found = data.open_splits(str(root / "id"))
     parts = {"test": found.test, "validation": found.held_out, "training": found.train}
     ood = [data.open_images(str(root / name)) for name in ood]
     read = data.readable([*parts.values(), *ood], False, 0, QUIET)
     return settle(
-        dict(zip(parts, read, strict=False)), copies, root / "pairs.csv", read[len(parts) :]
+        dict(zip(parts, read, strict=False)), reading, root / "pairs.csv", read[len(parts) :]
     )
 
 
@@ -106,18 +108,18 @@ def test_copies_within_a_part_are_told_and_stay_or_go(splits):
 @pytest.mark.parametrize("target", ["train", "test"])
 def test_an_image_under_two_labels_is_refused_dropped_or_kept(splits, target):
     shutil.copy(splits / "id/train/ash/001.jpg", splits / "id" / target / "b [old]/other.jpg")
-    for copies in (Copies(), DROP):
+    for reading in (Reading(), DROP):
         with pytest.raises(InputError, match="1 images have several labels"):
-            settled(splits, copies)
+            settled(splits, reading)
     (row,) = pd.read_csv(splits / "pairs.csv").to_dict("records")
     assert {row["class"], row["class of copy"]} == {"ash", "b [old]"}
-    found = settled(splits, Copies(on_contradiction="drop"))
+    found = settled(splits, Reading(on_contradiction="drop"))
     assert sum(map(len, found.parts.values())) == 35
     assert found.notes == ["2 images left out, which have several labels"]
-    kept = settled(splits, Copies(drop=target == "test", on_contradiction="keep"))
+    kept = settled(splits, Reading(drop_duplicates=target == "test", on_contradiction="keep"))
     assert sum(map(len, kept.parts.values())) == 36 + (target == "train")
-    with pytest.raises(InputError, match="on_contradiction is 'ask'; expected one of refuse"):
-        Copies(on_contradiction="ask")
+    with pytest.raises(InputError, match="is 'ask'; expected refuse, drop or keep"):
+        check_settings(Reading(on_contradiction="ask"))
 
 
 @pytest.mark.parametrize("part", ["train", "val", "test"])
@@ -139,7 +141,7 @@ def test_what_was_drawn_here_is_never_refused(splits):
     found = data.open_splits(str(splits / "id"))
     test, train = data.readable([found.test, found.train], False, 0, QUIET)
     parts = settle(
-        {"test": test, "training": train}, Copies(), splits / "pairs.csv", drawn="test"
+        {"test": test, "training": train}, Reading(), splits / "pairs.csv", drawn="test"
     ).parts
     assert [len(images) for images in parts.values()] == [12, 12]
     assert not np.isin(parts["test"].contents, parts["training"].contents).any()

@@ -7,12 +7,12 @@ from pytorch_ood.dataset.img import GaussianNoise
 
 from isomax_adapters.timm.sources import SourceError, open_model
 from isomax_evaluation import data
-from isomax_evaluation.cli.terminal import path_of
+from isomax_evaluation.cli.terminal import Bars, path_of
 from isomax_evaluation.data.reading import read_once
 from isomax_evaluation.data.settings import Reading
 from isomax_evaluation.data.torch_datasets import from_dataset
 from isomax_evaluation.output.errors import InputError
-from isomax_evaluation.output.progress import progress_bar, warn
+from isomax_evaluation.output.progress import warn
 
 from ...image_folders import make_folder
 
@@ -143,7 +143,7 @@ def test_a_class_map_of_other_classes_is_said_to_be_that(tmp_path):
     (tmp_path / "x/labels.csv").write_text("\n".join(["path,label", *rows]))
     for name in ("x", "x/labels.csv"):
         with pytest.raises(InputError, match="the class map names dog; cat: give that of these"):
-            data.open_splits(str(tmp_path / name), class_map=str(tmp_path / "map.txt"))
+            data.open_splits(str(tmp_path / name), Reading(class_map=str(tmp_path / "map.txt")))
 
 
 def test_given_splits_respect_groups_too(tmp_path):
@@ -176,7 +176,7 @@ def test_unreadable_files_are_found_with_the_reason(tmp_path):
     (tmp_path / "b" / "text.png").write_text("hello")
     done = []
     images = data.open_images(str(tmp_path))
-    bad, _ = read_once(images, 2, done.append)
+    bad, *_ = read_once(images, 2, done.append)
     assert sum(done) == 9
     names = {images.name_of(position).rpartition("/")[2] for position in bad}
     assert names == {"cut.jpg", "empty.jpg", "text.png"}
@@ -268,7 +268,7 @@ def test_names_with_brackets_are_said_as_they_are(tmp_path, capfd):
     root = make_folder(tmp_path / "set [old]", ("a", "b [red]"), 4)
     (root / "b [red]" / "cut [2].jpg").write_bytes(b"no image")
     images = data.open_images(str(root))
-    with progress_bar() as progress:
+    with Bars() as progress:
         data.readable([images], True, 0, progress)
         warn(progress, "classes b [red] and [/] are rare")
     said = capfd.readouterr().err

@@ -13,6 +13,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 
 from isomax_evaluation.comparison.sets import open_sets
 from isomax_evaluation.data.datasets import open_images
+from isomax_evaluation.data.settings import Reading
 from isomax_evaluation.data.torch_datasets import labels_of, open_torch
 from isomax_evaluation.output.errors import InputError
 
@@ -119,12 +120,12 @@ def test_several_words_are_one_name():
 
 def test_test_images_have_the_numbers_of_the_training_images():
     train, test = Listed(["cat", "ant", "bee"]), Listed(["cat", "bee"])
-    sets = open_sets((train, test), [("far", Listed([None, {}]))], None, None, None)
+    sets = open_sets((train, test), [("far", Listed([None, {}]))], None, None, Reading())
     assert sets.train.class_names == sets.test.class_names == ("ant", "bee", "cat")
     assert sets.test.labels.tolist() == [2, 1]
     assert sets.unknown[0].labels.tolist() == [-1, -1]
     with pytest.raises(InputError, match="id has yak, not among the known classes: ant; bee; cat"):
-        open_sets((train, Listed(["yak"])), [], None, None, None)
+        open_sets((train, Listed(["yak"])), [], None, None, Reading())
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from isomax_evaluation.deployment.calibrating import calibrate
 from isomax_evaluation.deployment.precision import export_and_measure
 from isomax_evaluation.detection.class_order import fits, usual_orders
 from isomax_evaluation.output.errors import InputError
-from isomax_evaluation.output.progress import progress_bar
+from isomax_evaluation.output.progress import LINES
 
 CLASSES = ("0", "1", "2", "10", "11", "A3", "a3", "B")
 ORDERS = {
@@ -142,11 +142,10 @@ def calibrated(model, folder, greys):
 def test_export_takes_the_order_that_fits(greys, tmp_path, capfd):
     folder = calibrated(trained(tuple(ORDERS["text"]), greys), tmp_path / "m", greys)
     make_greys(tmp_path / "fresh", 3, seed=5)
-    with progress_bar() as progress:
-        table = export_and_measure(
-            folder, tmp_path / "m.onnx", "fp16", str(greys), [], progress, workers=0,
-            calibration=str(tmp_path / "fresh"),
-        )  # fmt: skip
+    table = export_and_measure(
+        folder, tmp_path / "m.onnx", "fp16", str(greys), [], LINES, workers=0,
+        calibration=str(tmp_path / "fresh"),
+    )  # fmt: skip
     assert table["accuracy"].min() > 0.8
     scorer = Scorer(tmp_path / "m.onnx")
     assert scorer.class_names == ORDERS["text"]
