@@ -19,12 +19,16 @@ from isomax_adapters.runtime.scorer import Scorer
 from isomax_adapters.timm import folder_from_checkpoint, load_model, save_calibration, save_model
 from isomax_evaluation import compare
 from isomax_evaluation.data.listing.listing import in_order
+from isomax_evaluation.data.settings import Preprocessing, Reading
 from isomax_evaluation.deployment.calibrating import calibrate
 from isomax_evaluation.deployment.precision import export_and_measure
 from isomax_evaluation.detection.class_order import fits, usual_orders
 from isomax_evaluation.output.errors import InputError
 from isomax_evaluation.output.progress import LINES
 
+from ...settings import grouped
+
+READING = Reading(workers=0)
 CLASSES = ("0", "1", "2", "10", "11", "A3", "a3", "B")
 ORDERS = {
     "natural": in_order(CLASSES),
@@ -100,7 +104,9 @@ def test_the_networks_of_these_tests_can_tell_the_classes(checkpoint, greys):
 
 def test_calibrate_takes_the_order_that_fits(checkpoint, greys, tmp_path, capfd):
     order, source, _ = checkpoint
-    folder = calibrate(source, str(greys), tmp_path / "m", alpha=0.2, image_size=32, workers=0)
+    folder = calibrate(
+        source, str(greys), tmp_path / "m", alpha=0.2, image_size=32, reading=Reading(workers=0)
+    )
     model = load_model(folder)
     assert right(model, model.pretrained_cfg["label_names"], greys) > 0.8
     said = capfd.readouterr().err
@@ -113,7 +119,14 @@ def test_import_invents_no_names_and_calibrate_finds_them(checkpoint, greys, tmp
     _, source, _ = checkpoint
     folder = folder_from_checkpoint(source.partition("@")[2], tmp_path / "m", "test_resnet")
     assert "label_names" not in json.loads((folder / "config.json").read_text())
-    calibrate(str(folder), str(greys), tmp_path / "c", alpha=0.2, image_size=32, workers=0)
+    calibrate(
+        str(folder),
+        str(greys),
+        tmp_path / "c",
+        alpha=0.2,
+        image_size=32,
+        reading=READING,
+    )
     model = load_model(tmp_path / "c")
     assert right(model, model.pretrained_cfg["label_names"], greys) > 0.8
 
@@ -121,8 +134,9 @@ def test_import_invents_no_names_and_calibrate_finds_them(checkpoint, greys, tmp
 def test_compare_takes_the_order_that_fits(checkpoint, greys, tmp_path):
     _, source, _ = checkpoint
     done = compare(
-        id=str(greys), ood=["uniform-noise"], models={"m": source}, image_size=32,
-        detectors=["MaxLogit"], output=tmp_path / "out", workers=0,
+        id=str(greys), ood=["uniform-noise"], models={"m": source},
+        preprocessing=Preprocessing(image_size=32), detectors=["MaxLogit"],
+        output=tmp_path / "out", reading=READING,
     )  # fmt: skip
     assert done.results["accuracy"].min() > 0.8
     table = pd.read_csv(tmp_path / "out/runs/m-seed0/predictions.csv", dtype=str)
@@ -143,7 +157,7 @@ def test_export_takes_the_order_that_fits(greys, tmp_path, capfd):
     folder = calibrated(trained(tuple(ORDERS["text"]), greys), tmp_path / "m", greys)
     make_greys(tmp_path / "fresh", 3, seed=5)
     table = export_and_measure(
-        folder, tmp_path / "m.onnx", "fp16", str(greys), [], LINES, workers=0,
+        folder, tmp_path / "m.onnx", "fp16", str(greys), [], LINES, reading=READING,
         calibration=str(tmp_path / "fresh"),
     )  # fmt: skip
     assert table["accuracy"].min() > 0.8
@@ -159,7 +173,7 @@ def test_export_takes_the_order_that_fits(greys, tmp_path, capfd):
 def test_an_order_that_nobody_uses_is_refused_and_class_names_are_the_way_out(greys, tmp_path):
     order = (*CLASSES[3:], *CLASSES[:3])
     folder = save_model(trained(order, greys), tmp_path / "m")
-    given = {"alpha": 0.2, "image_size": 32, "workers": 0}
+    given = {"alpha": 0.2, "image_size": 32, "reading": READING}
     message = "no usual order of the classes clearly fits: of .*--class-names FILE"
     with pytest.raises(InputError, match=message):
         calibrate(str(folder), str(greys), tmp_path / "c", **given)
@@ -167,7 +181,7 @@ def test_an_order_that_nobody_uses_is_refused_and_class_names_are_the_way_out(gr
     compared = {"id": str(greys), "ood": "uniform-noise", "models": {"m": folder}, "workers": 0,
                 "detectors": "MaxLogit", "output": tmp_path / "out", "image_size": 32}  # fmt: skip
     with pytest.raises(InputError, match=message):
-        compare(**compared)
+        compare(**grouped(compared))
     with pytest.raises(InputError, match="7 class names for 8 classes"):
         calibrate(str(folder), str(greys), tmp_path / "c", class_names=order[1:], **given)
     calibrate(str(folder), str(greys), tmp_path / "c", class_names=order, **given)
