@@ -33,7 +33,7 @@ from isomax_evaluation import data
 from isomax_evaluation.data.loading import loader_of
 from isomax_evaluation.detection.fitting import fit
 from isomax_evaluation.detection.models import Model
-from isomax_evaluation.detection.opening import Given, open_given
+from isomax_evaluation.detection.opening import GivenModel, open_given
 from isomax_evaluation.detection.scoring import score
 from isomax_evaluation.output.progress import progress_bar
 
@@ -97,7 +97,7 @@ def main() -> int:
     size = {"img_size": given.image_size}
     with progress_bar() as progress:
         model = open_given(
-            Given("model", 0, given.model), splits.train, size, None, False, "cpu", progress
+            GivenModel("model", 0, given.model), splits.train, size, None, False, "cpu", progress
         )
     both = data.limit_per_class(splits.train, given.fit_images + given.held_out)
     share = given.held_out / (given.fit_images + given.held_out)

@@ -110,7 +110,7 @@ def compare(
     with one_line_errors("onnx", "report"), tracking(track, output, offline_ok) as started:
         with status("loading PyTorch"):
             from isomax_evaluation.comparison import compare as comparison
-            from isomax_evaluation.comparison.rows import terminal_table
+            from isomax_evaluation.comparison.report.rows import terminal_table
             from isomax_evaluation.training import jobs
 
         names = comparison.DETECTORS if named is None else named

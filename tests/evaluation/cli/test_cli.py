@@ -20,7 +20,7 @@ from isomax_adapters.runtime.scorer import Scorer
 from isomax_evaluation.cli import app, main
 from isomax_evaluation.cli.options import recipe_of
 from isomax_evaluation.cli.terminal import print_blocks, print_table
-from isomax_evaluation.comparison.rows import terminal_table
+from isomax_evaluation.comparison.report.rows import terminal_table
 from isomax_evaluation.output.errors import InputError
 
 from ...adapters.mlflow.servers import tracking_server

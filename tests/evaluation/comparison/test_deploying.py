@@ -17,9 +17,10 @@ from isomax_evaluation import compare, data
 from isomax_evaluation.comparison.columns import FILES
 from isomax_evaluation.comparison.deploying import choose
 from isomax_evaluation.data.settings import Preprocessing
-from isomax_evaluation.detection.scores import read_scores
 from isomax_evaluation.output.errors import InputError
 from isomax_evaluation.training.recipes import RECIPES
+
+from .scores import read_scores
 
 SHORT = replace(RECIPES["digits"], epochs=1)
 
@@ -154,10 +155,10 @@ def test_a_row_that_is_asked_for_becomes_the_file(tmp_path):
     assert first.chosen.by == "asked for"
     assert Scorer(tmp_path / "out/chosen.onnx").metadata["score"] == "MaxLogit"
     # another row of what is there: nothing is trained or scored again
-    written = (tmp_path / "out/runs/isomax-seed0/scores/digits.csv").stat().st_mtime_ns
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "out/cache").iterdir()}
     compare(output=tmp_path / "out", **given, export="isomax/KNN")
     assert Scorer(tmp_path / "out/chosen.onnx").metadata["score"] == "KNN"
-    assert (tmp_path / "out/runs/isomax-seed0/scores/digits.csv").stat().st_mtime_ns == written
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out/cache").iterdir()} == kept
     for wrong, message in (
         ("KNN", "expected MODEL/DETECTOR"),
         ("softmax/KNN", "has no model softmax; it has isomax"),
@@ -174,8 +175,7 @@ def test_a_file_that_cannot_be_exported_costs_no_table(tmp_path, monkeypatch, ca
     def refuse(*given):
         raise ExportError("the file disagrees with the model")
 
-    for module in ("deploying", "finishing"):
-        monkeypatch.setattr(f"isomax_evaluation.comparison.{module}.export", refuse)
+    monkeypatch.setattr("isomax_evaluation.comparison.deploying.export", refuse)
     done = compare(
         losses=["isomax"], seeds=1, recipe=SHORT, detectors=["MaxLogit"], output=tmp_path / "out"
     )
