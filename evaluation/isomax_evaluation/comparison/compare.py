@@ -137,10 +137,10 @@ def compare(
     :raises InputError: if anything given cannot be used, or the output folder has another training
         under the name of a loss, before any work
     """
-    plan = _plan(
-        id, ood, losses, detectors, source_of(model), recipe, preprocessing, seeds, alpha,
-        reading, benchmark, models,
-    )  # fmt: skip
+    recipe = recipe_named(recipe) if isinstance(recipe, str) else recipe
+    check_settings(reading)
+    job = Job(source_of(model), "", recipe, preprocessing, 0, alpha, reading.workers)
+    plan = _plan(id, ood, losses, detectors, job, seeds, benchmark, models)
     plan = replace(plan, tune=tune, fit_images=fit_images, measure_costs=costs)
     output = Path(os.path.expanduser(output))
     check_outside(output, id, tune, *(source for _, source in plan.ood))
@@ -184,12 +184,8 @@ def _plan(
     ood: Any,
     losses: Sequence[str] | None,
     detectors: Sequence[str],
-    source: Source,
-    recipe: Recipe | str,
-    preprocessing: Preprocessing,
+    job: Job,
     seeds: int,
-    alpha: float,
-    reading: Reading,
     benchmark: Benchmark | str | None,
     models: Mapping[str, Any] | Sequence[str],
 ) -> Plan:
@@ -197,7 +193,6 @@ def _plan(
 
     :raises InputError: if it cannot work
     """
-    recipe = recipe_named(recipe) if isinstance(recipe, str) else recipe
     for what, texts in (("losses", losses), ("detectors", detectors)):
         if isinstance(texts, str):
             raise InputError(f"{what} is {texts!r}; expected a list of names, [{texts!r}]")
@@ -206,11 +201,10 @@ def _plan(
     if losses is None:
         losses = () if given else DIGITS_LOSSES if digits else LOSSES
     losses = as_list(losses)
-    if preprocessing.image_size is None and digits:
-        preprocessing = replace(preprocessing, image_size=32)
-    job = Job(source, losses[0] if losses else "", recipe, preprocessing, 0, alpha, reading.workers)
+    if job.preprocessing.image_size is None and digits:
+        job = replace(job, preprocessing=replace(job.preprocessing, image_size=32))
+    job = replace(job, loss=losses[0] if losses else "")
     plan = Plan(job, losses, seeds, given, as_list(detectors), named(ood, "ood"))
-    check_settings(reading)
     plan.check(ood_is_given=benchmark is None)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError("compare runs in one process; start it without torchrun or accelerate")

@@ -236,13 +236,14 @@ def check_run(
     }
     found = read_settings(folder)
     if found is not None and "data" in found and _begun(folder):
+        _refuse_more_epochs(job, found, settings, folder)
+        check_folder(folder, found | job.settings)  # by which images are divided, too
         before, now = found.get("digests", {}), settings["digests"]
         if changed := [name for name in now if before.get(name, now[name]) != now[name]]:
             raise InputError(
                 f"the {' and '.join(changed)} images of {dataset} have changed since {folder} was "
                 "begun (their choice, labels, names or content); choose another output folder"
             )
-        _refuse_more_epochs(job, found, settings, folder)
         # images are known by what they are, wherever they lie by now
         settings |= {"data": found["data"], "digests": before}
     check_folder(folder, settings, _begun)

@@ -280,10 +280,10 @@ def test_bad_input_is_refused_before_any_work(photos, tmp_path):
         ({"ood": ["uniform-noise", "uniform-noise"]}, "occurs twice"),
         ({"id": str(tmp_path / "one")}, "one class"),
         ({"seeds": 0}, "expected at least 1"),
-        ({"image_size": 0}, "image size is 0; expected at least 1"),
+        ({"image_size": 0}, "image_size is 0; expected a number in"),
         ({"images_per_class": 0}, "at most 0 images per class"),
         ({"test_images": -1}, "at most -1 test images"),
-        ({"workers": -1}, "-1 workers"),
+        ({"workers": -1}, "workers is -1; expected a number in"),
         ({"alpha": 1.5}, r"in \(0, 1\)"),
         ({"id": str(photos), "alpha": 0.001}, "takes 999 validation images"),
         (

@@ -7,6 +7,7 @@ from rich.progress import Progress
 
 from isomax_adapters.runtime.decoding import Decoding
 from isomax_evaluation.comparison.sets import open_sets, prepared
+from isomax_evaluation.data.settings import Reading
 from isomax_evaluation.output.errors import InputError
 from isomax_evaluation.output.progress import progress_bar
 
@@ -23,16 +24,17 @@ def folders(tmp_path, monkeypatch):
 
 def ready(sets, skip=False, progress=None):
     progress = progress or Progress(disable=True)
-    return prepared(sets, None, None, skip, [Decoding()], 0, progress)
+    reading = Reading(skip_bad_images=skip, workers=0)
+    return prepared(sets, None, None, reading, Path("copies.csv"), [Decoding()], progress)
 
 
 def test_folders_are_known_by_their_whole_path(folders):
     (folders / "b").mkdir()
     for given, odd in (("known", "./odd/"), ("b/../known", str(folders / "odd"))):
-        sets = open_sets(given, [("strange", odd)], None, None, None)
+        sets = open_sets(given, [("strange", odd)], None, None, Reading())
         assert sets.given == str(folders / "known")
         assert sets.given_ood == [("strange", str(folders / "odd"))]
-    sets = open_sets(Path("known"), [(None, "uniform-noise")], None, None, None)
+    sets = open_sets(Path("known"), [(None, "uniform-noise")], None, None, Reading())
     assert sets.given == str(folders / "known")
     assert sets.given_ood == [("uniform-noise", "uniform-noise")]
 
@@ -41,7 +43,7 @@ def test_what_is_left_out_of_ood_sets_is_said(folders, capfd):
     (folders / "odd/x/a.avif").touch()
     (folders / "odd/x/b").touch()
     with progress_bar() as progress:
-        ready(open_sets("known", [(None, "odd")], None, None, None), progress=progress)
+        ready(open_sets("known", [(None, "odd")], None, None, Reading()), progress=progress)
     said = capfd.readouterr().err
     assert "known, all: 12 images, 2 classes" in said
     assert "odd: 4 images; left out: file ending in .avif, to be saved as PNG or JPEG: 1" in said
@@ -58,7 +60,7 @@ def test_what_is_left_out_of_ood_sets_is_said(folders, capfd):
 def test_a_set_of_which_skipping_leaves_nothing_is_refused(folders, broken, message):
     for path in (folders / broken).rglob("*.jpg"):
         path.write_bytes(b"no image")
-    sets = open_sets("known", [(None, "odd")], None, None, None)
+    sets = open_sets("known", [(None, "odd")], None, None, Reading())
     with pytest.raises(InputError, match="do not decode"):
         ready(sets)
     with pytest.raises(InputError, match=message):
