@@ -216,13 +216,13 @@ def test_a_given_model_has_the_images_that_its_training_held_out(compared, tmp_p
 
 def test_finished_tensors_make_no_file_and_say_why_and_costs_can_be_left_out(tmp_path):
     images = torch.randn(40, 3, 32, 32)
-    known = TensorDataset(images, torch.arange(40) % 2)
+    train, test = (TensorDataset(torch.randn(40, 3, 32, 32), torch.arange(40) % 2) for _ in "ab")
     network = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
     network.fc = torch.nn.Linear(3, 2)
     from isomax_adapters.pytorch_ood import Parts
 
     done = compare(
-        models={"own": Parts(network, classifier="fc")}, id={"mine": (known, known)},
+        models={"own": Parts(network, classifier="fc")}, id={"mine": (train, test)},
         ood={"far": TensorDataset(images, torch.full((40,), -1))}, detectors=["MaxLogit"],
         output=tmp_path / "out", costs=False,
     )  # fmt: skip
