@@ -10,8 +10,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from evaluation.benchmarks.claims.fine_tuning import sections
 from isomax_adapters.pytorch_ood import NAMES
-from isomax_evaluation.comparison.rows import needs
-from isomax_evaluation.detection.metrics import METRICS
+from isomax_evaluation.comparison.report.rows import needs
+from isomax_evaluation.detection.testing.metrics import METRICS
 from isomax_evaluation.output.errors import InputError
 from isomax_evaluation.output.files import read_json, write_whole
 from isomax_evaluation.output.tables import read_table

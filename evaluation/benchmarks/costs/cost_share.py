@@ -6,6 +6,7 @@
 import argparse
 import tempfile
 import time
+from typing import Any
 
 import timm
 import torch
@@ -13,7 +14,7 @@ from torch.utils.data import TensorDataset
 
 from isomax_adapters.pytorch_ood import NAMES, Parts
 from isomax_evaluation import compare
-from isomax_evaluation.detection import testing
+from isomax_evaluation.detection.testing import results
 
 
 def tensors(count: int, size: int, labels: torch.Tensor) -> TensorDataset:
@@ -33,14 +34,15 @@ def main() -> None:
     parser.add_argument("--test", type=int, default=150, help="images of the ID and the OOD set")
     given = parser.parse_args()
     spent: list[float] = []
-    measure = testing._write_costs
+    measure = results.measure_costs
 
-    def timed(*args: object) -> None:
+    def timed(*args: Any) -> dict[str, dict[str, Any]]:
         started = time.perf_counter()
-        measure(*args)  # type: ignore[arg-type]
+        costs = measure(*args)
         spent.append(time.perf_counter() - started)
+        return costs
 
-    testing._write_costs = timed
+    results.measure_costs = timed
     torch.manual_seed(0)
     names = given.models.split(",")
     models = {name: Parts(timm.create_model(name, num_classes=given.classes)) for name in names}

@@ -27,8 +27,8 @@ from isomax_adapters.pytorch_ood import Parts, detectors_for
 from isomax_evaluation import data
 from isomax_evaluation.data.images import Images, Transformed
 from isomax_evaluation.detection.fitting import fit
-from isomax_evaluation.detection.metrics import ood_metrics
 from isomax_evaluation.detection.scoring import score
+from isomax_evaluation.detection.testing.metrics import ood_metrics
 
 NAMES = [
     *("MaxSoftmax", "MaxLogit", "EnergyBased", "Entropy", "GEN", "KLMatching", "Mahalanobis"),

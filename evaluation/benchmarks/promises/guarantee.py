@@ -34,7 +34,7 @@ from isomax_evaluation.cli.terminal import Bars
 from isomax_evaluation.data.loading import loader_of
 from isomax_evaluation.detection.fitting import fit
 from isomax_evaluation.detection.models import Model
-from isomax_evaluation.detection.opening import Given, open_given
+from isomax_evaluation.detection.opening import GivenModel, open_given
 from isomax_evaluation.detection.scoring import score
 
 DIVISIONS, ALPHA, THROUGH_THE_FILE = 200, 0.05, 64
@@ -97,7 +97,7 @@ def main() -> int:
     size = {"img_size": given.image_size}
     with Bars() as progress:
         model = open_given(
-            Given("model", 0, given.model), splits.train, size, None, False, "cpu", progress
+            GivenModel("model", 0, given.model), splits.train, size, None, False, "cpu", progress
         )
     both = data.limit_per_class(splits.train, given.fit_images + given.held_out)
     share = given.held_out / (given.fit_images + given.held_out)

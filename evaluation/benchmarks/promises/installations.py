@@ -23,7 +23,7 @@ IMPORTS = {
     "train": "isomax_evaluation.training.train",
     "onnx": "isomax_adapters.onnx.exporting",
     "mlflow": "isomax_adapters.mlflow",
-    "report": "isomax_evaluation.comparison.plots",
+    "report": "isomax_evaluation.comparison.report.plots",
     "all": "isomax_evaluation.comparison.compare",
 }
 

@@ -101,9 +101,9 @@ def compare(
 ) -> None:
     """Compare OOD detectors on models: on given ones, or on a backbone trained with each loss.
 
-    Without arguments: handwritten digits, offline, in two to three minutes. Run again, it goes on;
-    with more detectors, OOD data or models, it adds them. Exit status 1 if a detector that was
-    asked for by name gave no value.
+    Without arguments: handwritten digits, offline, in two to three minutes. The table is of what
+    is asked for; what the output folder has of it is not computed again. Exit status 1 if a
+    detector that was asked for by name gave no value.
     """
     digits = id == "digits" and benchmark is None
     with one_line_errors("onnx", "report"):  # before MLflow is loaded and looked for

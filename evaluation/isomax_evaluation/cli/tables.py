@@ -8,7 +8,7 @@ import pandas as pd
 from rich.markup import escape
 from rich.table import Table
 
-from isomax_evaluation.comparison.rows import HIGHER_IS_BETTER, table_rows
+from isomax_evaluation.comparison.report.rows import HIGHER_IS_BETTER, table_rows
 
 MANY, BEST = 30, 3  # rows
 

@@ -98,11 +98,14 @@ OTHERS = {
     "chosen.onnx": "the row of the table that was chosen, or asked for, as a file; `chosen.json` "
     "says which and by what, or why there is none, `chosen/` is its model folder",
     "samples/": "a few of the images of each set, to try a file on",
-    "settings.json": "what the comparison is of",
+    "settings.json": "what the comparison is of: what was asked for last",
     "provenance.json": "what it was made from: data sets with digests, versions, command",
     "outputs/": "logits, pooled features (float32) and labels of each model on each set, as "
     "memory-mapped arrays under a key of weights, preprocessing and images; may be deleted, and is "
     "then computed again",
+    "cache/": "scores, costs, metrics and chosen hyperparameters, a file for each under a key of "
+    "weights, preprocessing, seed, detector, hyperparameters and images; may be deleted, and they "
+    "are then computed again",
     "runs/MODEL-seedN/": "the tables of one model, and the files of its training if that was here",
     "runs/MODEL-seedN/model/": "a model that was trained here, as a model folder",
     **TRACKED,

@@ -6,51 +6,49 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from accelerate import Accelerator
 from pytorch_ood.benchmark import Benchmark
 
 from isomax_evaluation.comparison.deploying import (
+    Chosen,
     best_seed,
     choose,
     decline,
     deploy,
     deployable,
+    export_calibrated,
     options_of_calibrate,
 )
-from isomax_evaluation.comparison.finishing import Comparison, tables_of, write_all
-from isomax_evaluation.comparison.given import given_models
-from isomax_evaluation.comparison.naming import named
+from isomax_evaluation.comparison.given import given_models, named
 from isomax_evaluation.comparison.opening import (
     open_models,
     ready_with_each,
     refuse_what_no_file_holds,
     row_of,
 )
-from isomax_evaluation.comparison.plan import Plan, claim, grown
-from isomax_evaluation.comparison.runs import (
-    Run,
-    divide,
-    ready_model,
-    runs_of,
-    write_splits,
+from isomax_evaluation.comparison.plan import Plan
+from isomax_evaluation.comparison.report.page import write_report
+from isomax_evaluation.comparison.report.plots import scores_of
+from isomax_evaluation.comparison.report.samples import write_samples
+from isomax_evaluation.comparison.report.tables import (
+    Comparison,
+    searched,
+    tables_of,
+    together,
+    write_tables,
 )
-from isomax_evaluation.comparison.sets import open_sets, prepared
-from isomax_evaluation.comparison.tables import together
+from isomax_evaluation.comparison.runs import Run, RunResults, claim, results_of, runs_of, trial_of
+from isomax_evaluation.comparison.sets import Sets, open_sets, prepared
 from isomax_evaluation.data.copies import table_of_copies
-from isomax_evaluation.data.digests import describe
 from isomax_evaluation.data.images import limit_per_class
 from isomax_evaluation.data.loading import decoding_errors
 from isomax_evaluation.data.settings import Preprocessing, Reading
-from isomax_evaluation.data.splitting import Split
-from isomax_evaluation.detection.models import Model
-from isomax_evaluation.detection.testing import Bench, Tested, test_model
 from isomax_evaluation.output.errors import InputError
 from isomax_evaluation.output.files import as_list
 from isomax_evaluation.output.folders import check_outside
-from isomax_evaluation.output.progress import LINES, Progress, tell, warn
-from isomax_evaluation.output.provenance import write_provenance
+from isomax_evaluation.output.progress import LINES, Progress, shown
 from isomax_evaluation.output.settings import check_settings
-from isomax_evaluation.training.card import write_card
-from isomax_evaluation.training.jobs import Job, accelerator_for, fetch_weights
+from isomax_evaluation.training.jobs import Job, accelerator_for
 from isomax_evaluation.training.recipes import Recipe, recipe_named
 from isomax_evaluation.training.source import Source, source_of
 from isomax_evaluation.training.train import with_grey_range
@@ -95,9 +93,9 @@ def compare(
     """Score ID and OOD test images with every detector on every model: models that are given, and a
     backbone that is trained here once per loss and seed.
 
-    Run again with the same arguments, it goes on where it was interrupted: finished epochs, kept
-    outputs of the models and finished scores are not computed again. Run with more detectors, OOD
-    sets, losses, models or seeds, it adds what is missing to what is there.
+    The table is of what is asked for. What the output folder has of it already is not computed
+    again: trained models, their outputs, and scores, costs and chosen hyperparameters, each kept
+    under all that it depends on.
 
     :param id: in-distribution dataset: a name or folder (see :mod:`~isomax_evaluation.data`), or
         its training and test set as a pair of ``torch.utils.data.Dataset`` or ``DataLoader``, of
@@ -137,108 +135,121 @@ def compare(
     :param costs: measure what a score of each detector costs, on seed 0 of each model
     :param started: called when all that was given has turned out to be of use, before any work
     :param progress: where it reports to; lines on the error stream if not given
-    :raises InputError: if anything given cannot be used, before any work
+    :raises InputError: if anything given cannot be used, or the output folder has another training
+        under the name of a loss, before any work
     """
     recipe = recipe_named(recipe) if isinstance(recipe, str) else recipe
-    given = given_models(models)
-    digits = isinstance(id, str) and id == "digits" and not benchmark
-    if losses is None:
-        losses = () if given else DIGITS_LOSSES if digits else LOSSES
-    losses = as_list(losses)
-    if preprocessing.image_size is None and digits:
-        preprocessing = replace(preprocessing, image_size=32)
-    loss = losses[0] if losses else ""
-    job = Job(source_of(model), loss, recipe, preprocessing, 0, alpha, reading.workers)
-    plan = Plan(job, losses, seeds, given, as_list(detectors), named(ood, "ood"))
     check_settings(reading)
-    plan.check(ood_is_given=benchmark is None)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise InputError("compare runs in one process; start it without torchrun or accelerate")
+    job = Job(source_of(model), "", recipe, preprocessing, 0, alpha, reading.workers)
+    plan = _plan(id, ood, losses, detectors, job, seeds, benchmark, models)
+    plan = replace(plan, tune=tune, fit_images=fit_images, measure_costs=costs)
     output = Path(os.path.expanduser(output))
     check_outside(output, id, tune, *(source for _, source in plan.ood))
-    plan = grown(plan, output)
-    wanted = None if export is None else row_of(export, plan)
+    row = None if export is None else row_of(export, plan)
     with (
         decoding_errors(),
         accelerator_for(plan.job.recipe) as accelerator,
     ):
-        if plan.losses and plan.seeds > seeds:
-            tell(progress, f"{output} has {plan.seeds} seeds, and keeps them")
         sets = open_sets(id, plan.ood, benchmark, tune, reading)
         plan = replace(plan, job=with_grey_range(plan.job, sets.train, progress))
         opened = open_models(
             plan, sets, accelerator.device, progress, class_names, reading.class_map is not None
         )
-        if wanted is not None:
-            refuse_what_no_file_holds(wanted, plan, opened, len(sets.train.class_names))
+        if row is not None:
+            refuse_what_no_file_holds(row, plan, opened, len(sets.train.class_names))
         if plan.losses:
-            fetch_weights(plan.job, output)
             limited = replace(sets, train=limit_per_class(sets.train, images_per_class))
-            for doubt in ready_with_each(plan, limited, output, accelerator, progress):
-                warn(progress, doubt)
+            ready_with_each(plan, limited, output, accelerator, progress)
         decodings = [*([plan.job.decoding] if plan.losses else []), *(m.decoding for m in opened)]
         sets = prepared(
             sets, images_per_class, test_images, reading, table_of_copies(output),
             list(dict.fromkeys(decodings)), progress,
         )  # fmt: skip
-        if plan.losses:
-            # or refuse
-            for note in divide(runs_of(output, plan, [])[0], sets, plan.job.alpha, False).notes:
-                tell(progress, note)
-        claim(output, plan, sets, opened, tune, fit_images)
-        images = [("train", sets.train), ("test", sets.test)]
-        images += [("ood", unknown) for unknown in sets.unknown]
-        write_provenance(output, [describe(kind, part) for kind, part in images])
+        runs = runs_of(output, plan, opened)
+        claim(output, plan, sets, runs, progress)
         if started is not None:
             started()
-        runs = runs_of(output, plan, opened)
-        tested = Tested(sets.known, sets.unknown, sets.test, sets.tuning)
-        store = output / "outputs"
-
-        def bench_of(run: Run) -> tuple[Bench, Split]:
-            divided = divide(run, sets, plan.job.alpha, tune is not None)
-            ready = ready_model(run, sets, divided, tested, store, accelerator, progress)
-            training = limit_per_class(divided.training, fit_images)
-            bench = Bench(
-                ready,
-                run.folder,
-                store,
-                training,
-                divided.selection,
-                tested,
-                reading.workers,
-                progress,
-                measure_costs=costs and run.seed == 0,
-            )
-            return bench, divided
-
-        overall = progress.begin("models", len(runs))
-        by_name: dict[str, tuple[Run, Model]] = {}
-        for run in runs:
-            bench, divided = bench_of(run)
-            write_splits(run, replace(divided, training=bench.training), tested)
-            test_model(bench, plan.detectors)
-            if run.job is not None:
-                write_card(run.folder)
-            by_name.setdefault(run.name, (run, bench.model))
-            progress.step(overall, 1, None)
-        task = progress.begin("exporting to ONNX, writing the report", None)
-        done = tables_of(output, plan, runs, tested, progress)
-        options = options_of_calibrate(plan.job.preprocessing.image_size, fit_images)
-        table = deployable(by_name, plan.detectors, output, sets.given, options)
-        done = replace(done, deployable=table)
-        row = wanted or choose(
-            done.results, done.intervals, together(runs, "tuning.csv"), table,
-            tune and Path(tune).name,
-        )  # fmt: skip
-        if isinstance(row, str):
-            chosen = decline(row, output)
-        else:
-            run = best_seed([run for run in runs if run.name == row[0]])
-            bench, divided = bench_of(run)
-            chosen = deploy(row, run, bench, divided, sets, plan.job.alpha, output, progress)
-        done = replace(done, chosen=chosen)
-        write_all(output, plan, runs, tested, done)
-        progress.end(task)
-        progress.end(overall)
+        tested = _test(runs, plan, sets, output, accelerator, progress)
+        with shown(progress, "exporting to ONNX, writing the report"):
+            done = tables_of(tested, sets.tests, output)
+            done = replace(done, onnx=export_calibrated(tested, output, progress))
+            chosen = _ship(row, done, tested, plan, sets, accelerator, progress)
+            done = replace(done, chosen=chosen)
+            _write(done, tested, plan, sets)
     return done
+
+
+def _plan(
+    id: Any,
+    ood: Any,
+    losses: Sequence[str] | None,
+    detectors: Sequence[str],
+    job: Job,
+    seeds: int,
+    benchmark: Benchmark | str | None,
+    models: Mapping[str, Any] | Sequence[str],
+) -> Plan:
+    """What is asked for, with what is usual.
+
+    :raises InputError: if it cannot work
+    """
+    given = given_models(models)
+    digits = isinstance(id, str) and id == "digits" and not benchmark
+    if losses is None:
+        losses = () if given else DIGITS_LOSSES if digits else LOSSES
+    losses = as_list(losses)
+    if job.preprocessing.image_size is None and digits:
+        job = replace(job, preprocessing=replace(job.preprocessing, image_size=32))
+    job = replace(job, loss=losses[0] if losses else "")
+    plan = Plan(job, losses, seeds, given, as_list(detectors), named(ood, "ood"))
+    plan.check(ood_is_given=benchmark is None)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError("compare runs in one process; start it without torchrun or accelerate")
+    return plan
+
+
+def _test(
+    runs: Sequence[Run],
+    plan: Plan,
+    sets: Sets,
+    output: Path,
+    accelerator: Accelerator,
+    progress: Progress,
+) -> list[RunResults]:
+    """Train each model, if it is not there, and try all detectors on it."""
+    options = options_of_calibrate(plan.job.preprocessing.image_size, plan.fit_images)
+    tested = []
+    with shown(progress, f"{len(runs)} models", len(runs)) as advance:
+        for run in runs:
+            trial, _ = trial_of(run, plan, sets, output, accelerator, progress)
+            rows = deployable(run, trial.model, plan.detectors, output, sets.given, options)
+            tested.append(results_of(run, trial, plan, rows))
+            advance(1)
+    return tested
+
+
+def _ship(
+    row: tuple[str, str, str] | None,
+    done: Comparison,
+    tested: Sequence[RunResults],
+    plan: Plan,
+    sets: Sets,
+    accelerator: Accelerator,
+    progress: Progress,
+) -> Chosen:
+    """Make a file of the row that was asked for, or of the best one that can be."""
+    tuning = together([one.tables.tuning for one in tested], "tuning")
+    tuned_on = plan.tune and Path(plan.tune).name
+    found = row or choose(done.results, done.intervals, tuning, done.deployable, tuned_on)
+    if isinstance(found, str):
+        return decline(found, done.output)
+    best = best_seed(tested, found[0])
+    trial, divided = trial_of(best.run, plan, sets, done.output, accelerator, progress)
+    return deploy(found, best, trial, divided, sets, plan.job.alpha, done.output)
+
+
+def _write(done: Comparison, tested: Sequence[RunResults], plan: Plan, sets: Sets) -> None:
+    write_samples(done.output, sets.tests)
+    trained = plan.job.model if plan.losses else None
+    write_report(done, scores_of(tested, sets.tests), sets.tests, trained, searched(tested))
+    write_tables(done)

@@ -1,7 +1,7 @@
 """The row of the table that is shipped: chosen, given a threshold, exported."""
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -11,14 +11,14 @@ import torch
 from isomax_adapters.onnx import export
 from isomax_adapters.onnx.scorers import obstacle_to_export
 from isomax_adapters.pytorch_ood import why_not
-from isomax_evaluation.comparison.runs import Run
+from isomax_evaluation.comparison.runs import Run, RunResults
 from isomax_evaluation.comparison.sets import Sets
 from isomax_evaluation.data.digests import digest
 from isomax_evaluation.data.images import Images
 from isomax_evaluation.data.splitting import Split, split_for_calibration
-from isomax_evaluation.deployment.equipping import Loaded, Wanted, equip, splits_of
+from isomax_evaluation.deployment.equipping import Equipment, ModelBatches, equip, splits_of
 from isomax_evaluation.detection.models import Model
-from isomax_evaluation.detection.testing import Bench
+from isomax_evaluation.detection.testing.trial import Trial
 from isomax_evaluation.output.errors import InputError, one_line
 from isomax_evaluation.output.files import read_json, write_json
 from isomax_evaluation.output.folders import run_folder
@@ -70,30 +70,28 @@ def obstacle(model: Model, name: str) -> str:
 
 
 def deployable(
-    models: Mapping[str, tuple[Run, Model]],
+    run: Run,
+    model: Model,
     detectors: Sequence[str],
     output: Path,
     id: str,
     options: Sequence[str],
 ) -> pd.DataFrame:
-    """Which rows can be a file, and the commands that make it.
+    """Which rows of a run can be a file, and the commands that make it.
 
-    :param models: one of each name
     :param output: the comparison's folder
     :param id: the ID data, as a command takes it
     :param options: of ``isomax calibrate``, without which it would make another file
-    :return: a row per model and detector that works on it: ``obstacle``, empty if there is none,
-        and ``command``, empty if there is one or the model was given in memory
+    :return: a row per detector that works on the model: ``obstacle``, empty if there is none, and
+        ``command``, empty if there is one or the model was given in memory
     """
     rows = []
-    for name, (run, model) in models.items():
-        left_out = why_not(model.parts, detectors)
-        for detector in detectors:
-            if detector in left_out:
-                continue
+    left_out = why_not(model.parts, detectors)
+    for detector in detectors:
+        if detector not in left_out:
             reason = obstacle(model, detector)
             command = "" if reason else _command(run, output, detector, id, options)
-            rows.append((name, detector, reason, command))
+            rows.append((run.name, detector, reason, command))
     return pd.DataFrame(rows, columns=list(COLUMNS), dtype=object)  # of paths of any bytes
 
 
@@ -154,26 +152,25 @@ def decline(reason: str, output: Path) -> Chosen:
     return chosen
 
 
-def best_seed(runs: Sequence[Run]) -> Run:
+def best_seed(tested: Sequence[RunResults], name: str) -> RunResults:
     """Of a model's seeds the one with the best accuracy on its selection images; the first one
     where that was not measured."""
 
-    def accuracy(run: Run) -> float:
-        summary = read_json(run.folder / "summary.json")
+    def accuracy(one: RunResults) -> float:
+        summary = read_json(one.run.folder / "summary.json")
         return float(summary.get("val_accuracy", 0.0))
 
-    return max(runs, key=accuracy)  # the first of equals
+    return max((one for one in tested if one.run.name == name), key=accuracy)  # the first of equals
 
 
 def deploy(
     row: tuple[str, str, str],
-    run: Run,
-    bench: Bench,
+    tested: RunResults,
+    trial: Trial,
     divided: Split,
     sets: Sets,
     alpha: float,
     output: Path,
-    progress: Progress,
 ) -> Chosen:
     """Equip a run's model with the detector of a row, and export it.
 
@@ -184,21 +181,26 @@ def deploy(
     :return: with the reason if there is no file
     """
     name, detector, by = row
+    run, progress = tested.run, trial.progress
     chosen = Chosen(name, run.seed, detector, by)
-    about = asdict(chosen) | {"weights": bench.model.weights, "training": digest(bench.training)}
-    if _done(output, about):
-        return chosen
+    values = tested.tables.chosen.get(detector)
+    about = asdict(chosen) | {
+        "weights": trial.model.weights,
+        "hyperparameters": values,
+        "alpha": alpha,
+    }
     try:
-        held = _held_out(run, divided, bench.training, sets, alpha)
+        held = _held_out(run, divided, trial.training, sets, alpha)
+        about |= {"training": digest(held.training), "calibration": digest(held.calibration)}
+        if _done(output, about):
+            return chosen
         for note in held.notes:
             warn(progress, f"{FILE}: {note}")
-        tuned = bench.folder / "hyperparameters.json"
-        values = read_json(tuned) if tuned.is_file() else {}
         equip(
-            bench.model,
-            Wanted(detector, alpha, held.guarantee, hyperparameters=values.get(detector)),
-            _loaded(bench, held.training),
-            _loaded(bench, held.calibration),
+            trial.model,
+            Equipment(detector, alpha, held.guarantee, hyperparameters=values),
+            _batches(trial, held.training),
+            _batches(trial, held.calibration),
             output / FOLDER,
             progress,
         )
@@ -209,6 +211,38 @@ def deploy(
         about["error"] = chosen.error
     write_json(output / ABOUT, about)
     return chosen
+
+
+def export_calibrated(
+    tested: Sequence[RunResults], output: Path, progress: Progress
+) -> Path | None:
+    """``model.onnx``: the first IsoMax-like model as it is, the first of any kind if there is no
+    other; ``None`` if none is calibrated, or it cannot be exported, which is said."""
+    path, about_path = output / "model.onnx", output / "model.json"
+    ranked = sorted(
+        tested, key=lambda one: (one.run.name == "softmax", one.run.given is not None, one.run.seed)
+    )
+    folders = ((one, one.run.calibrated_folder) for one in ranked)
+    one, folder = next(((one, at) for one, at in folders if at is not None), (None, None))
+    if one is None or folder is None:
+        path.unlink(missing_ok=True)
+        return None
+    calibration = read_json(folder / "calibration.json")
+    about = {
+        "exported": one.run.folder.name,
+        "weights": one.weights,
+        "calibration": calibration,
+    }
+    if path.is_file() and about_path.is_file() and read_json(about_path) == about:
+        return path
+    try:
+        export(folder, path)
+    except InputError as error:  # the tables are worth more than the file
+        path.unlink(missing_ok=True)
+        warn(progress, f"no {path.name} of {one.run.folder.name}: {one_line(error)}")
+        return None
+    write_json(about_path, about)
+    return path
 
 
 def _done(output: Path, about: dict[str, object]) -> bool:
@@ -233,11 +267,11 @@ def _held_out(run: Run, divided: Split, fitted: Images, sets: Sets, alpha: float
     return replace(held, training=fitted)
 
 
-def _loaded(bench: Bench, images: Images) -> Loaded:
+def _batches(trial: Trial, images: Images) -> ModelBatches:
     """Images with the model's outputs, which are kept already where detectors were fitted on
     them."""
-    keeper, fitted = bench.keeper(images), bench.training
-    outputs = bench.keeper(fitted).read()
+    keeper, fitted = trial.keeper(images), trial.training
+    outputs = trial.keeper(fitted).read()
     places = {int(index): at for at, index in enumerate(fitted.indices)}
     if (
         keeper.read() is None
@@ -249,7 +283,7 @@ def _loaded(bench: Bench, images: Images) -> Loaded:
         with keeper:
             for some in chosen.split(AT_ONCE):
                 keeper.add(outputs.logits[some], outputs.features[some], outputs.labels[some])
-    return Loaded(bench.loader(images), keeper, digest(images))
+    return ModelBatches(trial.loader(images), keeper, digest(images))
 
 
 def options_of_calibrate(

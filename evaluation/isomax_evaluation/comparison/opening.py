@@ -16,8 +16,8 @@ from isomax_evaluation.comparison.sets import Sets
 from isomax_evaluation.detection.models import Model
 from isomax_evaluation.detection.opening import open_given
 from isomax_evaluation.output.errors import InputError, one_line
-from isomax_evaluation.output.progress import Progress
-from isomax_evaluation.training.jobs import build_model, data_config
+from isomax_evaluation.output.progress import Progress, warn
+from isomax_evaluation.training.jobs import build_model, data_config, fetch_weights
 from isomax_evaluation.training.train import ready_to_train
 
 
@@ -27,8 +27,7 @@ def row_of(text: str, plan: Plan) -> tuple[str, str, str]:
     :raises InputError: if the comparison has none such
     """
     model, detector = split_row(text)
-    names = [*plan.losses, *dict.fromkeys(given.name for given in plan.given)]
-    for what, one, known in (("model", model, names), ("detector", detector, plan.detectors)):
+    for what, one, known in (("model", model, plan.models), ("detector", detector, plan.detectors)):
         if one not in known:
             raise InputError(
                 f"the row to export is {text}, and the comparison has no {what} {one}; it has "
@@ -86,7 +85,7 @@ def open_models(
         reasons = why_not(parts, plan.detectors)
         if len(reasons) < len(plan.detectors):
             return opened
-    names = ", ".join([*plan.losses, *(given.name for given in plan.given)])
+    names = ", ".join(plan.models)
     listed = "; ".join(f"{name} {reason}" for name, reason in reasons.items())
     raise InputError(f"no detector can work with {names}: {listed}; add one that can")
 
@@ -120,12 +119,13 @@ def refuse_what_no_file_holds(
 
 def ready_with_each(
     plan: Plan, sets: Sets, output: Path, accelerator: Accelerator, progress: Progress
-) -> list[str]:
-    """Try one batch with each loss that has not begun to train.
+) -> None:
+    """Try one batch with each loss that has not begun to train; warn of what will not be what was
+    asked for.
 
-    :return: what will not be what was asked for
     :raises InputError: if there are too few images, or one cannot be trained
     """
+    fetch_weights(plan.job, output)
     first = [run for run in runs_of(output, plan, []) if run.seed == 0]
     training = divide(first[0], sets, plan.job.alpha, False).training
     tried = [
@@ -133,4 +133,5 @@ def ready_with_each(
         for run in first
         if run.job is not None
     ]
-    return list(dict.fromkeys(doubt for one in tried if one for doubt in one.doubts))
+    for doubt in dict.fromkeys(doubt for one in tried if one for doubt in one.doubts):
+        warn(progress, doubt)

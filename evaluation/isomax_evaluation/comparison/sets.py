@@ -10,12 +10,13 @@ from pytorch_ood.benchmark import Benchmark
 
 from isomax_adapters.runtime.decoding import Decoding
 from isomax_evaluation import data
-from isomax_evaluation.comparison.naming import no_doubles, unique_names
+from isomax_evaluation.comparison.given import no_doubles, unique_names
 from isomax_evaluation.data.benchmarks import open_benchmark
 from isomax_evaluation.data.datasets import Splits
 from isomax_evaluation.data.images import Images
 from isomax_evaluation.data.settings import Reading
 from isomax_evaluation.data.torch_datasets import open_torch
+from isomax_evaluation.detection.testing.trial import TestSets
 from isomax_evaluation.output.errors import InputError
 from isomax_evaluation.output.folders import identity, resolved
 from isomax_evaluation.output.progress import Progress, tell, warn
@@ -35,6 +36,11 @@ class Sets:
     held_out: Images | None = None  #: the user's own validation set
     drawn: bool = False  #: whether the test images were drawn from the training images
     found: tuple[str, ...] = ()  #: what was read of the ID data, a line for each split
+
+    @property
+    def tests(self) -> TestSets:
+        """Those that models are tested on."""
+        return TestSets(self.known, self.unknown, self.test, self.tuning)
 
     @property
     def tensors(self) -> bool:

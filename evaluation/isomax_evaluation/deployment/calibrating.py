@@ -26,14 +26,14 @@ from isomax_evaluation.data.settings import Reading
 from isomax_evaluation.data.splitting import split_for_calibration
 from isomax_evaluation.data.torch_datasets import check_tensor
 from isomax_evaluation.deployment.equipping import (
-    Loaded,
-    Wanted,
+    Equipment,
+    ModelBatches,
     equip,
     splits_of,
     tell_if_no_file_holds,
 )
 from isomax_evaluation.detection.models import Model
-from isomax_evaluation.detection.opening import Given, open_given
+from isomax_evaluation.detection.opening import GivenModel, open_given
 from isomax_evaluation.output.errors import InputError, input_errors
 from isomax_evaluation.output.files import read_json
 from isomax_evaluation.output.folders import check_outside
@@ -96,7 +96,7 @@ def calibrate(
         for line in splits.found:
             tell(progress, line)
         model = open_given(
-            Given("the model", 0, source), splits.train, {"img_size": image_size}, RGB,
+            GivenModel("the model", 0, source), splits.train, {"img_size": image_size}, RGB,
             tensors=False, device=accelerator.device, progress=progress, class_names=class_names,
             in_given_order=reading.class_map is not None,
         )  # fmt: skip
@@ -118,11 +118,11 @@ def calibrate(
         chosen, training = settled.parts["calibration"], settled.parts["training"]
         for note in (*held.notes, *settled.notes):
             warn(progress, note)
-        wanted = Wanted(
+        wanted = Equipment(
             name, alpha, held.guarantee, bank, _chosen(source, name) | dict(hyperparameters or {})
         )
         to_fit, unseen = (
-            Loaded(loader_of(model.transform, reading.workers, images), digest=digest(images))
+            ModelBatches(loader_of(model.transform, reading.workers, images), digest=digest(images))
             for images in (training, chosen)
         )
         equip(model, wanted, to_fit, unseen, output, progress)
@@ -181,12 +181,12 @@ def calibrate_model(
     was_training = network.training
     network.eval()
     given = Model(type(network).__name__, 0, parts, names, config)
-    fed = None if training is None else Loaded(training)
+    fed = None if training is None else ModelBatches(training)
     try:
         name = _named(given, detector)
         tell_if_no_file_holds(given, name, progress)
-        wanted = Wanted(name, alpha, bank=bank, hyperparameters=hyperparameters)
-        equip(given, wanted, fed, Loaded(held_out), output, progress)
+        wanted = Equipment(name, alpha, bank=bank, hyperparameters=hyperparameters)
+        equip(given, wanted, fed, ModelBatches(held_out), output, progress)
     finally:
         network.train(was_training)
     return output

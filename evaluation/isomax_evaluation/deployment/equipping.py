@@ -24,7 +24,7 @@ from isomax_evaluation.output.progress import Progress, shown, tell, warn
 
 
 @dataclass(frozen=True)
-class Loaded:
+class ModelBatches:
     """Images in batches, as a model takes them."""
 
     loader: Iterable[tuple[torch.Tensor, torch.Tensor]]
@@ -39,7 +39,7 @@ class Loaded:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class Equipment:
     """What a model is to be equipped with."""
 
     detector: str | None  #: one of ``isomax_adapters.pytorch_ood.NAMES``; ``None``: of the logits
@@ -51,9 +51,9 @@ class Wanted:
 
 def equip(
     model: Model,
-    wanted: Wanted,
-    training: Loaded | None,
-    held_out: Loaded,
+    wanted: Equipment,
+    training: ModelBatches | None,
+    held_out: ModelBatches,
     folder: Path,
     progress: Progress,
 ) -> Calibration:
@@ -115,7 +115,7 @@ def tell_if_no_file_holds(model: Model, name: str | None, progress: Progress) ->
 
 
 def _fitted(
-    model: Model, wanted: Wanted, training: Loaded | None, progress: Progress
+    model: Model, wanted: Equipment, training: ModelBatches | None, progress: Progress
 ) -> tuple[Detector, int]:
     """The detector, and on how many images it was fitted."""
     name = wanted.detector
@@ -164,7 +164,7 @@ def _scored(
     model: Model,
     name: str | None,
     detector: Detector | None,
-    held_out: Loaded,
+    held_out: ModelBatches,
     progress: Progress,
 ) -> tuple[Outputs, torch.Tensor | None]:
     detectors = {} if name is None or detector is None else {name: detector}

@@ -21,7 +21,7 @@ from isomax_evaluation.data.images import Images
 from isomax_evaluation.data.preprocessing import preprocessing_of
 from isomax_evaluation.data.settings import Reading
 from isomax_evaluation.detection.class_order import places_by_images
-from isomax_evaluation.detection.metrics import ood_metrics
+from isomax_evaluation.detection.testing.metrics import ood_metrics
 from isomax_evaluation.output.errors import InputError, input_errors
 from isomax_evaluation.output.files import as_list
 from isomax_evaluation.output.progress import Progress, shown, tell

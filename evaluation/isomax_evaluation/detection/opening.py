@@ -26,7 +26,7 @@ Source = str | Path | nn.Module | Parts
 
 
 @dataclass(frozen=True)
-class Given:
+class GivenModel:
     """A model to be opened."""
 
     name: str
@@ -47,7 +47,7 @@ class Given:
 
 
 def open_given(
-    given: Given,
+    given: GivenModel,
     images: Images,
     preprocessing: Mapping[str, Any],
     decoding: Decoding,

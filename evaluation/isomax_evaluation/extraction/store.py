@@ -1,7 +1,5 @@
 """What a model makes of a set of images, kept on disk under what it depends on."""
 
-import hashlib
-import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +12,7 @@ import torch
 from torch import Tensor
 
 from isomax_adapters.pytorch_ood import Digests
+from isomax_evaluation.output.cache import key_of
 from isomax_evaluation.output.errors import InputError
 from isomax_evaluation.output.files import write_json
 
@@ -184,9 +183,9 @@ def keeper(
     """
     about = {
         "weights": weights.whole,
+        "backbone": weights.backbone,  # without it, features may be of another layer
         "preprocessing": repr(preprocessing),
         "images": images,
         "dtype": "float32",
     }
-    key = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:24]
-    return OutputsOnDisk(store / key, about | {"backbone": weights.backbone}, count)
+    return OutputsOnDisk(store / key_of(about), about, count)

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,42 +32,41 @@ def read_settings(folder: Path) -> dict[str, Any] | None:
     return found
 
 
-def claim_folder(
+def check_folder(
     folder: Path,
     settings: dict[str, Any],
-    grows: Sequence[str] = (),
     begun: Callable[[Path], bool] = lambda folder: True,
 ) -> None:
-    """Make a folder that of one run, or find that it is; only then may files go into it.
+    """Refuse a folder that is not to be that of a run.
 
     :param settings: everything that tells this run from another, as JSON
-    :param grows: those of them that may have become more since; what a dictionary had stays
     :param begun: whether the run that a folder holds has anything to show; one that has nothing
         makes way
     :raises InputError: if the folder holds another run, or something else
     """
-    settings = json.loads(json.dumps(settings))
     found = read_settings(folder)
-    if found is not None and found != settings and not begun(folder):
-        write_json(folder / SETTINGS, settings)
-    elif found is not None:
-        there, given = dict(found), dict(settings)
-        for key in grows:
-            before, now = there.pop(key, None), given.pop(key, None)
-            if isinstance(before, dict) and isinstance(now, dict):
-                there[key], given[key] = before, {k: v for k, v in now.items() if k in before}
-        if differences := _differences(there, given):
+    if found is not None:
+        differences = _differences(found, json.loads(json.dumps(settings)))
+        if differences and begun(folder):
             raise InputError(
                 f"{folder} holds another run ({first_few(differences, 4)}); choose another output "
                 "folder, or give the settings of that run to go on with it"
             )
-        if found != settings:
-            write_json(folder / SETTINGS, settings)
     elif folder.exists() and (not folder.is_dir() or any(map(_is_foreign, folder.iterdir()))):
         raise InputError(
             f"{folder} is there already and holds no run of isomax; choose another output folder"
         )
-    else:
+
+
+def claim_folder(
+    folder: Path,
+    settings: dict[str, Any],
+    begun: Callable[[Path], bool] = lambda folder: True,
+) -> None:
+    """Make a folder that of a run, if :func:`check_folder` lets it; only then may files go into
+    it."""
+    check_folder(folder, settings, begun)
+    if read_settings(folder) != json.loads(json.dumps(settings)):
         write_json(folder / SETTINGS, settings)
 
 

@@ -29,6 +29,7 @@ from isomax_evaluation.extraction.doubts import doubt_of_samples, doubts_of
 from isomax_evaluation.output.errors import InputError, input_errors
 from isomax_evaluation.output.files import read_lines, write_json
 from isomax_evaluation.output.folders import (
+    check_folder,
     check_outside,
     claim_folder,
     read_settings,
@@ -212,17 +213,17 @@ def _as_large_as_fits(job: Job, training: Images, output: Path, accelerator: Acc
     return look.with_largest_batch(job, training, accelerator)
 
 
-def claim_run(
+def check_run(
     job: Job,
     dataset: str,
     divided: Split,
     folder: Path,
     test_images: Images | None = None,
-) -> None:
-    """Make the folder that of this job, or find that it is.
+) -> dict[str, Any]:
+    """The settings that tell the run of this job from others.
 
     :param test_images: where nothing else remembers them
-    :raises InputError: if it holds another run, or one on other images
+    :raises InputError: if the folder holds another run, or one on other images
     """
     parts = {"train": divided.training, "calibration": divided.calibration}
     parts |= {} if divided.selection is None else {"selection": divided.selection}
@@ -236,18 +237,33 @@ def claim_run(
     }
     found = read_settings(folder)
     if found is not None and "data" in found and _begun(folder):
+        _refuse_more_epochs(job, found, settings, folder)
+        check_folder(folder, found | job.settings)  # by which images are divided, too
         before, now = found.get("digests", {}), settings["digests"]
         if changed := [name for name in now if before.get(name, now[name]) != now[name]]:
             raise InputError(
                 f"the {' and '.join(changed)} images of {dataset} have changed since {folder} was "
                 "begun (their choice, labels, names or content); choose another output folder"
             )
-        _refuse_more_epochs(job, found, settings, folder)
         # images are known by what they are, wherever they lie by now
-        settings["data"] = found["data"]
+        settings |= {"data": found["data"], "digests": before}
+    check_folder(folder, settings, _begun)
+    return settings
+
+
+def claim_run(
+    job: Job,
+    dataset: str,
+    divided: Split,
+    folder: Path,
+    test_images: Images | None = None,
+) -> None:
+    """Make the folder that of this job, or find that it is; takes and raises what
+    :func:`check_run` does."""
+    settings = check_run(job, dataset, divided, folder, test_images)
     if not _begun(folder):  # those of a run that has nothing to show, perhaps another one
         (folder / "best.pt").unlink(missing_ok=True)
-    claim_folder(folder, settings, grows=("digests",), begun=_begun)
+    claim_folder(folder, settings, _begun)
 
 
 def _refuse_more_epochs(

@@ -21,12 +21,11 @@ from isomax_adapters.runtime.scorer import Scorer
 from isomax_adapters.timm import load_calibration, load_model
 from isomax_evaluation import compare, data
 from isomax_evaluation.cli.tables import of_comparison
-from isomax_evaluation.comparison.plots import write_plots
-from isomax_evaluation.comparison.rows import needs, table_rows, verdicts
+from isomax_evaluation.comparison.report.plots import ID, write_plots
+from isomax_evaluation.comparison.report.rows import needs, table_rows, verdicts
 from isomax_evaluation.data.settings import Preprocessing
-from isomax_evaluation.detection.intervals import draw, resampled_metrics
-from isomax_evaluation.detection.metrics import METRICS, ood_metrics
-from isomax_evaluation.detection.scores import read_scores
+from isomax_evaluation.detection.testing.intervals import draw, resampled_metrics
+from isomax_evaluation.detection.testing.metrics import METRICS, ood_metrics
 from isomax_evaluation.output.errors import InputError
 from isomax_evaluation.training.recipes import RECIPES
 from isomax_evaluation.training.source import Source
@@ -34,6 +33,7 @@ from isomax_evaluation.training.source import Source
 from ...image_folders import make_folder
 from ...settings import grouped
 from ..killing import comparison, in_own_process
+from .scores import read_scores
 
 SHORT = replace(RECIPES["digits"], epochs=2)
 
@@ -255,8 +255,8 @@ def test_a_second_call_computes_nothing_again(compared, monkeypatch):
         raise AssertionError("computed again")
 
     monkeypatch.setattr("isomax_evaluation.training.train.fit", never)
-    monkeypatch.setattr("isomax_evaluation.detection.testing.fit", never)
-    monkeypatch.setattr("isomax_evaluation.detection.testing.score", never)
+    monkeypatch.setattr("isomax_evaluation.detection.testing.results.fit", never)
+    monkeypatch.setattr("isomax_evaluation.detection.testing.results.score", never)
     settings = json.loads((compared.output / "settings.json").read_text())
     from isomax_evaluation.training.recipes import Recipe
 
@@ -281,10 +281,10 @@ def test_bad_input_is_refused_before_any_work(photos, tmp_path):
         ({"ood": ["uniform-noise", "uniform-noise"]}, "occurs twice"),
         ({"id": str(tmp_path / "one")}, "one class"),
         ({"seeds": 0}, "expected at least 1"),
-        ({"image_size": 0}, "image size is 0; expected at least 1"),
+        ({"image_size": 0}, "image_size is 0; expected a number in"),
         ({"images_per_class": 0}, "at most 0 images per class"),
         ({"test_images": -1}, "at most -1 test images"),
-        ({"workers": -1}, "-1 workers"),
+        ({"workers": -1}, "workers is -1; expected a number in"),
         ({"alpha": 1.5}, r"in \(0, 1\)"),
         ({"id": str(photos), "alpha": 0.001}, "takes 999 validation images"),
         (
@@ -414,7 +414,7 @@ def test_the_command_ends_with_1_if_a_cell_has_no_value(isomax, tmp_path):
 
 
 def test_an_interrupted_scoring_goes_on_where_it_was(tmp_path, monkeypatch):
-    from isomax_evaluation.detection import testing
+    from isomax_evaluation.detection.testing import results as testing
 
     names = ["MaxLogit", "ReAct", "Gram", "ODIN"]
     whole = short(tmp_path / "whole", detectors=names)
@@ -515,7 +515,7 @@ def test_hyperparameters_are_chosen_on_other_images(tmp_path, monkeypatch):
     (folder / "results.csv").unlink()
     for file in folder.glob("scores/digits*"):
         file.unlink()
-    monkeypatch.setattr("isomax_evaluation.detection.testing.tune", None)
+    monkeypatch.setattr("isomax_evaluation.detection.testing.tuning.tune", None)
     again = short(tmp_path / "out", tune="gaussian-noise", detectors=names, test_images=60)
     pd.testing.assert_frame_equal(again.results, done.results)
 
@@ -586,13 +586,9 @@ def test_benchmarks_that_cannot_be_used_are_refused(tmp_path):
 def test_scores_that_are_nearly_alike_are_plotted(tmp_path):
     # 20 numbers of float32, fewer than a histogram has bars
     near = np.float32(-2.3) - np.arange(20, dtype=np.float32) * np.spacing(np.float32(2.3))
-    folder = tmp_path / "runs/r18-seed0/scores"
-    folder.mkdir(parents=True)
-    for name in ("photos", "street"):
-        table = pd.DataFrame({"path": range(20), "class": "", "KNN": near})
-        table.to_csv(folder / f"{name}.csv", index=False)
+    scores = {"r18, KNN": {ID: near, "street": near}}
     results = pd.DataFrame(
         [{"loss": "r18", "seed": 0, "detector": "KNN", "ood": "street", "AUROC": 0.5}]
     )
-    write_plots(tmp_path, results, "photos")
+    write_plots(tmp_path, results, scores)
     assert (tmp_path / "plots/scores.png").is_file()

@@ -17,9 +17,10 @@ from isomax_evaluation import compare, data
 from isomax_evaluation.comparison.columns import FILES
 from isomax_evaluation.comparison.deploying import choose
 from isomax_evaluation.data.settings import Preprocessing
-from isomax_evaluation.detection.scores import read_scores
 from isomax_evaluation.output.errors import InputError
 from isomax_evaluation.training.recipes import RECIPES
+
+from .scores import read_scores
 
 SHORT = replace(RECIPES["digits"], epochs=1)
 
@@ -154,10 +155,10 @@ def test_a_row_that_is_asked_for_becomes_the_file(tmp_path):
     assert first.chosen.by == "asked for"
     assert Scorer(tmp_path / "out/chosen.onnx").metadata["score"] == "MaxLogit"
     # another row of what is there: nothing is trained or scored again
-    written = (tmp_path / "out/runs/isomax-seed0/scores/digits.csv").stat().st_mtime_ns
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "out/cache").iterdir()}
     compare(output=tmp_path / "out", **given, export="isomax/KNN")
     assert Scorer(tmp_path / "out/chosen.onnx").metadata["score"] == "KNN"
-    assert (tmp_path / "out/runs/isomax-seed0/scores/digits.csv").stat().st_mtime_ns == written
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out/cache").iterdir()} == kept
     for wrong, message in (
         ("KNN", "expected MODEL/DETECTOR"),
         ("softmax/KNN", "has no model softmax; it has isomax"),
@@ -174,8 +175,7 @@ def test_a_file_that_cannot_be_exported_costs_no_table(tmp_path, monkeypatch, ca
     def refuse(*given):
         raise ExportError("the file disagrees with the model")
 
-    for module in ("deploying", "finishing"):
-        monkeypatch.setattr(f"isomax_evaluation.comparison.{module}.export", refuse)
+    monkeypatch.setattr("isomax_evaluation.comparison.deploying.export", refuse)
     done = compare(
         losses=["isomax"], seeds=1, recipe=SHORT, detectors=["MaxLogit"], output=tmp_path / "out"
     )
@@ -216,13 +216,13 @@ def test_a_given_model_has_the_images_that_its_training_held_out(compared, tmp_p
 
 def test_finished_tensors_make_no_file_and_say_why_and_costs_can_be_left_out(tmp_path):
     images = torch.randn(40, 3, 32, 32)
-    known = TensorDataset(images, torch.arange(40) % 2)
+    train, test = (TensorDataset(torch.randn(40, 3, 32, 32), torch.arange(40) % 2) for _ in "ab")
     network = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
     network.fc = torch.nn.Linear(3, 2)
     from isomax_adapters.pytorch_ood import Parts
 
     done = compare(
-        models={"own": Parts(network, classifier="fc")}, id={"mine": (known, known)},
+        models={"own": Parts(network, classifier="fc")}, id={"mine": (train, test)},
         ood={"far": TensorDataset(images, torch.full((40,), -1))}, detectors=["MaxLogit"],
         output=tmp_path / "out", costs=False,
     )  # fmt: skip

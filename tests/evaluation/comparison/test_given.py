@@ -16,17 +16,17 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from isomax_adapters.pytorch_ood import Parts
-from isomax_adapters.timm import load_model, save_model
+from isomax_adapters.timm import load_calibration, load_model, save_model
 from isomax_evaluation import compare
 from isomax_evaluation.comparison.columns import FILES
 from isomax_evaluation.comparison.given import given_models
 from isomax_evaluation.data.settings import Preprocessing, Reading
-from isomax_evaluation.detection.scores import read_scores
 from isomax_evaluation.output.errors import InputError
 from isomax_evaluation.training.recipes import RECIPES
 
 from ...image_folders import make_folder
 from ...settings import grouped
+from .scores import read_scores
 
 SHORT = replace(RECIPES["digits"], epochs=1)
 
@@ -113,7 +113,7 @@ def test_trained_losses_and_given_models_stand_in_one_table(compared, tmp_path):
     assert "model" in (tmp_path / "out/report.html").read_text()
 
 
-def test_more_of_anything_goes_on_and_computes_what_is_missing(
+def test_the_table_is_what_is_asked_for_made_of_what_is_kept(
     compared, tmp_path, stem_passes, monkeypatch
 ):
     model = compared.output / "runs/isomax-seed0"
@@ -123,40 +123,54 @@ def test_more_of_anything_goes_on_and_computes_what_is_missing(
         stem_passes.clear()
         with monkeypatch.context() as patched:
             # what costs are measured with, and a file is verified with, are passes too
-            nothing = "isomax_evaluation.detection.testing._write_costs"
+            results = "isomax_evaluation.detection.testing.results"
+            patched.setattr(f"{results}.measure_costs", lambda *given: {})
+            nothing = "isomax_evaluation.comparison.deploying.export"
             patched.setattr(nothing, lambda *given: None)
-            for place in ("finishing._export", "deploying.export"):
-                patched.setattr(f"isomax_evaluation.comparison.{place}", lambda *given: None)
             done = compare(models={"m": model}, output=output, **grouped(arguments))
         return done, sum(stem_passes)
 
-    _, passes = call(detectors=["MaxLogit", "KNN"], ood=["uniform-noise"])
+    first, passes = call(detectors=["MaxLogit", "KNN"], ood=["uniform-noise"])
     # one pass over training, test and OOD images
     assert passes == sum(
         json.loads((output / "settings.json").read_text())["images"][name]
         for name in ("digits", "id test", "uniform-noise")
     )
-    second, passes = call(detectors=["KLMatching", "Mahalanobis"], ood=["uniform-noise"])
-    assert passes == 0
-    assert set(second.results["detector"]) == {"MaxLogit", "KNN", "KLMatching", "Mahalanobis"}
+    second, passes = call(detectors=["KLMatching", "ReAct-maps"], ood=["uniform-noise"])
+    assert passes > 0  # of the detector of feature maps
+    assert list(second.results["detector"].unique()) == ["KLMatching", "ReAct-maps"]
+    assert json.loads((output / "settings.json").read_text())["detectors"] == [
+        "KLMatching",
+        "ReAct-maps",
+    ]
     third, passes = call(detectors=["MaxLogit"], ood=["uniform-noise", "digits-held-out"])
-    assert passes == len(pd.read_csv(output / "runs/m-seed0/scores/digits-held-out.csv"))
+    count = len(pd.read_csv(output / "runs/m-seed0/scores/digits-held-out.csv"))
+    assert passes == count
     assert set(third.results["ood"]) == {"uniform-noise", "digits-held-out"}
-    assert len(third.results) == 4 * 2
-    again = third.results.query("ood == 'uniform-noise'").reset_index(drop=True)
-    pd.testing.assert_frame_equal(again, second.results)
-    # as if all had been asked for at once
-    whole = compare(
-        models={"m": model},
-        output=tmp_path / "whole",
-        detectors=["MaxLogit", "KNN", "KLMatching", "Mahalanobis"],
-        ood=["uniform-noise", "digits-held-out"],
+    assert set(third.results["detector"]) == {"MaxLogit"}
+
+    # again, and as it was asked for at first: nothing is fitted or scored
+    def never(*given):
+        raise AssertionError("computed again")
+
+    for place in ("fit", "score", "cost_of_detectors", "ood_metrics"):
+        monkeypatch.setattr(f"isomax_evaluation.detection.testing.results.{place}", never)
+    again, passes = call(detectors=["MaxLogit"], ood=["uniform-noise", "digits-held-out"])
+    assert passes == 0
+    pd.testing.assert_frame_equal(again.results, third.results)
+    at_first, passes = call(detectors=["MaxLogit", "KNN"], ood=["uniform-noise"])
+    assert passes == 0
+    pd.testing.assert_frame_equal(at_first.results, first.results)
+    pd.testing.assert_frame_equal(at_first.intervals, first.intervals)
+    folder = output / "runs/m-seed0"
+    assert list(pd.read_csv(folder / "scores/digits.csv"))[2:] == ["MaxLogit", "KNN"]
+    assert not (folder / "scores/digits-held-out.csv").exists()  # is not asked for
+    # each piece alone, out of what was kept, is as if all had been asked for at once
+    whole, _ = call(
+        detectors=["MaxLogit", "KNN", "KLMatching", "ReAct-maps"], ood=["uniform-noise"]
     )
-    pd.testing.assert_frame_equal(whole.results, third.results)
-    pd.testing.assert_frame_equal(whole.intervals, third.intervals)
-    # a model more
-    fourth, _ = call(detectors=["MaxLogit"], ood=["uniform-noise"])
-    assert len(fourth.results) == 8
+    parts = pd.concat([first.results, second.results], ignore_index=True)
+    pd.testing.assert_frame_equal(whole.results, parts)
 
 
 def test_a_detector_that_draws_scores_alike_whenever_it_is_added(compared, tmp_path):
@@ -169,20 +183,22 @@ def test_a_detector_that_draws_scores_alike_whenever_it_is_added(compared, tmp_p
     np.testing.assert_array_equal(*scores)
 
 
-def test_weights_that_changed_since_are_refused(compared, tmp_path):
+def test_weights_that_changed_since_are_scored_anew(compared, tmp_path):
     folder = tmp_path / "model"
     shutil.copytree(compared.output / "runs/isomax-seed0/model", folder)
     arguments = {"models": {"m": folder}, "detectors": ["MaxLogit"], "output": tmp_path / "out"}
-    compare(**grouped(arguments))
+    before = compare(**grouped(arguments))
     model = load_model(folder)
     with torch.no_grad():
         model.get_classifier().prototypes[0] += 1
-    save_model(model, folder, list("0123456"))
-    with pytest.raises(InputError, match=r"the weights of m have changed .*another output folder"):
-        compare(**grouped(arguments))
+    save_model(model, folder, list("0123456"), calibration=load_calibration(folder))
+    after = compare(**grouped(arguments))
+    assert (after.results["AUROC"] != before.results["AUROC"]).any()
+    fresh = compare(**grouped(arguments | {"output": tmp_path / "fresh"}))
+    pd.testing.assert_frame_equal(after.results, fresh.results)
 
 
-def test_images_that_changed_since_are_refused(compared, tmp_path):
+def test_images_that_changed_since_are_scored_anew(compared, tmp_path):
     make_folder(tmp_path / "odd", ("x",), 5)
     arguments = {
         "models": {"m": compared.output / "runs/isomax-seed0"},
@@ -193,9 +209,28 @@ def test_images_that_changed_since_are_refused(compared, tmp_path):
     done = compare(**grouped(arguments))
     assert set(done.results["ood"]) == {"strange"}
     shutil.rmtree(tmp_path / "odd")
-    make_folder(tmp_path / "odd", ("x",), 5, seed=3)
-    with pytest.raises(InputError, match="the images of strange have changed"):
-        compare(**grouped(arguments))
+    make_folder(tmp_path / "odd", ("x",), 7, seed=3)
+    again = compare(**grouped(arguments))
+    assert len(read_scores(tmp_path / "out/runs/m-seed0", "strange")["MaxLogit"]) == 7
+    fresh = compare(**grouped(arguments | {"output": tmp_path / "fresh"}))
+    pd.testing.assert_frame_equal(again.results, fresh.results)
+
+
+def test_a_folder_that_holds_a_training_is_left_alone(compared, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(compared.output / "runs/isomax-seed0", run)
+    settings = (run / "settings.json").read_bytes()
+    arguments = {"models": {"m": run}, "detectors": ["MaxLogit"], "ood": ["uniform-noise"]}
+    with pytest.raises(InputError, match=r"run holds another run .* another output folder"):
+        compare(**arguments, output=run)
+    # a given model of the name of one that was trained there
+    output = tmp_path / "out"
+    shutil.copytree(run, output / "runs/m-seed0")
+    (output / "settings.json").write_text('{"losses": ["m"]}')
+    with pytest.raises(InputError, match="m-seed0 holds another run"):
+        compare(**arguments, output=output)
+    assert (output / "runs/m-seed0/settings.json").read_bytes() == settings
+    assert (output / "settings.json").read_text() == '{"losses": ["m"]}'
 
 
 # -- Classes -------------------------------------------------------------------------------------
@@ -321,8 +356,8 @@ def test_a_class_without_images_on_one_side_is_named(imagenet_model, tmp_path, c
 # -- Python ----------------------------------------------------------------------------------------
 
 
-def tensors(count, classes, shift=0.0, seed=0):
-    generator = torch.Generator().manual_seed(seed)
+def tensors(count, classes, shift=0.0):
+    generator = torch.Generator().manual_seed(count)  # two sets share no image
     labels = torch.arange(count) % classes if classes else torch.full((count,), -1)
     images = torch.randn(count, 3, 32, 32, generator=generator) + shift
     return TensorDataset(images + labels[:, None, None, None], labels)
@@ -358,14 +393,8 @@ def test_a_network_and_loaders_of_ones_own(tmp_path):
         detectors=["MaxLogit", "KNN"],
         output=tmp_path / "out",
     )
-    pd.testing.assert_frame_equal(again.results, done.results)
-    with pytest.raises(InputError, match="which was given in memory"):
-        compare(
-            id={"mine": (tensors(80, 4), tensors(40, 4, seed=1))},
-            ood={"far": tensors(30, 0, seed=2)},
-            losses=["softmax"],
-            output=tmp_path / "out",
-        )
+    asked = done.results[done.results["detector"].isin(["MaxLogit", "KNN"])]
+    pd.testing.assert_frame_equal(again.results, asked.reset_index(drop=True))
 
 
 class Items(Dataset):

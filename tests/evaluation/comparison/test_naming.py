@@ -1,6 +1,6 @@
 import pytest
 
-from isomax_evaluation.comparison.naming import no_doubles, split_name, unique_names
+from isomax_evaluation.comparison.given import no_doubles, split_name, unique_names
 from isomax_evaluation.output.errors import InputError
 from isomax_evaluation.output.folders import identity
 

@@ -16,8 +16,8 @@ from torch.utils.data import ConcatDataset, DataLoader, TensorDataset
 import isomax_adapters.timm  # noqa: F401
 from isomax_adapters.pytorch_ood import Parts, detectors_for
 from isomax_evaluation.detection.fitting import fit
-from isomax_evaluation.detection.metrics import METRICS, one_score, ood_metrics
 from isomax_evaluation.detection.scoring import score
+from isomax_evaluation.detection.testing.metrics import METRICS, one_score, ood_metrics
 
 
 def coloured(count, classes, shift, seed):

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from evaluation.benchmarks.claims.results_page import _paper
-from isomax_evaluation.detection.metrics import ood_metrics
+from isomax_evaluation.detection.testing.metrics import ood_metrics
 
 
 @pytest.mark.parametrize(

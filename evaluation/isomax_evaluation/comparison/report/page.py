@@ -16,10 +16,11 @@ from PIL import Image
 from plotly.offline import get_plotlyjs
 
 from isomax_adapters.runtime.decoding import RGB
-from isomax_evaluation.comparison.deploying import Chosen
-from isomax_evaluation.comparison.plots import ID, scores_of, write_plots
-from isomax_evaluation.comparison.rows import CHANCE, HIGHER_IS_BETTER, table_rows, verdicts
+from isomax_evaluation.comparison.report.plots import ID, AllScores, write_plots
+from isomax_evaluation.comparison.report.rows import CHANCE, HIGHER_IS_BETTER, table_rows, verdicts
+from isomax_evaluation.comparison.report.tables import Comparison
 from isomax_evaluation.data.images import Images
+from isomax_evaluation.detection.testing.trial import TestSets
 from isomax_evaluation.output.files import write_whole
 
 QUANTILES = 500  # of each set of scores, so that the file stays small whatever their number
@@ -28,46 +29,26 @@ CLASSES = 100  # rows of them
 
 
 def write_report(
-    output: Path,
-    results: pd.DataFrame,
-    intervals: pd.DataFrame,
-    costs: pd.DataFrame,
-    left_out: pd.DataFrame,
-    errors: pd.DataFrame,
-    id_test: Images,
-    ood_sets: Sequence[Images],
+    done: Comparison,
+    scores: AllScores,
+    tests: TestSets,
     trained: str | None,
-    tuned_on: str | None = None,
-    tuned: Sequence[dict[str, object]] = (),
-    classes: pd.DataFrame | None = None,
-    deployable: pd.DataFrame | None = None,
-    chosen: Chosen | None = None,
+    chosen_values: Sequence[dict[str, object]] = (),
 ) -> Path:
     """``report.html`` in the output folder: works from the file, offline.
 
-    :param results: one row per loss, seed, detector and OOD set
-    :param intervals: bootstrap intervals, one row per loss, detector and OOD set
-    :param costs: one row per loss and detector
-    :param left_out: loss, detector, reason
-    :param errors: loss, seed, detector, OOD set and error of the cells without a value
-    :param id_test: the ID test images that were scored
-    :param ood_sets: the OOD images that were scored
+    :param scores: of the first seed of each model
     :param trained: the architecture that was trained with each loss, if one was
-    :param tuned_on: the OOD set that hyperparameters were chosen by
-    :param tuned: detector, values and runs of each choice
-    :param classes: one row per loss, seed and ID class
-    :param deployable: which rows can be a file, and the commands that make it
-    :param chosen: the row that was exported, or why none was
+    :param chosen_values: detector, values and runs of each choice of hyperparameters
     """
-    write_plots(output, results, id_test.name)
-    scores = scores_of(output, results, id_test.name)
+    results = done.results
+    write_plots(done.output, results, scores)
     environment = Environment(
-        loader=PackageLoader("isomax_evaluation.comparison", "templates"),
+        loader=PackageLoader("isomax_evaluation.comparison.report", "templates"),
         autoescape=select_autoescape(),
     )
     environment.filters["words"] = _words
-    rows = table_rows(results, intervals, costs)
-    files = {} if deployable is None else _by_row(deployable)
+    rows = table_rows(results, done.intervals, done.costs)
     html = environment.get_template("report.html").render(
         rows=_best_first(rows),
         verdicts=verdicts(rows),
@@ -77,16 +58,16 @@ def write_report(
         chance=CHANCE,
         auroc_column=3 + list(HIGHER_IS_BETTER).index("AUROC"),
         trained=trained,
-        tuned_on=tuned_on,
-        tuned=tuned,
-        classes=_worst_classes(classes),
-        files=files,
-        chosen=chosen,
+        tuned_on=tests.tuning.name if tests.tuning else None,
+        tuned=chosen_values,
+        classes=_worst_classes(done.classes),
+        files=_by_row(done.deployable),
+        chosen=done.chosen,
         most_classes=CLASSES,
-        id_name=id_test.name,
-        left_out=left_out.to_dict("records"),
-        errors=errors.to_dict("records"),
-        examples=_examples(scores, rows, id_test, ood_sets),
+        id_name=tests.known.name,
+        left_out=done.left_out.to_dict("records"),
+        errors=done.errors.to_dict("records"),
+        examples=_examples(scores, rows, tests.known, tests.unknown),
         data=_for_script(_quantiles(scores)),
         points=_for_script(
             [{k: None if v != v else v for k, v in row.items()} for row in rows]  # NaN is no JSON
@@ -94,7 +75,7 @@ def write_report(
         id_key=ID,
         plotly=get_plotlyjs(),
     )
-    path = output / "report.html"
+    path = done.output / "report.html"
     write_whole(
         path, lambda partial: partial.write_text(html, encoding="utf-8", errors="backslashreplace")
     )
@@ -119,9 +100,9 @@ def _by_row(deployable: pd.DataFrame) -> dict[tuple[str, str], dict[str, str]]:
     }
 
 
-def _worst_classes(classes: pd.DataFrame | None) -> list[dict[str, Any]]:
+def _worst_classes(classes: pd.DataFrame) -> list[dict[str, Any]]:
     """Mean over seeds of each model and class, those that are rejected most often first."""
-    if classes is None or classes.empty:
+    if classes.empty:
         return []
     by = classes.groupby(["loss", "class"], sort=False)[["images", "recall", "false_alarm_rate"]]
     rows = by.mean().reset_index().sort_values(
@@ -136,7 +117,7 @@ def _for_script(content: Any) -> str:
     return json.dumps(content, allow_nan=False).replace("</", "<\\/")
 
 
-def _quantiles(scores: dict[str, dict[str, np.ndarray]]) -> dict[str, dict[str, list[float]]]:
+def _quantiles(scores: AllScores) -> dict[str, dict[str, list[float]]]:
     grid = np.linspace(0, 1, QUANTILES)
     return {
         name: {
@@ -152,7 +133,7 @@ def _quantiles(scores: dict[str, dict[str, np.ndarray]]) -> dict[str, dict[str, 
 
 
 def _examples(
-    scores: dict[str, dict[str, np.ndarray]],
+    scores: AllScores,
     rows: list[dict[str, Any]],
     id_test: Images,
     ood_sets: Sequence[Images],

@@ -8,17 +8,20 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from isomax_evaluation.detection.scores import read_scores
+from isomax_evaluation.comparison.runs import RunResults
+from isomax_evaluation.detection.testing.trial import TestSets
 from isomax_evaluation.output.files import write_whole
-from isomax_evaluation.output.folders import run_folder
 
+AllScores = dict[str, dict[str, np.ndarray]]
 ID = ""  # the ID test set among the datasets of a score; no OOD set has this name
 LINES = ("-", "--", ":", "-.")
 
 
-def write_plots(output: Path, results: pd.DataFrame, id_name: str) -> None:
-    """``plots/roc.png`` and ``plots/scores.png``: each loss's best detector on each OOD set."""
-    scores = scores_of(output, results, id_name)
+def write_plots(output: Path, results: pd.DataFrame, scores: AllScores) -> None:
+    """``plots/roc.png`` and ``plots/scores.png``: each loss's best detector on each OOD set.
+
+    :param scores: as :func:`scores_of` gives them
+    """
     sets, losses = results["ood"].unique(), results["loss"].unique()
     there = [f"{row.loss}, {row.detector}" in scores for row in results.itertuples()]
     valued = results[there].dropna(subset="AUROC")
@@ -64,21 +67,15 @@ def write_plots(output: Path, results: pd.DataFrame, id_name: str) -> None:
     draw("scores.png", histogram, list(losses), "best")
 
 
-def scores_of(
-    output: Path, results: pd.DataFrame, id_name: str
-) -> dict[str, dict[str, np.ndarray]]:
+def scores_of(tested: Sequence[RunResults], tests: TestSets) -> AllScores:
     """Scores of the first seed, by "loss, detector" and dataset; the ID set is :data:`ID`."""
-    scores: dict[str, dict[str, np.ndarray]] = {}
-    first = results["seed"].min()
-    for loss in results["loss"].unique():
-        folder = run_folder(output, loss, first)
-        known = read_scores(folder, id_name)
-        for ood in results["ood"].unique():
-            unknown = read_scores(folder, ood)
-            for detector in known.keys() & unknown.keys():
-                name = f"{loss}, {detector}"
-                scores.setdefault(name, {ID: known[detector]})[ood] = unknown[detector]
-    order = [
-        f"{loss}, {name}" for loss, name in results[["loss", "detector"]].drop_duplicates().values
-    ]
-    return {name: scores[name] for name in order if name in scores}
+    scores: AllScores = {}
+    for one in tested:
+        if one.run.seed == 0:
+            known = one.tables.scores.of(tests.known)[0]
+            for images in tests.unknown:
+                for detector, unknown in one.tables.scores.of(images)[0].items():
+                    if detector in known:
+                        name = f"{one.run.name}, {detector}"
+                        scores.setdefault(name, {ID: known[detector]})[images.name] = unknown
+    return scores

@@ -7,16 +7,16 @@ from PIL import Image
 
 from isomax_adapters.runtime.decoding import RGB
 from isomax_evaluation.data.images import Images
-from isomax_evaluation.detection.testing import Tested
+from isomax_evaluation.detection.testing.trial import TestSets
 from isomax_evaluation.output.files import file_name, write_whole
 
 FOLDER, EACH = "samples", 6
 
 
-def write_samples(output: Path, tested: Tested) -> None:
+def write_samples(output: Path, tests: TestSets) -> None:
     """``samples/SET/``: some images of the ID test set and of each OOD set, PNG; of finished
     tensors, which are no images, none."""
-    for images in (tested.known, *tested.unknown):
+    for images in (tests.known, *tests.unknown):
         for place in np.linspace(0, len(images) - 1, min(EACH, len(images))).astype(int):
             image = images.image(place)
             if isinstance(image, Image.Image):

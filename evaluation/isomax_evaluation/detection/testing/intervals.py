@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from isomax_evaluation.detection.metrics import METRICS
+from isomax_evaluation.detection.testing.metrics import METRICS
 
 REPEATS = 200
 BINS = 2000  # thresholds looked at; more change nothing that an interval of 200 repeats shows

@@ -1,28 +1,20 @@
 """What a model says of each test image, and what its own threshold makes of it."""
 
-from collections.abc import Iterable
-from pathlib import Path
-
 import pandas as pd
 import torch
 
 from isomax_evaluation.data.images import Images
 from isomax_evaluation.detection.models import Model
 from isomax_evaluation.extraction.store import Outputs
-from isomax_evaluation.output.tables import as_they_are, write_table
+from isomax_evaluation.output.tables import as_they_are
 
 COLUMNS = ("set", "path", "class", "predicted", "confidence", "score", "is_ood")
 
 
-def write_predictions(folder: Path, model: Model, sets: Iterable[tuple[Images, Outputs]]) -> None:
-    """``predictions.csv``: a row for each test image, so that "which were rejected" is a filter."""
-    tables = [predictions(model, images, outputs) for images, outputs in sets]
-    write_table(folder / "predictions.csv", pd.concat(tables, ignore_index=True))
-
-
 @torch.no_grad()
 def predictions(model: Model, images: Images, outputs: Outputs) -> pd.DataFrame:
-    """Of one set: class and predicted class, confidence (the largest probability, at the model's
+    """Rows of ``predictions.csv``, one for each image of a set, so that "which were rejected" is a
+    filter: class and predicted class, confidence (the largest probability, at the model's
     temperature if it has one), and score and verdict of the model's own calibrated score, which are
     empty where it has none."""
     calibration = model.calibration

@@ -1,18 +1,59 @@
-"""Hyperparameters of detectors, searched by pytorch-ood on validation data."""
+"""Hyperparameters of detectors, searched by pytorch-ood on validation data, and kept."""
 
 import copy
 import itertools
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
+import numpy as np
 from pytorch_ood.api import Detector, FeaturesDetector, LogitsDetector
 from pytorch_ood.utils import GridSearch
 from torch import nn
 from torch.utils.data import DataLoader
 
 from isomax_adapters.pytorch_ood import Parts
-from isomax_evaluation.extraction.store import Outputs
+from isomax_evaluation.data.digests import digest
+from isomax_evaluation.detection.testing.trial import Trial
+from isomax_evaluation.extraction.store import Outputs, together
+from isomax_evaluation.output.progress import shown
+
+FEW_IMAGES = 2000  # that detectors of images and feature maps are tuned on
+
+
+def tuned(trial: Trial, detectors: Mapping[str, Detector]) -> dict[str, dict[str, Any]]:
+    """Set the hyperparameters that the tuning set chooses, if there is one; a search that is kept
+    is not made again.
+
+    :return: the values that were set, by detector; none of one that no candidate works for
+    """
+    if trial.choosing is None:
+        return {}
+    chosen = {}
+    about = trial.about | {"images": list(map(digest, (trial.training, *trial.choosing)))}
+    for name, detector in detectors.items():
+        if detector.hyperparameter_space:
+            key = {"hyperparameters of": name} | about
+            chosen[name] = trial.cache.kept(key, partial(_chosen, trial, name, detector))
+            detector.set_hyperparameters(**chosen[name])
+    return chosen
+
+
+def _chosen(trial: Trial, name: str, detector: Detector) -> dict[str, Any]:
+    assert trial.choosing is not None
+    validation, tuning = trial.choosing
+    with shown(trial.progress, f"choosing hyperparameters of {name}, {trial.model.name}"):
+        step = -(-len(trial.training) // FEW_IMAGES)
+        few = trial.training.take(np.arange(0, len(trial.training), step))
+        return tune(
+            trial.model.parts,
+            {name: detector},
+            trial.outputs(trial.training),
+            together(trial.outputs(validation), trial.outputs(tuning)),
+            trial.loader(few),
+            trial.loader(validation, tuning),
+        ).get(name, {})
 
 
 def tune(

@@ -1,0 +1,1 @@
+"""The tables of a comparison as a page, plots, and lines in a terminal."""

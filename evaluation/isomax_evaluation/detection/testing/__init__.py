@@ -1,0 +1,1 @@
+"""One model under all detectors, on the same images: scores, metrics, costs."""
