@@ -238,7 +238,7 @@ def _ship(
     progress: Progress,
 ) -> Chosen:
     """Make a file of the row that was asked for, or of the best one that can be."""
-    tuning = together([one.tables.tuning for one in tested], "tuning")
+    tuning = together([one.tables.tuning for one in tested], ())
     tuned_on = plan.tune and Path(plan.tune).name
     found = row or choose(done.results, done.intervals, tuning, done.deployable, tuned_on)
     if isinstance(found, str):

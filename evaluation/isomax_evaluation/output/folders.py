@@ -115,8 +115,3 @@ def identity(source: str) -> str:
     """What all ways to name one folder, file or data set have in common."""
     path = Path(os.path.expanduser(source))
     return str(path.resolve()) if path.exists() else source.rpartition("/")[2].lower()
-
-
-def same_source(found: Any, given: Any) -> bool:
-    """Whether two are names of one folder, file or data set."""
-    return isinstance(found, str) and isinstance(given, str) and identity(found) == identity(given)

@@ -1,6 +1,6 @@
 """The tables of a comparison, put together from those of its models."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 
 from isomax_evaluation.comparison.columns import FILES, OTHERS
-from isomax_evaluation.comparison.deploying import COLUMNS as DEPLOYABLE
 from isomax_evaluation.comparison.deploying import Chosen
 from isomax_evaluation.comparison.runs import RunResults
 from isomax_evaluation.detection.testing.intervals import bootstrap, draw
@@ -51,14 +50,14 @@ def tables_of(tested: Sequence[RunResults], tests: TestSets, output: Path) -> Co
     :param tested: of all runs, seed by seed
     """
     results, errors, hyperparameters, classes = (
-        together([getattr(one.tables, name) for one in tested], name)
+        together([getattr(one.tables, name) for one in tested], FILES[f"{name}.csv"])
         for name in ("results", "errors", "hyperparameters", "classes")
     )
     first = [one for one in tested if one.run.seed == 0]
     return Comparison(
         results=results,
         intervals=intervals(tested, results, tests),
-        costs=together([one.tables.costs for one in first], "costs"),
+        costs=together([one.tables.costs for one in first], FILES["costs.csv"]),
         left_out=pd.DataFrame(
             [(one.run.name, *item) for one in first for item in one.left_out.items()],
             columns=["loss", "detector", "reason"],
@@ -66,7 +65,7 @@ def tables_of(tested: Sequence[RunResults], tests: TestSets, output: Path) -> Co
         errors=errors,
         hyperparameters=hyperparameters,
         classes=classes,
-        deployable=together([one.deployable for one in first], "deployable"),
+        deployable=together([one.deployable for one in first], FILES["deployable.csv"]),
         output=output,
         onnx=None,
         chosen=None,
@@ -80,11 +79,9 @@ def write_tables(done: Comparison) -> None:
     write_guide(done.output, "compare", FILES, OTHERS)
 
 
-def together(tables: Sequence[pd.DataFrame], name: str) -> pd.DataFrame:
-    """One below the other."""
-    # tables without rows have columns without types
-    full = [table for table in tables if len(table)]
-    columns = DEPLOYABLE if name == "deployable" else FILES.get(f"{name}.csv", ())
+def together(tables: Sequence[pd.DataFrame], columns: Iterable[str]) -> pd.DataFrame:
+    """One below the other; with these columns if there are none."""
+    full = [table for table in tables if len(table)]  # others have columns without types
     return pd.concat(full, ignore_index=True) if full else pd.DataFrame(columns=list(columns))
 
 

@@ -8,8 +8,6 @@ from isomax_evaluation.detection.models import Model
 from isomax_evaluation.extraction.store import Outputs
 from isomax_evaluation.output.tables import as_they_are
 
-COLUMNS = ("set", "path", "class", "predicted", "confidence", "score", "is_ood")
-
 
 @torch.no_grad()
 def predictions(model: Model, images: Images, outputs: Outputs) -> pd.DataFrame:
