@@ -288,10 +288,10 @@ def test_scores_that_other_software_gives_tie_in_the_images_favour():
 
 
 def test_logits_that_are_no_numbers_are_rejected():
-    logits = torch.randn(60, 3, generator=torch.Generator().manual_seed(0))
+    logits = -torch.rand(60, 3, generator=torch.Generator().manual_seed(0))
     found = Calibration.fit(logits, logits.argmax(dim=1), "minimum_distance_score", 0.1)
     bad = torch.zeros(4, 3)
-    bad[:, 0] = torch.tensor([math.nan, math.inf, -math.inf, 0])
+    bad[:, 0] = torch.tensor([math.nan, -math.inf, -math.inf, 0])
     smallest = attainable_p_values(60)[0]
     assert (found.p_value_of(bad) == smallest).tolist() == [True, True, True, False]
 

@@ -294,7 +294,7 @@ class Places:
         if not self.established:
             said.append(
                 f"guarantee not established: {self.units:,} {what} calibrate, fewer than the "
-                "threshold takes"
+                "threshold takes; nothing is selected, and the last epoch is kept"
             )
         elif not len(self.selection):
             said.append(

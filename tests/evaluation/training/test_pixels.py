@@ -25,9 +25,9 @@ from ...settings import grouped
 SHORT = replace(RECIPES["digits"], epochs=2, batch_size=16)
 
 
-def waves(root, save, classes=("ash", "birch", "cedar"), count=24, size=(24, 24)):
+def waves(root, save, classes=("ash", "birch", "cedar"), count=24, size=(24, 24), seed=0):
     """Pictures of 12 bits, of waves that are longer from class to class."""
-    generator = np.random.default_rng(0)
+    generator = np.random.default_rng(seed)
     rows, columns = np.mgrid[: size[0], : size[1]]
     for number, name in enumerate(classes):
         folder = root / name
@@ -196,11 +196,11 @@ def test_sizes_need_not_be_square(shallow, tmp_path):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"in_chans": 2}, "in_chans is 2; expected one of 1, 3, 4"),
-        ({"crop_mode": "top"}, "crop_mode is 'top'; expected one of center, squash, border"),
-        ({"interpolation": "lanczos"}, "interpolation is 'lanczos'; .* which export takes"),
-        ({"crop_pct": 1.5}, r"crop_pct is 1.5; expected a share in \(0, 1\]"),
-        ({"image_size": (32, 0)}, "height and width of at least 1"),
+        ({"in_chans": 2}, "in_chans is 2; expected 1, 3 or 4"),
+        ({"crop_mode": "top"}, "crop_mode is 'top'; expected center, squash or border"),
+        ({"interpolation": "lanczos"}, "interpolation is 'lanczos'; expected"),
+        ({"crop_pct": 1.5}, r"crop_pct is 1.5; expected a number in \(0, 1\]"),
+        ({"image_size": (32, 0)}, "image_size is 0; expected a number in"),
         ({"grey_range": (9, 9)}, r"grey range \(9, 9\); expected the smallest and the largest"),
         ({"grey_range": "auto"}, "no grey range to find"),
         (
@@ -234,9 +234,10 @@ def test_weights_of_three_channels_serve_one(shallow, tmp_path):
 def test_a_comparison_reads_images_as_each_of_its_models_does(deep, shallow, tmp_path):
     """A given model with a range and a channel of its own, beside one that is trained in colour."""
     given = trained(deep, tmp_path / "grey", in_chans=1, grey_range=(0, 4095))
+    other = waves(tmp_path / "other", as_12_bits, seed=1)
     done = compare(
         id=str(deep),
-        ood={"same": str(deep)},
+        ood={"other": str(other)},
         models={"grey": given},
         losses=["softmax"],
         seeds=1,
@@ -262,7 +263,7 @@ def test_a_comparison_reads_images_as_each_of_its_models_does(deep, shallow, tmp
     # again, without saying it
     again = compare(
         id=str(deep),
-        ood={"same": str(deep)},
+        ood={"other": str(other)},
         models={"grey": given},
         losses=["softmax"],
         seeds=1,
@@ -274,4 +275,5 @@ def test_a_comparison_reads_images_as_each_of_its_models_does(deep, shallow, tmp
         preprocessing=Preprocessing(image_size=32),
         reading=Reading(workers=0),
     )
-    assert again.results.equals(done.results)
+    asked = done.results[done.results["detector"] == "MaxSoftmax"]
+    assert again.results.equals(asked.reset_index(drop=True))
