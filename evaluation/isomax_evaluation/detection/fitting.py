@@ -10,13 +10,13 @@ from typing import Any
 from pytorch_ood.api import Detector, FeatureMapsDetector, LogitsDetector
 
 from isomax_adapters.pytorch_ood import Parts
+from isomax_adapters.pytorch_ood.entries import wiring_of
 from isomax_evaluation.detection.draws import Draws
 from isomax_evaluation.detection.feeding import Feeding
-from isomax_evaluation.detection.large import fit_large, is_large, refuse_what_cannot_fit
-from isomax_evaluation.detection.map_fits import fit_on_maps
+from isomax_evaluation.detection.large import fit_outputs
 from isomax_evaluation.extraction.feature_maps import MapsOnDisk
 from isomax_evaluation.extraction.one_pass import Loader, one_pass
-from isomax_evaluation.extraction.store import Keeper, Outputs, OutputsInMemory
+from isomax_evaluation.extraction.store import Keeper, OutputsInMemory
 from isomax_evaluation.output.errors import one_line
 
 _SCRATCH = "feature-maps-"
@@ -71,19 +71,15 @@ def fit(
                 failed[name] = attempt(partial(fit_outputs, detector, training))
         for name, detector in on_maps.items():
             with Draws(seed)():
-                failed[name] = attempt(partial(fit_on_maps, detector, maps, training.labels))
+                fit_maps = wiring_of(detector).fit_maps
+                failed[name] = attempt(partial(fit_maps, detector, maps.array(), training.labels))
     return {name: reason for name, reason in failed.items() if reason is not None}
 
 
 def doubt_of_fit(name: str, detector: Detector) -> str | None:
     """Why the scores of a fitted detector are worth nothing, if they are."""
-    if not getattr(detector, "spans_nothing_else", False):
-        return None
-    return (
-        f"{name}: the images that it was fitted on lie in its principal subspace but for rounding "
-        "errors, by which the score is divided; fit it on more images, or with fewer dimensions "
-        "(isomax calibrate --set d=N, N far below their number)"
-    )
+    reason = wiring_of(detector).doubt(detector)
+    return reason and f"{name}: {reason}"
 
 
 def remove_scratch(scratch: Path) -> None:
@@ -104,22 +100,3 @@ def attempt(function: Callable[[], Any]) -> str | None:
 def _takes_outputs(detector: Detector) -> bool:
     # MahalanobisODIN is fitted on features, and scores images
     return isinstance(detector, LogitsDetector) or hasattr(detector, "fit_features")
-
-
-def fit_outputs(detector: Any, training: Outputs) -> None:
-    """Fit a detector of logits or features, with bounded memory however many images there are.
-
-    :raises ValueError: if what it holds for good is too large
-    """
-    refuse_what_cannot_fit(detector, training)
-    if is_large(training):
-        fit_large(detector, training, _fit_in_memory)
-    else:
-        _fit_in_memory(detector, training)
-
-
-def _fit_in_memory(detector: Any, training: Outputs) -> None:
-    if isinstance(detector, LogitsDetector):
-        detector.fit_logits(training.logits, training.labels)
-    else:
-        detector.fit_features(training.features, training.labels)

@@ -6,13 +6,12 @@ import pytest
 import timm
 import torch
 
+from evaluation.benchmarks.sweeps.detectors import see_every_class
 from isomax_adapters.onnx.network import SCORE, export_network, with_detector, with_maps
-from isomax_adapters.onnx.scorers import kind_of, obstacle_to_export
-from isomax_adapters.pytorch_ood import NAMES, Parts, detectors_for
+from isomax_adapters.onnx.scorers import obstacle_to_export
+from isomax_adapters.pytorch_ood import NAMES, Parts, detectors_for, kind_of
 from isomax_adapters.timm.attaching import classifier_names
 from isomax_evaluation.detection.fitting import fit
-
-from ..pytorch_ood.sweep import see_every_class
 
 SIZE = (3, 32, 32)
 
