@@ -21,9 +21,9 @@ from torch import Tensor
 from isomax.fitting import fit_head
 from isomax.functional import SCORES
 from isomax.heads import DisMaxHead, DistanceHead, IsoMaxHead, IsoMaxPlusHead
-from isomax.mahalanobis import finest_dtype
+from isomax.moments import Statistics, finest_dtype
 from isomax.papers import DISMAX, ISOMAX, ISOMAX_PLUS
-from isomax.starting import start_at_means, start_head
+from isomax.starting import of_directions, put_at_means, start_head
 
 
 class _PostHoc(FeaturesDetector):
@@ -78,19 +78,21 @@ class _PostHoc(FeaturesDetector):
         :return: the fitted detector
         :raises ValueError: if no label is at least 0, or the features cannot be used
         """
-        y = y.cpu()
-        classes = y[y >= 0].unique()
-        if not len(classes):
-            raise ValueError("no label is at least 0; fit on in-distribution samples")
-        places = torch.searchsorted(classes, y).where(y >= 0, -1)
+        return self.fit_statistics(Statistics(z, y))
+
+    def fit_statistics(self, statistics: Statistics) -> "_PostHoc":
+        """:meth:`fit_features` on what has been found of the features, perhaps for others too."""
+        z, y = statistics.features, statistics.labels.cpu()
+        classes = statistics.moments().classes
         # the paper's own start, which draws random numbers, is not wanted
         head = self.head_class(z.shape[1], len(classes), device="meta")
         head = head.to_empty(device=self.device or z.device)
         if self.epochs:
+            places = torch.searchsorted(classes, y).where(y >= 0, -1)
             start_head(head, z, places)
             fit_head(head, z, places, self.epochs, self.lr, seed=self.seed)
         else:
-            start_at_means(head, z, places)
+            put_at_means(head, statistics.moments(of_directions(head), self.device).means)
         # distances much smaller than the features cancel in float32
         self.head = head.to(finest_dtype(head.prototypes.device)).eval()
         return self

@@ -10,6 +10,7 @@ import torch
 from pytorch_ood.api import Detector, FeatureMapsDetector, FeaturesDetector, LogitsDetector
 from torch import Tensor, nn
 
+from isomax.moments import Statistics
 from isomax_adapters.pytorch_ood.parts import Parts
 from isomax_adapters.runtime.errors import InputError
 
@@ -37,6 +38,10 @@ class Outputs(Protocol):
     def labels(self) -> Tensor:
         """:math:`N`, all of them at least 0"""
 
+    @property
+    def statistics(self) -> Statistics:
+        """Of the features; found once for all detectors."""
+
 
 def chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """The same rows of each, some at a time."""
@@ -48,6 +53,8 @@ def fit_as_it_is(detector: Any, outputs: Outputs) -> None:
     """By the detector's own method."""
     if isinstance(detector, LogitsDetector):
         detector.fit_logits(outputs.logits, outputs.labels)
+    elif hasattr(detector, "fit_statistics"):
+        detector.fit_statistics(outputs.statistics)
     else:
         detector.fit_features(outputs.features, outputs.labels)
 

@@ -5,6 +5,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Protocol
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from isomax.moments import Statistics
 from isomax_adapters.pytorch_ood import Digests
 from isomax_evaluation.output.errors import InputError
 from isomax_evaluation.output.files import write_json
@@ -27,6 +29,11 @@ class Outputs:
     logits: Tensor  #: :math:`N \times C`
     features: Tensor  #: :math:`N \times D`
     labels: Tensor  #: :math:`N`; OOD < 0
+
+    @cached_property
+    def statistics(self) -> Statistics:
+        """Of the features; what several detectors are fitted on is found once."""
+        return Statistics(self.features, self.labels)
 
 
 def together(*several: Outputs) -> Outputs:

@@ -7,8 +7,7 @@ import torch
 from pytorch_ood.api import RequiresFittingException
 from sklearn.metrics import roc_auc_score
 
-from isomax import MahalanobisPP
-from isomax_adapters.pytorch_ood.entries import subspaces
+from isomax import MahalanobisPP, moments
 from isomax_adapters.pytorch_ood.entries.images import MahalanobisODIN
 from isomax_adapters.pytorch_ood.entries.logits import OpenMax, TemperatureScaling
 from isomax_adapters.pytorch_ood.entries.subspaces import PNML, ViM
@@ -70,7 +69,7 @@ def test_fitted_a_chunk_at_a_time_without_outliers(name, monkeypatch):
 
     with torch.no_grad():
         expected = fitted(z, labels).predict_features(z)
-        monkeypatch.setattr(subspaces, "CHUNK", 7 * 30)
+        monkeypatch.setattr(moments, "CHUNK", 7 * 30)
         padded = torch.cat([z, 9 * torch.randn(20, 30)])
         detector = fitted(padded, torch.cat([labels, torch.full((20,), -1)]))
         torch.testing.assert_close(detector.predict_features(z), expected)

@@ -15,6 +15,7 @@ from torch.utils.data import ConcatDataset, DataLoader, TensorDataset
 
 import isomax_adapters.timm  # noqa: F401
 from isomax_adapters.pytorch_ood import Parts, detectors_for
+from isomax_adapters.pytorch_ood.entries import maps
 from isomax_evaluation.detection.fitting import fit
 from isomax_evaluation.detection.metrics import METRICS, one_score, ood_metrics
 from isomax_evaluation.detection.scoring import score
@@ -261,12 +262,10 @@ def test_a_model_is_left_as_it_was(model):
 
 
 def test_vra_fits_a_group_of_channels_at_a_time(model, monkeypatch):
-    from isomax_evaluation.detection import map_fits
-
     parts = Parts(model)
     whole, pieces = (detectors_for(parts, ["VRA-maps"]) for _ in range(2))
     fit(parts, whole, loader(*TRAIN))
-    monkeypatch.setattr(map_fits, "CHUNK", 5000)
+    monkeypatch.setattr(maps, "CHUNK", 5000)
     fit(parts, pieces, loader(*TRAIN))
     assert torch.equal(whole["VRA-maps"]._upper_threshold, pieces["VRA-maps"]._upper_threshold)
     assert isinstance(pieces["VRA-maps"], ood.VRA)

@@ -55,21 +55,14 @@ class _NCI(nn.Module):
         return score - self.alpha * features.abs().sum(dim=1) if self.alpha > 0 else score
 
 
-def _mean(features: Tensor) -> Tensor:
-    total = torch.zeros(features.shape[1], dtype=torch.float64)
-    for (chunk,) in chunks(features):
-        total += chunk.sum(dim=0, dtype=torch.float64)
-    return total / len(features)
-
-
 def _fit_on_the_mean(detector: Any, outputs: Outputs) -> None:
     # all that these keep of the features is their mean
-    mean = _mean(outputs.features).float()[None]
+    mean = outputs.statistics.moments().center.float()[None]
     detector.fit_features(mean, torch.zeros(1, dtype=torch.long))
 
 
 def _fit_fdbd(detector: Any, outputs: Outputs) -> None:
-    detector.train_mean = _mean(outputs.features).float()
+    detector.train_mean = outputs.statistics.moments().center.float()
     weight = detector.head.weight.detach()
     # its own takes the difference of every pair of classes at once, C x C x D values
     apart = [(rows[:, None] - weight).norm(dim=2) for rows in weight.split(PAIRS)]

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import isomax
-from isomax.mahalanobis import RIDGE, finest_dtype
+from isomax.mahalanobis import RIDGE
+from isomax.moments import finest_dtype
 from isomax_adapters.pytorch_ood.wiring import Wiring, fit_as_it_is, needs_one_classifier, put_back
 from isomax_adapters.runtime.errors import InputError
 

@@ -13,6 +13,7 @@ from pytorch_ood.api import GradientDetector, StructuredDetector
 from torch import Tensor, nn
 
 from isomax import MahalanobisPP
+from isomax.moments import Statistics
 from isomax_adapters.pytorch_ood.parts import Parts
 from isomax_adapters.pytorch_ood.wiring import Wiring, fit_as_it_is, needs_std
 
@@ -50,7 +51,11 @@ class MahalanobisODIN(GradientDetector):
 
     def fit_features(self, z: Tensor, y: Tensor) -> "MahalanobisODIN":
         """Fit on pooled features, :math:`N \\times D`, with labels."""
-        self.distance.fit_features(z, y)
+        return self.fit_statistics(Statistics(z, y))
+
+    def fit_statistics(self, statistics: Statistics) -> "MahalanobisODIN":
+        """:meth:`fit_features` on what has been found of the features, perhaps for others too."""
+        self.distance.fit_statistics(statistics)
         return self
 
     def to(self, device: str | torch.device) -> "MahalanobisODIN":

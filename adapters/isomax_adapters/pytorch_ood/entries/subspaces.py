@@ -1,7 +1,6 @@
 """Detectors by the space that the features of the training images span."""
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import pytorch_ood.detector as ood
@@ -10,7 +9,7 @@ from pytorch_ood.api import RequiresFittingException
 from torch import Tensor
 from torch.nn import functional as F
 
-from isomax.mahalanobis import CHUNK, finest_dtype
+from isomax.moments import Statistics
 from isomax_adapters.pytorch_ood.parts import Parts
 from isomax_adapters.pytorch_ood.wiring import Wiring, fit_as_it_is, needs_weights
 from isomax_adapters.runtime.errors import InputError
@@ -24,12 +23,15 @@ class PNML(ood.PNML):
         """
         :param z: pooled features, :math:`N \\times D`; may be memory-mapped
         :param labels: :math:`N`; those below 0 are left out
-        :raises InputError: if no label is at least 0
+        :raises ValueError: if no label is at least 0
         """
-        gram = _square(z, self.device or z.device)
-        for rows in _known(z, labels, gram):
-            rows = F.normalize(rows, dim=1)
-            gram.addmm_(rows.T, rows)
+        return self.fit_statistics(Statistics(z, labels))
+
+    @torch.no_grad()
+    def fit_statistics(self, statistics: Statistics) -> "PNML":
+        """:meth:`fit_features` on what has been found of the features, perhaps for others too."""
+        found = statistics.moments(normalize=True, device=self.device)
+        gram = int(found.counts.sum()) * found.around(torch.zeros_like(found.center))
         inverse = torch.linalg.pinv(gram.cpu().double(), hermitian=True)
         self._feature_projector = inverse.to(gram)
         return self
@@ -64,26 +66,31 @@ class ViM(ood.ViM):
     @torch.no_grad()
     def fit_features(self, z: Tensor, labels: Tensor) -> "ViM":
         """
-        :param z: pooled features, :math:`N \\times D`; may be memory-mapped, and is read twice
+        :param z: pooled features, :math:`N \\times D`; may be memory-mapped
         :param labels: :math:`N`; those below 0 are left out
-        :raises InputError: if no label is at least 0, or the principal subspace is all there is
+        :raises ValueError: if no label is at least 0, or the principal subspace is all there is
         """
+        return self.fit_statistics(Statistics(z, labels))
+
+    @torch.no_grad()
+    def fit_statistics(self, statistics: Statistics) -> "ViM":
+        """:meth:`fit_features` on what has been found of the features, perhaps for others too; but
+        for one pass over them."""
+        z = statistics.features
         principal = self.d if self.d <= z.shape[1] else z.shape[1] // 2
         if principal == z.shape[1]:
             raise InputError(
                 f"d is {self.d}, which is all of the features' dimensions; give a smaller one"
             )
-        scatter = _square(z, self.w.device)
-        self.w, self.b = self.w.to(scatter), self.b.to(scatter)
+        found = statistics.moments(device=self.w.device)
+        self.w, self.b = self.w.to(found.means), self.b.to(found.means)
         self.u = -torch.linalg.pinv(self.w) @ self.b
-        for rows in _known(z, labels, scatter):
-            rows = rows - self.u
-            scatter.addmm_(rows.T, rows)
+        scatter = found.around(self.u)
         vectors = torch.linalg.eigh(scatter.cpu().double()).eigenvectors
         residual = vectors[:, : z.shape[1] - principal]
         self.principal_subspace = residual.to(scatter).contiguous()
         largest = norms = lengths = 0.0
-        for rows in _known(z, labels, scatter):
+        for rows, _ in found.chunks():
             largest += float(self._get_logits(rows).amax(dim=1).sum())
             rows = rows - self.u
             norms += float((rows @ self.principal_subspace).norm(dim=1).sum())
@@ -104,20 +111,6 @@ class ViM(ood.ViM):
         z = z.to(self.w)
         residual = ((z - self.u) @ self.principal_subspace).norm(dim=1)
         return self.alpha * residual - self._get_logits(z).logsumexp(dim=1)
-
-
-def _square(z: Tensor, device: torch.device) -> Tensor:
-    return torch.zeros(z.shape[1], z.shape[1], dtype=finest_dtype(device), device=device)
-
-
-def _known(z: Tensor, labels: Tensor, like: Tensor) -> Iterator[Tensor]:
-    """Features without outliers, a chunk at a time."""
-    if not (labels >= 0).any():
-        raise InputError("no label is at least 0; fit on in-distribution samples")
-    step = max(1, CHUNK // z.shape[1])
-    for start in range(0, len(z), step):
-        known = (labels[start : start + step] >= 0).to(z.device)
-        yield z[start : start + step][known].to(like)
 
 
 def _vim(parts: Parts) -> ViM:
