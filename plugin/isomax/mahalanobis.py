@@ -17,9 +17,10 @@ from pytorch_ood.api import (
 from torch import Tensor
 from torch.nn import functional as F
 
-from isomax.moments import CHUNK, Moments, Statistics
+from isomax.moments import Moments, Statistics
 from isomax.papers import MAHALANOBIS_PP
 
+CHUNK = 2**22  # values scored at a time
 RIDGE = 1e-6  # of the mean variance
 
 

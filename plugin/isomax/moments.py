@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-CHUNK = 2**22  # values looked at at a time
+CHUNK = 2**20  # values looked at at a time; of more, most time goes into finding memory
 STRIP = 256  # columns of a scatter that are computed at a time
 
 
