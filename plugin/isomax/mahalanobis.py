@@ -4,27 +4,25 @@ Fitted in float64 on the :class:`~isomax.moments.Moments` of the features, so th
 tensor of any length will do.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import torch
 from pytorch_ood.api import (
     DetectorInfo,
-    FeaturesDetector,
-    ModelNotSetException,
     RequiresFittingException,
     Task,
 )
 from torch import Tensor
 from torch.nn import functional as F
 
-from isomax.moments import Moments, Statistics
+from isomax.moments import FeaturesOnStatistics, Moments, Statistics
 from isomax.papers import MAHALANOBIS_PP
 
 CHUNK = 2**22  # values scored at a time
 RIDGE = 1e-6  # of the mean variance
 
 
-class MahalanobisPP(FeaturesDetector):
+class MahalanobisPP(FeaturesOnStatistics):
     r"""Mahalanobis++: the Mahalanobis distance of the normalised features to the nearest class.
 
     .. math:: \min_k \, (\hat z - \mu_k)^\top \Sigma^{-1} (\hat z - \mu_k), \quad
@@ -56,8 +54,6 @@ class MahalanobisPP(FeaturesDetector):
 
     info = DetectorInfo(paper=MAHALANOBIS_PP, tasks={Task.CLASSIFICATION}, ai_coded=True)
 
-    requires_fit = True
-
     center: Tensor  #: mean :math:`\mu_0` of the features, :math:`D`; there once fitted
     mu: Tensor  #: class means :math:`\mu_k`, :math:`C \times D`
     whitening: Tensor  #: :math:`D \times D`, with :math:`W W^\top = \Sigma^{-1}`
@@ -70,38 +66,11 @@ class MahalanobisPP(FeaturesDetector):
         :param normalize: whether :math:`\hat z = z / \lVert z \rVert_2`; otherwise
             :math:`\hat z = z`, the distance of https://arxiv.org/abs/1807.03888
         """
-        super().__init__()
-        self.encoder = encoder
+        super().__init__(encoder)
         self.normalize = normalize
-
-    def fit(self, data_loader: Iterable[tuple[Tensor, Tensor]]) -> "MahalanobisPP":
-        """Fit on the features that the encoder gives for images; labels below 0 are left out.
-
-        :raises ModelNotSetException: if there is no encoder
-        :raises ValueError: as :meth:`fit_features`
-        """
-        if self.encoder is None:
-            raise ModelNotSetException
-        features, labels = [], []
-        with torch.no_grad():
-            for x, y in data_loader:
-                features.append(self.encoder(x if self.device is None else x.to(self.device)).cpu())
-                labels.append(y.cpu())
-        return self.fit_features(torch.cat(features), torch.cat(labels))
-
-    def fit_features(self, z: Tensor, y: Tensor) -> "MahalanobisPP":
-        r"""
-        :param z: pooled features, :math:`N \times D`; one that is memory-mapped is read twice, and
-            never whole
-        :param y: labels, :math:`N`; those below 0 are left out
-        :return: the fitted detector
-        :raises ValueError: if no label is at least 0, or the features are not finite or do not vary
-        """
-        return self.fit_statistics(Statistics(z, y))
 
     @torch.no_grad()
     def fit_statistics(self, statistics: Statistics) -> "MahalanobisPP":
-        """:meth:`fit_features` on what has been found of the features, perhaps for others too."""
         found = statistics.moments(self.normalize, self.device)
         self.mu, self.center = found.means, found.center
         values = found.spectrum[0]
@@ -141,18 +110,6 @@ class MahalanobisPP(FeaturesDetector):
 
     def _prepared(self, z: Tensor, like: Tensor) -> Tensor:
         return F.normalize(z.to(like), dim=1) if self.normalize else z.to(like)
-
-    @torch.no_grad()
-    def predict(self, x: Tensor) -> Tensor:
-        """
-        :param x: images, given to the encoder
-        :return: scores, :math:`B`
-        :raises ModelNotSetException: if there is no encoder
-        :raises RequiresFittingException: if the detector is not fitted
-        """
-        if self.encoder is None:
-            raise ModelNotSetException
-        return self.predict_features(self.encoder(x if self.device is None else x.to(self.device)))
 
 
 class RMDPP(MahalanobisPP):

@@ -1,9 +1,11 @@
 r"""Means and scatter of features: what many detectors are fitted on, found once for them all."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
+from typing import Any
 
 import torch
+from pytorch_ood.api import FeaturesDetector, ModelNotSetException
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -128,6 +130,62 @@ class Statistics:
         if key not in self._found:
             self._found[key] = Moments(self.features, self.labels, *key)
         return self._found[key]
+
+
+class OnStatistics:
+    """A detector that is fitted on :class:`Statistics`."""
+
+    def fit_statistics(self, statistics: Statistics) -> Any:
+        """:meth:`fit_features` on what has been found of the features, perhaps for others too."""
+        raise NotImplementedError
+
+    def fit_features(self, z: Tensor, y: Tensor) -> Any:
+        r"""
+        :param z: pooled features, :math:`N \times D`; one that is memory-mapped is never read whole
+        :param y: labels, :math:`N`; those below 0 are left out, and some may not occur
+        :return: the fitted detector
+        :raises ValueError: if no label is at least 0, or the features cannot be used
+        """
+        return self.fit_statistics(Statistics(z, y))
+
+
+class FeaturesOnStatistics(OnStatistics, FeaturesDetector):
+    """One of pooled features, that an encoder gives for images."""
+
+    requires_fit = True
+
+    def __init__(self, encoder: Callable[[Tensor], Tensor] | None) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def fit(self, data_loader: Iterable[tuple[Tensor, Tensor]]) -> Any:
+        """Fit on the features that the encoder gives for images; labels below 0 are left out.
+
+        :raises ModelNotSetException: if there is no encoder
+        :raises ValueError: as :meth:`fit_features`
+        """
+        features, labels = [], []
+        with torch.no_grad():
+            for x, y in data_loader:
+                features.append(self._encoded(x).cpu())
+                labels.append(y.cpu())
+        return self.fit_features(torch.cat(features), torch.cat(labels))
+
+    @torch.no_grad()
+    def predict(self, x: Tensor) -> Tensor:
+        """
+        :param x: images, given to the encoder
+        :return: scores, :math:`B`
+        :raises ModelNotSetException: if there is no encoder
+        :raises RequiresFittingException: if the detector is not fitted
+        """
+        scores: Tensor = self.predict_features(self._encoded(x))
+        return scores
+
+    def _encoded(self, x: Tensor) -> Tensor:
+        if self.encoder is None:
+            raise ModelNotSetException
+        return self.encoder(x if self.device is None else x.to(self.device))
 
 
 def listed(classes: Tensor) -> str:

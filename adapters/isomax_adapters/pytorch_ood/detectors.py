@@ -50,11 +50,7 @@ def detectors_for(
     """
     parts = model if isinstance(model, Parts) else Parts(model)
     reasons = why_not(parts, names)
-    return {
-        name: WIRINGS[name].build(parts).to(parts.device)
-        for name in _known(names)
-        if name not in reasons
-    }
+    return {name: WIRINGS[name].on(parts) for name in _known(names) if name not in reasons}
 
 
 def why_not(model: nn.Module | Parts, names: Iterable[str] | None = None) -> dict[str, str]:

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from isomax.moments import Statistics
 from isomax_adapters.pytorch_ood.parts import Parts
-from isomax_adapters.runtime.errors import InputError
 
 CHUNK = 16_384  # images at a time
 
@@ -27,20 +26,16 @@ class Outputs(Protocol):
     """What a model gives for the images that a detector is fitted on; may be memory-mapped."""
 
     @property
-    def logits(self) -> Tensor:
-        """:math:`N \\times C`"""
+    def logits(self) -> Tensor: ...
 
     @property
-    def features(self) -> Tensor:
-        """:math:`N \\times D`"""
+    def features(self) -> Tensor: ...
 
     @property
-    def labels(self) -> Tensor:
-        """:math:`N`, all of them at least 0"""
+    def labels(self) -> Tensor: ...  # all of them at least 0
 
     @property
-    def statistics(self) -> Statistics:
-        """Of the features; found once for all detectors."""
+    def statistics(self) -> Statistics: ...  # of the features; found once for all detectors
 
 
 def chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
@@ -64,10 +59,19 @@ def fit_maps_at_once(detector: Any, maps: np.ndarray, labels: Tensor) -> None:
     detector.fit_feature_maps(torch.from_numpy(np.array(maps)), labels)
 
 
-def put_back(detector: Any, state: Mapping[str, Any]) -> None:
-    """Each as an attribute."""
+def put_back(detector: Any, state: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Each as an attribute.
+
+    :return: what belongs to parts of it instead, ``part.key``, by the part
+    """
+    inner: dict[str, dict[str, Any]] = {}
     for key, value in state.items():
-        setattr(detector, key, value)
+        part, dot, rest = key.partition(".")
+        if dot:
+            inner.setdefault(part, {})[rest] = value
+        else:
+            setattr(detector, key, value)
+    return inner
 
 
 class AsItIs(nn.Module):
@@ -87,11 +91,11 @@ class AsItIs(nn.Module):
 class Wiring:
     """A detector on the parts of a model."""
 
-    made: type[Detector]
-    build: Callable[[Parts], Detector]
+    made: type[Any]
     how: str  #: what it is given, and its settings
     source: str  #: where that is written: the paper, or the code of its authors
     obstacle: Callable[[Parts], str | None] = lambda parts: None  #: why it cannot be built
+    build: Callable[[Parts], Detector] | None = None  #: if its class takes more than it scores
     differs: str = ""  #: in what it is not the paper's
     held_out: bool = False  #: the paper fits it on ID images that the model was not trained on
 
@@ -106,21 +110,29 @@ class Wiring:
     #: what of it is kept: tensors, arrays, what JSON takes, other detectors; what is given by the
     #: model may be among it and is not kept
     state: Callable[[Any], Mapping[str, Any]] = vars
-    restore: Callable[[Any, Mapping[str, Any]], None] = put_back  #: puts some of the state back
+    restore: Callable[[Any, Mapping[str, Any]], Any] = put_back  #: puts some of the state back
     bank: str = ""  #: the part of the state that has a row for each image that it was fitted on
 
     #: a network from what it scores to the scores, float32, for a file
     network: Callable[[Any], nn.Module] = AsItIs
     no_file: str = ""  #: why it cannot be part of a file, and which can be in its place
 
+    def on(self, parts: Parts) -> Detector:
+        """The detector on the parts of a model, not yet fitted."""
+        detector: Detector
+        if self.build is not None:
+            detector = self.build(parts)
+        elif issubclass(self.made, FeatureMapsDetector):
+            detector = self.made(parts.feature_maps, parts.classify_maps)
+        else:
+            is_of_logits = issubclass(self.made, LogitsDetector)
+            detector = self.made(parts.model if is_of_logits else parts.encode)
+        return detector.to(parts.device)
+
 
 def never(made: type[Detector], reason: str, source: str) -> Wiring:
     """One that no model has all parts of."""
-
-    def build(parts: Parts) -> Detector:
-        raise InputError(reason)
-
-    return Wiring(made, build, f"not built: {reason}", source, lambda parts: reason)
+    return Wiring(made, f"not built: {reason}", source, lambda parts: reason)
 
 
 def kind_of(detector: Detector) -> str | None:

@@ -135,7 +135,6 @@ def _put_knn(detector: Any, state: Mapping[str, Any]) -> None:
 ENTRIES: dict[str, Wiring] = {
     "GMM": Wiring(
         GMM,
-        lambda p: GMM(p.encode),
         "pooled features, in float64; a Gaussian per class, a ridge of 1e-6 of the variance",
         "pytorch_ood.detector.GMM",
         differs="the ridge is a share of the variance instead of 1e-6 itself",
@@ -144,7 +143,6 @@ ENTRIES: dict[str, Wiring] = {
     ),
     "KNN": Wiring(
         ood.KNN,
-        lambda p: ood.KNN(p.encode),
         "normalised pooled features; the 50th neighbour",
         "https://github.com/deeplearning-wisc/knn-ood: run_cifar.py",
         differs="the authors take the 1000th neighbour for ImageNet",
@@ -155,16 +153,15 @@ ENTRIES: dict[str, Wiring] = {
     ),
     "Mahalanobis": Wiring(
         isomax.MahalanobisPP,
-        lambda p: isomax.MahalanobisPP(p.encode, normalize=False),
         "pooled features, in float64",
         "https://github.com/pokaxpoka/deep_Mahalanobis_detector: lib_generation.py",
+        build=lambda p: isomax.MahalanobisPP(p.encode, normalize=False),
         differs="a ridge instead of a pseudo-inverse where the covariance is singular",
         fit_large=fit_as_it_is,
         network=_Mahalanobis,
     ),
     "MahalanobisPP": Wiring(
         isomax.MahalanobisPP,
-        lambda p: isomax.MahalanobisPP(p.encode),
         "normalised pooled features, in float64",
         "https://github.com/mueller-mp/maha-norm: README.md",
         differs="a ridge instead of a pseudo-inverse where the covariance is singular",
@@ -173,25 +170,24 @@ ENTRIES: dict[str, Wiring] = {
     ),
     "NNGuide": Wiring(
         ood.NNGuide,
-        lambda p: ood.NNGuide(p.encode, p.classify),
         "pooled features; 10 neighbours among all training images",
         "https://github.com/roomo7time/nnguide: ood_detectors/nnguide.py",
         needs_one_classifier,
+        build=lambda p: ood.NNGuide(p.encode, p.classify),
         differs="the authors take a hundredth of ImageNet's training images",
         bank="_scaled_features",
     ),
     "RMD": Wiring(
         isomax.RMDPP,
-        lambda p: isomax.RMDPP(p.encode, normalize=False),
         "pooled features, in float64",
         "https://arxiv.org/abs/2106.09022",
+        build=lambda p: isomax.RMDPP(p.encode, normalize=False),
         differs="one ridge for both covariances where they are singular",
         fit_large=fit_as_it_is,
         network=_Mahalanobis,
     ),
     "RMDPP": Wiring(
         isomax.RMDPP,
-        lambda p: isomax.RMDPP(p.encode),
         "normalised pooled features, in float64",
         "https://github.com/mueller-mp/maha-norm: NINCO/detection_methods.py",
         differs="one ridge for both covariances where they are singular",

@@ -14,47 +14,40 @@ def _needs_a_distance_head(parts: Parts) -> str | None:
 
 def _head(detector: Any) -> Mapping[str, Any]:
     head = vars(detector).get("head")
-    return vars(detector) | {
-        f"head.{key}": value for key, value in (head.state_dict() if head else {}).items()
-    }
+    found = {} if head is None else head.state_dict()
+    return vars(detector) | {f"head.{key}": value for key, value in found.items()}
 
 
 def _put_head(detector: Any, state: Mapping[str, Any]) -> None:
-    put_back(detector, {key: value for key, value in state.items() if "." not in key})
-    found = {key.removeprefix("head."): value for key, value in state.items() if "." in key}
-    if found:
-        classes, width = found["prototypes"].shape
-        head = detector.head_class(width, classes, device="meta", dtype=found["prototypes"].dtype)
-        head = head.to_empty(device="cpu")
-        head.load_state_dict(found)
-        detector.head = head.eval()
+    if found := put_back(detector, state).get("head"):
+        prototypes = found["prototypes"]
+        classes, width = prototypes.shape
+        head = detector.head_class(width, classes, device="meta", dtype=prototypes.dtype)
+        detector.head = head.to_empty(device="cpu").eval()
+        detector.head.load_state_dict(found)
 
 
 ENTRIES: dict[str, Wiring] = {
     "EntropicScore": Wiring(
         isomax.EntropicScore,
-        lambda p: isomax.EntropicScore(p.model),
         "logits",
         isomax.EntropicScore.info.paper.url,
         _needs_a_distance_head,
     ),
     "MinimumDistanceScore": Wiring(
         isomax.MinimumDistanceScore,
-        lambda p: isomax.MinimumDistanceScore(p.model),
         "logits",
         isomax.MinimumDistanceScore.info.paper.url,
         _needs_a_distance_head,
     ),
     "MaxMeanLogitEntropyScore": Wiring(
         isomax.MaxMeanLogitEntropyScore,
-        lambda p: isomax.MaxMeanLogitEntropyScore(p.model),
         "logits",
         isomax.MaxMeanLogitEntropyScore.info.paper.url,
         _needs_a_distance_head,
     ),
     "PostHocIsoMax": Wiring(
         isomax.PostHocIsoMax,
-        lambda p: isomax.PostHocIsoMax(p.encode),
         "pooled features; prototypes trained on them from zero",
         isomax.PostHocIsoMax.info.paper.url,
         differs="the head is put on the features of a model that stays as it is",
@@ -64,7 +57,6 @@ ENTRIES: dict[str, Wiring] = {
     ),
     "PostHocIsoMaxPlus": Wiring(
         isomax.PostHocIsoMaxPlus,
-        lambda p: isomax.PostHocIsoMaxPlus(p.encode),
         "normalised pooled features; prototypes at the class means",
         isomax.PostHocIsoMaxPlus.info.paper.url,
         differs="the head is put on the features of a model that stays as it is",
@@ -74,7 +66,6 @@ ENTRIES: dict[str, Wiring] = {
     ),
     "PostHocDisMax": Wiring(
         isomax.PostHocDisMax,
-        lambda p: isomax.PostHocDisMax(p.encode),
         "normalised pooled features; prototypes at the class means",
         isomax.PostHocDisMax.info.paper.url,
         differs="the head is put on the features of a model that stays as it is",

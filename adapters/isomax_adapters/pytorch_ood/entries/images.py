@@ -13,12 +13,12 @@ from pytorch_ood.api import GradientDetector, StructuredDetector
 from torch import Tensor, nn
 
 from isomax import MahalanobisPP
-from isomax.moments import Statistics
+from isomax.moments import OnStatistics, Statistics
 from isomax_adapters.pytorch_ood.parts import Parts
 from isomax_adapters.pytorch_ood.wiring import Wiring, fit_as_it_is, needs_std
 
 
-class MahalanobisODIN(GradientDetector):
+class MahalanobisODIN(OnStatistics, GradientDetector):
     r"""The Mahalanobis distance of images moved a step towards their nearest class.
 
     .. math:: x' = x - \frac{\varepsilon}{\sigma} \, \mathrm{sign}(\nabla_x M(x))
@@ -49,12 +49,7 @@ class MahalanobisODIN(GradientDetector):
         self.distance.fit(data_loader)
         return self
 
-    def fit_features(self, z: Tensor, y: Tensor) -> "MahalanobisODIN":
-        """Fit on pooled features, :math:`N \\times D`, with labels."""
-        return self.fit_statistics(Statistics(z, y))
-
     def fit_statistics(self, statistics: Statistics) -> "MahalanobisODIN":
-        """:meth:`fit_features` on what has been found of the features, perhaps for others too."""
         self.distance.fit_statistics(statistics)
         return self
 
@@ -211,80 +206,80 @@ _NO_FILE = (
 ENTRIES: dict[str, Wiring] = {
     "GradNorm": Wiring(
         ood.GradNorm,
-        lambda p: ood.GradNorm(p.model, _in(p.classifiers, p, least_dimensions=2)),
         "gradient of the classifier's weights, without its bias; temperature 1",
         "https://github.com/deeplearning-wisc/gradnorm_ood: test_ood.py",
+        build=lambda p: ood.GradNorm(p.model, _in(p.classifiers, p, least_dimensions=2)),
         no_file=_NO_FILE.format("EnergyBased"),
     ),
     "GradNorm-all": Wiring(
         ood.GradNorm,
-        lambda p: ood.GradNorm(p.model, _in([p.model], p)),
         "gradient of all parameters",
         "pytorch_ood.detector.GradNorm, without a filter",
+        build=lambda p: ood.GradNorm(p.model, _in([p.model], p)),
         differs="all parameters instead of the classifier's weights",
         no_file=_NO_FILE.format("EnergyBased"),
     ),
     "GradUncertainty": Wiring(
         ood.GradUncertainty,
-        # of all layers, they would take a copy of the model per image
-        lambda p: ood.GradUncertainty(p.model, _in(p.classifiers, p)),
         "gradient of the classifier's parameters",
         "https://arxiv.org/abs/2008.08030",
+        # of all layers, they would take a copy of the model per image
+        build=lambda p: ood.GradUncertainty(p.model, _in(p.classifiers, p)),
         differs="the sum instead of a classifier trained on the gradients of ID and OOD images",
         no_file=_NO_FILE.format("EnergyBased"),
     ),
     "Gram": Wiring(
         ood.Gram,
-        _gram,
         "outputs of the last 4 stages; orders 1 to 4",
         "https://github.com/VectorInstitute/gram-ood-detection",
         needs_stages,
+        build=_gram,
         differs="stages instead of every convolution, orders up to 4 instead of 10",
         no_file=_NO_FILE.format("EnergyBased"),
     ),
     "MahalanobisODIN": Wiring(
         MahalanobisODIN,
-        lambda p: MahalanobisODIN(p.encode, p.std),
         "pooled features, in float64; a step of 0.002 in units of pixels from 0 to 1",
         "https://github.com/pokaxpoka/deep_Mahalanobis_detector: lib_generation.py",
         needs_std,
+        build=lambda p: MahalanobisODIN(p.encode, p.std),
         differs="the step is fixed instead of chosen on OOD images",
         fit_large=fit_as_it_is,
         no_file=_NO_FILE.format("MahalanobisPP"),
     ),
     "MCD": Wiring(
         ood.MCD,
-        lambda p: ood.MCD(p.model),
         "30 passes with dropout; the variance of the posteriors, averaged over classes",
         "https://arxiv.org/abs/1511.02680",
         needs_dropout,
+        build=lambda p: ood.MCD(p.model),
         no_file=_NO_FILE.format("EnergyBased"),
     ),
     "MultiMahalanobis": Wiring(
         StagesMahalanobis,
-        StagesMahalanobis,
         "outputs of the last 4 stages, averaged over places, in float64; all weigh the same",
         "https://github.com/pokaxpoka/deep_Mahalanobis_detector: lib_generation.py",
         needs_stages,
+        build=StagesMahalanobis,
         differs="equal weights instead of a regression on OOD images, no step",
         no_file=_NO_FILE.format("MahalanobisPP"),
     ),
     "NACUE": Wiring(
         NACUE,
-        _nac,
         "states of the last 4 stages and their gradient; 50 bins, steepness 100",
         "pytorch_ood.detector.NACUE",
         needs_stage_modules,
+        build=_nac,
         differs="geometric bins; https://github.com/BierOne/ood_coverage (nac/coverage.py) has "
         "uniform ones, tuned per layer, and averages states and gradients apart",
         no_file=_NO_FILE.format("EnergyBased"),
     ),
     "ODIN": Wiring(
         ood.ODIN,
-        lambda p: ood.ODIN(p.model, norm_std=list(p.std)),
         "temperature 1000, a step of 0.0014 in units of pixels from 0 to 1",
         "https://github.com/facebookresearch/odin: code/calData.py",
         needs_std,
+        build=lambda p: ood.ODIN(p.model, norm_std=list(p.std)),
         no_file=_NO_FILE.format("EnergyBased"),
     ),
 }

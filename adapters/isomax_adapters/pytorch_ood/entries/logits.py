@@ -159,8 +159,7 @@ def _kl_matching(detector: Any) -> Mapping[str, Any]:
 
 
 def _put_kl_matching(detector: Any, state: Mapping[str, Any]) -> None:
-    dists = {key.removeprefix("dists."): state[key] for key in state if key.startswith("dists.")}
-    put_back(detector, {key: value for key, value in state.items() if "." not in key})
+    dists = put_back(detector, state).get("dists", {})
     ordered = sorted(dists, key=int)  # of classes
     detector.dists = nn.ParameterDict(
         {key: nn.Parameter(dists[key], requires_grad=False) for key in ordered}
@@ -185,10 +184,10 @@ def _open_max(detector: Any) -> Mapping[str, Any]:
 
 
 def _put_open_max(detector: Any, state: Mapping[str, Any]) -> None:
-    put_back(detector, {key: value for key, value in state.items() if "." not in key})
-    found = {key.removeprefix("fitted."): state[key].numpy() for key in state if "." in key}
-    if not found:
+    fitted = put_back(detector, state).get("fitted")
+    if fitted is None:
         return
+    found = {key: value.numpy() for key, value in fitted.items()}
     classes = found["centers"].shape[1]
     made = NumpyOpenMax(detector.tailsize, min(classes, detector.alpha), detector.euclid_weight)
     made.n_dims, made.is_fitted = classes, True
@@ -206,13 +205,11 @@ def same_as_entropic_score(parts: Parts) -> str | None:
 ENTRIES: dict[str, Wiring] = {
     "EnergyBased": Wiring(
         ood.EnergyBased,
-        lambda p: ood.EnergyBased(p.model),
         "logits; temperature 1",
         "https://github.com/weitliu/energy_ood",
     ),
     "Entropy": Wiring(
         ood.Entropy,
-        lambda p: ood.Entropy(p.model),
         "logits",
         "pytorch_ood.detector.Entropy",
         same_as_entropic_score,
@@ -220,14 +217,13 @@ ENTRIES: dict[str, Wiring] = {
     ),
     "GEN": Wiring(
         ood.GEN,
-        lambda p: ood.GEN(p.model, M=100),
         "logits; gamma 0.1, the 100 largest posteriors",
         "https://github.com/XixiLiu95/GEN: benchmark.py",
+        build=lambda p: ood.GEN(p.model, M=100),
         differs="posteriors are clamped to [1e-7, 1 - 1e-7]",
     ),
     "KLMatching": Wiring(
         ood.KLMatching,
-        lambda p: ood.KLMatching(p.model),
         "logits; a typical posterior per predicted class",
         "https://arxiv.org/abs/1911.11132",
         held_out=True,
@@ -236,12 +232,9 @@ ENTRIES: dict[str, Wiring] = {
         restore=_put_kl_matching,
         network=_KLMatching,
     ),
-    "MaxLogit": Wiring(
-        ood.MaxLogit, lambda p: ood.MaxLogit(p.model), "logits", "https://arxiv.org/abs/1911.11132"
-    ),
+    "MaxLogit": Wiring(ood.MaxLogit, "logits", "https://arxiv.org/abs/1911.11132"),
     "MaxSoftmax": Wiring(
         ood.MaxSoftmax,
-        lambda p: ood.MaxSoftmax(p.model),
         "logits",
         "https://arxiv.org/abs/1610.02136",
     ),
@@ -252,7 +245,6 @@ ENTRIES: dict[str, Wiring] = {
     ),
     "OpenMax": Wiring(
         OpenMax,
-        lambda p: OpenMax(p.model),
         "logits; Euclidean distance, tails of 25, the 10 largest logits revised",
         "https://arxiv.org/abs/1511.06233, Algorithms 1 and 2",
         differs="https://github.com/abhijitbendale/OSDN has tails of 20, adds the cosine distance, "
@@ -264,7 +256,6 @@ ENTRIES: dict[str, Wiring] = {
     ),
     "TemperatureScaling": Wiring(
         TemperatureScaling,
-        lambda p: TemperatureScaling(p.model),
         "logits; the temperature of the least negative log-likelihood",
         "https://arxiv.org/abs/1706.04599, Section 4.2",
         held_out=True,

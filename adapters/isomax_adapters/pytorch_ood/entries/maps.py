@@ -39,7 +39,6 @@ def _fit_vra(detector: Any, maps: np.ndarray, labels: Tensor) -> None:
 ENTRIES: dict[str, Wiring] = {
     "ASH-maps": Wiring(
         ood.ASH,
-        lambda p: ood.ASH(p.feature_maps, p.classify_maps),
         "feature maps before pooling; ASH-S, 65% of their values set to zero",
         "pytorch_ood.detector.ASH",
         needs_maps,
@@ -47,7 +46,6 @@ ENTRIES: dict[str, Wiring] = {
     ),
     "RankFeat": Wiring(
         ood.RankFeat,
-        lambda p: ood.RankFeat(p.feature_maps, p.classify_maps),
         "last feature maps, before pooling",
         "https://github.com/KingJamesSong/RankFeat: test_ood_resnetv2.py",
         needs_maps,
@@ -57,7 +55,6 @@ ENTRIES: dict[str, Wiring] = {
     ),
     "ReAct-maps": Wiring(
         ood.ReAct,
-        lambda p: ood.ReAct(p.feature_maps, p.classify_maps),
         "feature maps before pooling, cut off at the 90th percentile of all their values",
         "pytorch_ood.detector.ReAct",
         needs_maps,
@@ -66,7 +63,6 @@ ENTRIES: dict[str, Wiring] = {
     ),
     "SCALE-maps": Wiring(
         ood.SCALE,
-        lambda p: ood.SCALE(p.feature_maps, p.classify_maps),
         "feature maps before pooling; scaled by the largest 35% of their values",
         "pytorch_ood.detector.SCALE",
         needs_maps,
@@ -74,7 +70,6 @@ ENTRIES: dict[str, Wiring] = {
     ),
     "VRA-maps": Wiring(
         ood.VRA,
-        lambda p: ood.VRA(p.feature_maps, p.classify_maps),
         "feature maps before pooling, clipped to the 1st and 99th percentile of each value",
         "pytorch_ood.detector.VRA",
         needs_maps,

@@ -9,27 +9,17 @@ from pytorch_ood.api import RequiresFittingException
 from torch import Tensor
 from torch.nn import functional as F
 
-from isomax.moments import Statistics
+from isomax.moments import OnStatistics, Statistics
 from isomax_adapters.pytorch_ood.parts import Parts
 from isomax_adapters.pytorch_ood.wiring import Wiring, fit_as_it_is, needs_weights
 from isomax_adapters.runtime.errors import InputError
 
 
-class PNML(ood.PNML):
+class PNML(OnStatistics, ood.PNML):
     """``PNML`` in float64, fitted a chunk at a time."""
 
     @torch.no_grad()
-    def fit_features(self, z: Tensor, labels: Tensor) -> "PNML":
-        """
-        :param z: pooled features, :math:`N \\times D`; may be memory-mapped
-        :param labels: :math:`N`; those below 0 are left out
-        :raises ValueError: if no label is at least 0
-        """
-        return self.fit_statistics(Statistics(z, labels))
-
-    @torch.no_grad()
     def fit_statistics(self, statistics: Statistics) -> "PNML":
-        """:meth:`fit_features` on what has been found of the features, perhaps for others too."""
         found = statistics.moments(normalize=True, device=self.device)
         gram = int(found.counts.sum()) * found.around(torch.zeros_like(found.center))
         inverse = torch.linalg.pinv(gram.cpu().double(), hermitian=True)
@@ -55,22 +45,13 @@ class PNML(ood.PNML):
         return terms.sum(dim=1).log() / math.log(p.shape[1])
 
 
-class ViM(ood.ViM):
+class ViM(OnStatistics, ood.ViM):
     """``ViM`` in float64, fitted a chunk at a time."""
 
     w: Tensor
     b: Tensor
     #: whether the fitted samples lie in the principal subspace, but for rounding errors
     spans_nothing_else: bool = False
-
-    @torch.no_grad()
-    def fit_features(self, z: Tensor, labels: Tensor) -> "ViM":
-        """
-        :param z: pooled features, :math:`N \\times D`; may be memory-mapped
-        :param labels: :math:`N`; those below 0 are left out
-        :raises ValueError: if no label is at least 0, or the principal subspace is all there is
-        """
-        return self.fit_statistics(Statistics(z, labels))
 
     @torch.no_grad()
     def fit_statistics(self, statistics: Statistics) -> "ViM":
@@ -132,19 +113,19 @@ def _doubt_of_vim(fitted: Any) -> str | None:
 ENTRIES: dict[str, Wiring] = {
     "PNML": Wiring(
         PNML,
-        lambda p: PNML(p.encode, p.classify),
         "normalised pooled features, in float64",
         "https://github.com/kobybibas/pnml_ood_detection: src/score_utils.py",
         needs_weights,
+        build=lambda p: PNML(p.encode, p.classify),
         differs="without the part of the features that leaves the training features' space",
         fit_large=fit_as_it_is,
     ),
     "ViM": Wiring(
         ViM,
-        _vim,
         "pooled features, in float64; principal dimensions: 1000 of 2048, 512 of 768, else half",
         "https://github.com/haoqiwang/vim: benchmark.py",
         needs_weights,
+        build=_vim,
         fit_large=fit_as_it_is,
         doubt=_doubt_of_vim,
     ),
