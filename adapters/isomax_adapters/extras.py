@@ -7,7 +7,7 @@ from isomax_adapters.runtime.errors import InputError
 #: extra -> modules that its code cannot do without; a served model has no more than these
 EXTRAS = {
     "timm": ("torch", "timm", "pytorch_ood", "sklearn"),
-    "train": ("accelerate", "pandas", "greenlet", "jinja2"),
+    "train": ("accelerate", "pandas", "jinja2"),
     "onnx": ("onnx", "onnxscript"),
     "mlflow": ("mlflow",),
     "report": ("matplotlib", "plotly"),

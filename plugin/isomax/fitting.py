@@ -11,7 +11,8 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from isomax.functional import isomax_loss
 from isomax.heads import DistanceHead
-from isomax.starting import CHUNK, Head, checked_labels, chunks, num_classes_of
+from isomax.moments import CHUNK, Moments
+from isomax.starting import Head, checked_labels, num_classes_of
 
 LINEAR_RATE = 3.0
 """Learning rate of ``nn.Linear``, to be divided by the mean squared norm of the features. It and
@@ -144,7 +145,8 @@ def learning_rate(head: Head, features: Tensor, labels: Tensor) -> float:
     labels = checked_labels(features, labels, num_classes_of(head))
     if not isinstance(head, nn.Linear):
         return head.rate
-    total = sum(float(rows.square().sum()) for rows, _ in chunks(features, labels))
+    known = Moments(features, labels, normalize=False, device="cpu").chunks()
+    total = sum(float(rows.square().sum()) for rows, _ in known)
     if total == 0:
         raise ValueError("the features are all zero; look at the model that gave them")
     return LINEAR_RATE * int((labels >= 0).sum()) / total

@@ -1,29 +1,28 @@
 r"""Mahalanobis++ and RMD++: Mahalanobis distances of normalised features.
 
-Fitted in float64 in two passes over the features, a chunk at a time, so that a memory-mapped tensor
-of any length will do.
+Fitted in float64 on the :class:`~isomax.moments.Moments` of the features, so that a memory-mapped
+tensor of any length will do.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 
 import torch
 from pytorch_ood.api import (
     DetectorInfo,
-    FeaturesDetector,
-    ModelNotSetException,
     RequiresFittingException,
     Task,
 )
 from torch import Tensor
 from torch.nn import functional as F
 
+from isomax.moments import FeaturesOnStatistics, Moments, Statistics
 from isomax.papers import MAHALANOBIS_PP
 
-CHUNK = 2**22  # values looked at at a time
+CHUNK = 2**22  # values scored at a time
 RIDGE = 1e-6  # of the mean variance
 
 
-class MahalanobisPP(FeaturesDetector):
+class MahalanobisPP(FeaturesOnStatistics):
     r"""Mahalanobis++: the Mahalanobis distance of the normalised features to the nearest class.
 
     .. math:: \min_k \, (\hat z - \mu_k)^\top \Sigma^{-1} (\hat z - \mu_k), \quad
@@ -55,8 +54,6 @@ class MahalanobisPP(FeaturesDetector):
 
     info = DetectorInfo(paper=MAHALANOBIS_PP, tasks={Task.CLASSIFICATION}, ai_coded=True)
 
-    requires_fit = True
-
     center: Tensor  #: mean :math:`\mu_0` of the features, :math:`D`; there once fitted
     mu: Tensor  #: class means :math:`\mu_k`, :math:`C \times D`
     whitening: Tensor  #: :math:`D \times D`, with :math:`W W^\top = \Sigma^{-1}`
@@ -69,61 +66,25 @@ class MahalanobisPP(FeaturesDetector):
         :param normalize: whether :math:`\hat z = z / \lVert z \rVert_2`; otherwise
             :math:`\hat z = z`, the distance of https://arxiv.org/abs/1807.03888
         """
-        super().__init__()
-        self.encoder = encoder
+        super().__init__(encoder)
         self.normalize = normalize
 
-    def fit(self, data_loader: Iterable[tuple[Tensor, Tensor]]) -> "MahalanobisPP":
-        """Fit on the features that the encoder gives for images; labels below 0 are left out.
-
-        :raises ModelNotSetException: if there is no encoder
-        :raises ValueError: as :meth:`fit_features`
-        """
-        if self.encoder is None:
-            raise ModelNotSetException
-        features, labels = [], []
-        with torch.no_grad():
-            for x, y in data_loader:
-                features.append(self.encoder(x if self.device is None else x.to(self.device)).cpu())
-                labels.append(y.cpu())
-        return self.fit_features(torch.cat(features), torch.cat(labels))
-
     @torch.no_grad()
-    def fit_features(self, z: Tensor, y: Tensor) -> "MahalanobisPP":
-        r"""
-        :param z: pooled features, :math:`N \times D`; one that is memory-mapped is read twice, and
-            never whole
-        :param y: labels, :math:`N`; those below 0 are left out
-        :return: the fitted detector
-        :raises ValueError: if no label is at least 0
-        """
-        y = y.cpu()
-        classes, counts = y[y >= 0].unique(return_counts=True)
-        if not len(classes):
-            raise ValueError("no label is at least 0; fit on in-distribution samples")
-        device = self.device or z.device
-        sums = torch.zeros(len(classes), z.shape[1], dtype=finest_dtype(device), device=device)
-        for rows, labels in self._chunks(z, y, classes, sums):
-            sums.index_add_(0, labels, rows)
-        if not sums.isfinite().all():
-            raise ValueError("some features are NaN or infinite; look at the model that gave them")
-        counts = counts.to(sums)
-        self.mu = sums / counts[:, None]
-        self.center = sums.sum(dim=0) / counts.sum()
-        scatter = torch.zeros(z.shape[1], z.shape[1], dtype=sums.dtype, device=device)
-        for rows, labels in self._chunks(z, y, classes, sums):
-            rows -= self.mu[labels]
-            scatter.addmm_(rows.T, rows)
-        self._invert(scatter / counts.sum(), counts / counts.sum())
+    def fit_statistics(self, statistics: Statistics) -> "MahalanobisPP":
+        found = statistics.moments(self.normalize, self.device)
+        self.mu, self.center = found.means, found.center
+        values = found.spectrum[0]
+        if not values[-1] > 0:
+            raise ValueError(
+                "the features do not vary within any class; fit on more samples of each"
+            )
+        floor = RIDGE * float(values.mean())
+        self.ridge = floor if float(values[0]) < floor else 0.0
+        self._invert(found)
         return self
 
-    def _invert(self, within: Tensor, shares: Tensor) -> None:
-        """
-        :param within: the covariance
-        :param shares: of the classes among the samples
-        """
-        self.ridge = _ridge(within)
-        self.whitening = _whitening(within, self.ridge)
+    def _invert(self, found: Moments) -> None:
+        self.whitening = _whitening(found.spectrum, self.ridge).to(self.mu)
 
     @torch.no_grad()
     def predict_features(self, z: Tensor) -> Tensor:
@@ -147,31 +108,8 @@ class MahalanobisPP(FeaturesDetector):
         means = (self.mu - self.center) @ self.whitening
         return torch.cdist(whitened, means).amin(dim=1).square()
 
-    def _chunks(
-        self, z: Tensor, y: Tensor, classes: Tensor, like: Tensor
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Features and the places of their labels among the classes, without outliers."""
-        step = max(1, CHUNK // z.shape[1])
-        for start in range(0, len(z), step):
-            labels = y[start : start + step]
-            known = labels >= 0
-            rows = self._prepared(z[start : start + step], like)[known.to(like.device)]
-            yield rows, torch.searchsorted(classes, labels[known]).to(like.device)
-
     def _prepared(self, z: Tensor, like: Tensor) -> Tensor:
         return F.normalize(z.to(like), dim=1) if self.normalize else z.to(like)
-
-    @torch.no_grad()
-    def predict(self, x: Tensor) -> Tensor:
-        """
-        :param x: images, given to the encoder
-        :return: scores, :math:`B`
-        :raises ModelNotSetException: if there is no encoder
-        :raises RequiresFittingException: if the detector is not fitted
-        """
-        if self.encoder is None:
-            raise ModelNotSetException
-        return self.predict_features(self.encoder(x if self.device is None else x.to(self.device)))
 
 
 class RMDPP(MahalanobisPP):
@@ -211,31 +149,17 @@ class RMDPP(MahalanobisPP):
 
     background_whitening: Tensor  #: :math:`D \times D`, with :math:`W W^\top = \Sigma_0^{-1}`
 
-    def _invert(self, within: Tensor, shares: Tensor) -> None:
-        super()._invert(within, shares)
-        means = self.mu - self.center
-        background = within + means.T @ (shares[:, None] * means)
-        self.background_whitening = _whitening(background, self.ridge)
+    def _invert(self, found: Moments) -> None:
+        super()._invert(found)
+        background = torch.linalg.eigh(found.around(self.center).double().cpu())
+        self.background_whitening = _whitening(background, self.ridge).to(self.mu)
 
     def _distances(self, z: Tensor) -> Tensor:
         background = (z - self.center) @ self.background_whitening
         return super()._distances(z) - background.square().sum(dim=1)
 
 
-def _ridge(within: Tensor) -> float:
-    values = torch.linalg.eigvalsh(within.double().cpu())
-    if not values[-1] > 0:
-        raise ValueError("the features do not vary within any class; fit on more samples of each")
-    floor = RIDGE * values.mean()
-    return float(floor) if values[0] < floor else 0.0
-
-
-def _whitening(covariance: Tensor, ridge: float) -> Tensor:
-    values, vectors = torch.linalg.eigh(covariance.double().cpu())
+def _whitening(spectrum: tuple[Tensor, Tensor], ridge: float) -> Tensor:
+    values, vectors = spectrum
     # in the order of memory that it has when it is read back, for equal scores to the last bit
-    return (vectors / (values + ridge).sqrt()).to(covariance).contiguous()
-
-
-def finest_dtype(device: torch.device) -> torch.dtype:
-    """float64, but on Apple's devices, which have none."""
-    return torch.float32 if device.type == "mps" else torch.float64
+    return (vectors / (values + ridge).sqrt()).contiguous()

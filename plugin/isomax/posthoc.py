@@ -5,14 +5,12 @@ classes in content is told best by a trained head; what differs in style, by det
 features are spread around their class, such as :class:`isomax.MahalanobisPP`.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import ClassVar
 
 import torch
 from pytorch_ood.api import (
     DetectorInfo,
-    FeaturesDetector,
-    ModelNotSetException,
     RequiresFittingException,
     Task,
 )
@@ -21,14 +19,12 @@ from torch import Tensor
 from isomax.fitting import fit_head
 from isomax.functional import SCORES
 from isomax.heads import DisMaxHead, DistanceHead, IsoMaxHead, IsoMaxPlusHead
-from isomax.mahalanobis import finest_dtype
+from isomax.moments import FeaturesOnStatistics, Statistics, finest_dtype
 from isomax.papers import DISMAX, ISOMAX, ISOMAX_PLUS
-from isomax.starting import start_at_means, start_head
+from isomax.starting import of_directions, put_at_means, start_head
 
 
-class _PostHoc(FeaturesDetector):
-    requires_fit = True
-
+class _PostHoc(FeaturesOnStatistics):
     hyperparameter_space: ClassVar = {"epochs": [0, 20]}
 
     head_class: type[DistanceHead]
@@ -50,47 +46,23 @@ class _PostHoc(FeaturesDetector):
         :param lr: learning rate of these; that of :func:`isomax.fitting.fit_head` if not given
         :param seed: of the order of the samples
         """
-        super().__init__()
-        self.encoder = encoder
+        super().__init__(encoder)
         self.epochs = epochs
         self.lr = lr
         self.seed = seed
 
-    def fit(self, data_loader: Iterable[tuple[Tensor, Tensor]]) -> "_PostHoc":
-        """Fit on the features that the encoder gives for images; labels below 0 are left out.
-
-        :raises ModelNotSetException: if there is no encoder
-        :raises ValueError: as :meth:`fit_features`
-        """
-        if self.encoder is None:
-            raise ModelNotSetException
-        features, labels = [], []
-        with torch.no_grad():
-            for x, y in data_loader:
-                features.append(self.encoder(x if self.device is None else x.to(self.device)).cpu())
-                labels.append(y.cpu())
-        return self.fit_features(torch.cat(features), torch.cat(labels))
-
-    def fit_features(self, z: Tensor, y: Tensor) -> "_PostHoc":
-        r"""
-        :param z: pooled features, :math:`N \times D`; one that is memory-mapped is never read whole
-        :param y: labels, :math:`N`; those below 0 are left out, and some may not occur
-        :return: the fitted detector
-        :raises ValueError: if no label is at least 0, or the features cannot be used
-        """
-        y = y.cpu()
-        classes = y[y >= 0].unique()
-        if not len(classes):
-            raise ValueError("no label is at least 0; fit on in-distribution samples")
-        places = torch.searchsorted(classes, y).where(y >= 0, -1)
+    def fit_statistics(self, statistics: Statistics) -> "_PostHoc":
+        z, y = statistics.features, statistics.labels.cpu()
+        classes = statistics.moments().classes
         # the paper's own start, which draws random numbers, is not wanted
         head = self.head_class(z.shape[1], len(classes), device="meta")
         head = head.to_empty(device=self.device or z.device)
         if self.epochs:
+            places = torch.searchsorted(classes, y).where(y >= 0, -1)
             start_head(head, z, places)
             fit_head(head, z, places, self.epochs, self.lr, seed=self.seed)
         else:
-            start_at_means(head, z, places)
+            put_at_means(head, statistics.moments(of_directions(head), self.device).means)
         # distances much smaller than the features cancel in float32
         self.head = head.to(finest_dtype(head.prototypes.device)).eval()
         return self
@@ -105,18 +77,6 @@ class _PostHoc(FeaturesDetector):
         if not hasattr(self, "head"):
             raise RequiresFittingException
         return SCORES[self.head.score](self.head(z.to(self.head.prototypes)))
-
-    @torch.no_grad()
-    def predict(self, x: Tensor) -> Tensor:
-        """
-        :param x: images, given to the encoder
-        :return: scores, :math:`B`
-        :raises ModelNotSetException: if there is no encoder
-        :raises RequiresFittingException: if the detector is not fitted
-        """
-        if self.encoder is None:
-            raise ModelNotSetException
-        return self.predict_features(self.encoder(x if self.device is None else x.to(self.device)))
 
 
 class PostHocIsoMax(_PostHoc):

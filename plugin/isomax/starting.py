@@ -1,16 +1,14 @@
 r"""Where a head on a pretrained backbone starts: at the class means of its features, or at zero."""
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from isomax.heads import HEADS, DistanceHead
+from isomax.moments import Moments, listed
 
 Head = DistanceHead | nn.Linear
 
-CHUNK = 2**22  # values looked at at a time
 SMALLEST_MEAN = 1e-6  # of directions: what is below has come from rounding
 
 
@@ -58,18 +56,10 @@ def class_means(
     counts = torch.bincount(labels[labels >= 0], minlength=num_classes)
     if (missing := (counts == 0).nonzero().flatten()).numel():
         raise ValueError(
-            f"no sample of class {_listed(missing)} among {int(counts.sum())}; a mean takes at "
+            f"no sample of class {listed(missing)} among {int(counts.sum())}; a mean takes at "
             f"least one of each of the {num_classes} classes"
         )
-    sums = torch.zeros(num_classes, features.shape[1], dtype=torch.float64)
-    for rows, classes in chunks(features, labels):
-        sums.index_add_(0, classes, F.normalize(rows, dim=1) if normalize else rows)
-    if (bad := (~sums.isfinite()).any(dim=1).nonzero().flatten()).numel():
-        raise ValueError(
-            f"features of class {_listed(bad)} are NaN or infinite; look at the model that gave "
-            "them"
-        )
-    return sums / counts[:, None]
+    return Moments(features, labels, normalize, "cpu").means
 
 
 @torch.no_grad()
@@ -93,15 +83,35 @@ def start_at_means(head: Head, features: Tensor, labels: Tensor) -> None:
     Source: of weight imprinting, Qi, Brown and Lowe, "Low-Shot Learning with Imprinted Weights",
     CVPR 2018, https://arxiv.org/abs/1712.07136; the same for distance heads is of this project.
     """
-    classes = num_classes_of(head)
-    if isinstance(head, nn.Linear):
-        head.weight.copy_(F.normalize(_means_with_direction(features, labels, classes), dim=1))
-        if head.bias is not None:
-            head.bias.zero_()
-    elif head.compares_directions:
-        head.put_at(_means_with_direction(features, labels, classes))
-    else:
-        head.put_at(class_means(features, labels, classes, normalize=False))
+    put_at_means(head, class_means(features, labels, num_classes_of(head), of_directions(head)))
+
+
+def of_directions(head: Head) -> bool:
+    """Whether the means at which it starts are those of the normalised features."""
+    return isinstance(head, nn.Linear) or head.compares_directions
+
+
+@torch.no_grad()
+def put_at_means(head: Head, means: Tensor) -> None:
+    r"""Set a head to means that are known already; see :func:`start_at_means`.
+
+    :param head: changed in place
+    :param means: :math:`C \times D`, of the features, or of their directions if the head is
+        :func:`of_directions`
+    :raises ValueError: if a mean that should have a direction is zero
+    """
+    if of_directions(head) and (lost := (means.norm(dim=1) < SMALLEST_MEAN).nonzero()).numel():
+        raise ValueError(
+            f"the features of class {listed(lost.flatten())} are all zero or cancel out, so that "
+            "their mean has no direction; look at the model that gave them, or start at the "
+            "paper's own"
+        )
+    if isinstance(head, DistanceHead):
+        head.put_at(means)
+        return
+    head.weight.copy_(F.normalize(means, dim=1))
+    if head.bias is not None:
+        head.bias.zero_()
 
 
 @torch.no_grad()
@@ -128,15 +138,6 @@ def start_at_zero(head: Head) -> None:
         head.put_at(torch.zeros_like(head.prototypes))
 
 
-def chunks(features: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Features in float64 and their labels, on the CPU, without outliers, some rows at a time."""
-    step = max(1, CHUNK // features.shape[1])
-    for start in range(0, len(labels), step):
-        known = labels[start : start + step] >= 0
-        rows = features[start : start + step].detach().cpu()[known].double()
-        yield rows, labels[start : start + step][known]
-
-
 def checked_labels(features: Tensor, labels: Tensor, num_classes: int) -> Tensor:
     """The labels of features, on the CPU.
 
@@ -154,21 +155,6 @@ def checked_labels(features: Tensor, labels: Tensor, num_classes: int) -> Tensor
             f"{num_classes - 1}, outliers are < 0"
         )
     return labels
-
-
-def _means_with_direction(features: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    means = class_means(features, labels, num_classes)
-    lost = (means.norm(dim=1) < SMALLEST_MEAN).nonzero().flatten()
-    if lost.numel():
-        raise ValueError(
-            f"the features of class {_listed(lost)} are all zero or cancel out, so that their mean "
-            "has no direction; look at the model that gave them, or start at the paper's own"
-        )
-    return means
-
-
-def _listed(classes: Tensor) -> str:
-    return ", ".join(map(str, classes[:10].tolist())) + (", ..." if len(classes) > 10 else "")
 
 
 def num_classes_of(head: Head) -> int:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from isomax import DisMaxHead, IsoMaxHead, IsoMaxPlusHead, fitting, starting
+from isomax import DisMaxHead, IsoMaxHead, IsoMaxPlusHead, fitting, moments
 from isomax.fitting import LINEAR_RATE, accuracy, fit_head, learning_rate
 from isomax.functional import isomax_loss
 from isomax.heads import HEADS
@@ -151,7 +151,7 @@ def test_the_rate_of_a_linear_head_falls_with_the_squared_length(monkeypatch):
     head = nn.Linear(16, 5)
     expected = LINEAR_RATE / float(features.square().sum(dim=1).mean())
     assert learning_rate(head, features, labels) == pytest.approx(expected)
-    monkeypatch.setattr(starting, "CHUNK", 48)
+    monkeypatch.setattr(moments, "CHUNK", 48)
     assert learning_rate(head, 10 * features, labels) == pytest.approx(expected / 100)
     assert learning_rate(DisMaxHead(16, 5), features, labels) == DisMaxHead.rate
 

@@ -9,7 +9,7 @@ from pytorch_ood.api import FeaturesDetector, ModelNotSetException, RequiresFitt
 from sklearn.covariance import EmpiricalCovariance, LedoitWolf
 from sklearn.metrics import roc_auc_score
 
-from isomax import RMDPP, MahalanobisPP, mahalanobis
+from isomax import RMDPP, MahalanobisPP, moments
 
 both = pytest.mark.parametrize("detector_class", [MahalanobisPP, RMDPP])
 seeds = st.integers(0, 2**32 - 1).map(lambda seed: torch.Generator().manual_seed(seed))
@@ -87,7 +87,7 @@ class Rows:
 def test_features_are_read_a_chunk_at_a_time(detector_class, monkeypatch, tmp_path):
     z, y = clusters(torch.Generator().manual_seed(0), count=100)
     whole = detector_class(None).fit_features(z, y)
-    monkeypatch.setattr(mahalanobis, "CHUNK", 56)
+    monkeypatch.setattr(moments, "CHUNK", 56)
     parts = detector_class(None).fit_features(Rows(z, most=7), y)
     torch.testing.assert_close(parts.predict_features(z), whole.predict_features(z))
     on_disk = np.memmap(tmp_path / "z", np.float32, "w+", shape=z.shape)

@@ -14,7 +14,7 @@ from sklearn.metrics import roc_auc_score
 from torch import nn
 from torch.nn import functional as F
 
-from isomax import PostHocDisMax, PostHocIsoMax, PostHocIsoMaxPlus, starting
+from isomax import PostHocDisMax, PostHocIsoMax, PostHocIsoMaxPlus, moments
 from isomax.fitting import fit_head
 from isomax.functional import entropic_score
 from isomax.starting import start_head
@@ -120,7 +120,7 @@ def test_equal_fits_are_equal_draw_nothing_and_may_be_on_disk(
     detector_class, epochs, monkeypatch, tmp_path
 ):
     z, y = clusters()
-    monkeypatch.setattr(starting, "CHUNK", 7 * 16)
+    monkeypatch.setattr(moments, "CHUNK", 7 * 16)
     on_disk = np.memmap(tmp_path / "z", np.float32, "w+", shape=z.shape)
     on_disk[:] = z.numpy()
     before = torch.get_rng_state()

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from isomax import DisMaxHead, IsoMaxHead, IsoMaxPlusHead, starting
+from isomax import DisMaxHead, IsoMaxHead, IsoMaxPlusHead, moments
 from isomax.functional import isomax_loss
 from isomax.heads import HEADS
 from isomax.starting import class_means, start_at_means, start_at_zero, start_head
@@ -38,7 +38,7 @@ def test_means_are_those_of_each_class_whatever_the_chunks(generator, normalize,
         rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)
     expected = np.stack([rows[labels.numpy() == k].mean(axis=0) for k in range(3)])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(starting, "CHUNK", chunk * 8)
+        patch.setattr(moments, "CHUNK", chunk * 8)
         means = class_means(features, labels, 3, normalize)
     assert means.dtype == torch.float64
     np.testing.assert_allclose(means.numpy(), expected, rtol=1e-12, atol=1e-14)
@@ -68,7 +68,7 @@ class Rows:
 def test_features_are_read_once_a_chunk_at_a_time(monkeypatch, tmp_path):
     features, labels = clusters(torch.Generator().manual_seed(0), count=100)
     whole = class_means(features, labels, 3)
-    monkeypatch.setattr(starting, "CHUNK", 56)
+    monkeypatch.setattr(moments, "CHUNK", 56)
     rows = Rows(features, most=7)
     torch.testing.assert_close(class_means(rows, labels, 3), whole)
     assert rows.read == 100

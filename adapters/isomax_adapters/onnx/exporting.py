@@ -35,8 +35,8 @@ from isomax_adapters.onnx.network import (
 from isomax_adapters.onnx.opening import Opened, open_folder
 from isomax_adapters.onnx.precision import join, split, to_fp16, to_int8
 from isomax_adapters.onnx.recalibrating import calibrated_on, with_own_scores
-from isomax_adapters.onnx.scorers import kind_of
 from isomax_adapters.onnx.verifying import ExportError, random_batches, verify
+from isomax_adapters.pytorch_ood import kind_of
 from isomax_adapters.runtime.errors import InputError
 from isomax_adapters.runtime.metadata import METADATA_FORMAT
 from isomax_adapters.timm.attaching import classifier_names

@@ -18,16 +18,10 @@ from torch import Tensor, nn
 from isomax_adapters.onnx.graph import score_of_logits
 from isomax_adapters.onnx.precision import split
 from isomax_adapters.onnx.running import Way, session_of
-from isomax_adapters.onnx.scorers import (
-    kind_of,
-    scorer_of,
-    why_network_too_large,
-    why_not_exported,
-    why_too_large,
-)
+from isomax_adapters.onnx.scorers import why_network_too_large, why_not_exported, why_too_large
 from isomax_adapters.onnx.verifying import ExportError
-from isomax_adapters.pytorch_ood import Parts
-from isomax_adapters.pytorch_ood.saving import state_of
+from isomax_adapters.pytorch_ood import Parts, kind_of, state_of
+from isomax_adapters.pytorch_ood.entries import WIRINGS
 
 SCORE = "detector/score"  #: the output of a network that has a detector
 
@@ -100,7 +94,7 @@ def with_detector(
     :raises ExportError: if the detector cannot be part of a graph, with the nearest that can
     """
     held = sum(tensor.nbytes for tensor in state_of(detector)[0].values())
-    reason = why_not_exported(name, detector) or why_too_large(name, held, network.ByteSize())
+    reason = why_not_exported(name) or why_too_large(name, held, network.ByteSize())
     if reason:
         raise ExportError(reason)
     logits, *rest = (output.name for output in network.graph.output)
@@ -114,7 +108,7 @@ def with_detector(
         given = backbone.graph.output[0].name
     opened = _with_output(network, given)
     plain = _to_onnx(
-        _Flat(scorer_of(detector), kind == "features"),
+        _Flat(WIRINGS[name].network(detector), kind == "features"),
         _example_of(opened, given),
         "given",
         ("score",),

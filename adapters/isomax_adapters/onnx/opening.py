@@ -14,9 +14,8 @@ from torch import Tensor
 from isomax.calibration import Calibration
 from isomax.functional import SCORES
 from isomax_adapters.onnx.images import ImageSource, decoded
-from isomax_adapters.onnx.scorers import kind_of
 from isomax_adapters.onnx.verifying import ExportError
-from isomax_adapters.pytorch_ood import Parts, load_detector, read_detector
+from isomax_adapters.pytorch_ood import Parts, kind_of, load_detector, read_detector
 from isomax_adapters.runtime.decoding import Decoding
 from isomax_adapters.runtime.errors import InputError
 from isomax_adapters.timm import load_calibration, load_model

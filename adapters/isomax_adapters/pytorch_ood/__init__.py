@@ -4,7 +4,6 @@ from isomax_adapters.extras import need
 
 need("timm", by=__name__)
 
-from isomax_adapters.pytorch_ood.banks import with_bank
 from isomax_adapters.pytorch_ood.detectors import (
     NAMES,
     WiringNote,
@@ -12,6 +11,7 @@ from isomax_adapters.pytorch_ood.detectors import (
     detectors_for,
     why_not,
     wiring_notes,
+    with_bank,
 )
 from isomax_adapters.pytorch_ood.digests import Digests, digests_of_weights
 from isomax_adapters.pytorch_ood.parts import Parts
@@ -21,7 +21,9 @@ from isomax_adapters.pytorch_ood.saving import (
     load_detector,
     read_detector,
     save_detector,
+    state_of,
 )
+from isomax_adapters.pytorch_ood.wiring import kind_of
 
 __all__ = [
     "NAMES",
@@ -32,10 +34,12 @@ __all__ = [
     "check_names",
     "detectors_for",
     "digests_of_weights",
+    "kind_of",
     "load_detector",
     "read_detector",
     "register",
     "save_detector",
+    "state_of",
     "unregister",
     "why_not",
     "wiring_notes",

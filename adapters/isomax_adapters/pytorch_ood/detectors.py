@@ -1,14 +1,17 @@
 """Every pytorch-ood detector that can work on a model, built by name and wired to its parts."""
 
+import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
+from typing import Any
 
+import numpy as np
 from pytorch_ood.api import Detector
 from torch import nn
 
+from isomax_adapters.pytorch_ood.entries import WIRINGS, wiring_of
 from isomax_adapters.pytorch_ood.parts import Parts
-from isomax_adapters.pytorch_ood.wirings import WIRINGS
 from isomax_adapters.runtime.errors import InputError
 
 NAMES = tuple(WIRINGS)
@@ -47,11 +50,7 @@ def detectors_for(
     """
     parts = model if isinstance(model, Parts) else Parts(model)
     reasons = why_not(parts, names)
-    return {
-        name: WIRINGS[name].build(parts).to(parts.device)
-        for name in _known(names)
-        if name not in reasons
-    }
+    return {name: WIRINGS[name].on(parts) for name in _known(names) if name not in reasons}
 
 
 def why_not(model: nn.Module | Parts, names: Iterable[str] | None = None) -> dict[str, str]:
@@ -111,3 +110,21 @@ def _known(names: Iterable[str] | None) -> list[str]:
     chosen = list(NAMES if names is None else [names] if isinstance(names, str) else names)
     check_names(chosen)
     return chosen
+
+
+def with_bank(detector: Any, most: int) -> Any:
+    """A fitted detector that compares with at most so many of its samples, evenly spaced: nearest
+    neighbours' and NNGuide's; others are as they are.
+
+    :raises InputError: if there are fewer than its nearest neighbours
+    """
+    wiring = wiring_of(detector)
+    samples = wiring.state(detector).get(wiring.bank)
+    if samples is None or len(samples) <= most:
+        return detector
+    if most < detector.k:
+        raise InputError(f"the bank is {most}; expected at least its {detector.k} neighbours")
+    chosen = np.linspace(0, len(samples) - 1, most).round().astype(int)
+    smaller = copy.copy(detector)
+    wiring.restore(smaller, {wiring.bank: samples[chosen]})
+    return smaller

@@ -15,12 +15,11 @@ import torch
 from pytorch_ood.api import Detector
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from sklearn.neighbors import NearestNeighbors
 from torch import Tensor, nn
 
-from isomax.heads import DistanceHead
 from isomax_adapters.pytorch_ood.detectors import detectors_for
 from isomax_adapters.pytorch_ood.digests import digests_of_weights
+from isomax_adapters.pytorch_ood.entries import wiring_of
 from isomax_adapters.pytorch_ood.parts import Parts
 from isomax_adapters.runtime.errors import InputError
 from isomax_adapters.timm import ModelFolderError, load_model
@@ -97,7 +96,7 @@ def load_detector(folder: str | Path, model: nn.Module | Parts | None = None) ->
     try:
         tensors = load_file(folder / STATE)
         (detector,) = detectors_for(parts, [saved.name]).values()
-        restore(detector, tensors, saved.values)
+        restore(detector, saved.values | tensors)
     except (OSError, KeyError, RuntimeError, TypeError, ValueError, SafetensorError) as error:
         raise ModelFolderError(f"the detector in {folder} is damaged: {error}") from error
     return detector
@@ -110,39 +109,23 @@ def state_of(detector: Detector) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     tensors: dict[str, Tensor] = {}
     values: dict[str, Any] = {}
-    for key, value in vars(detector).items():
-        _take(key, value, tensors, values)
-    return {k: v.detach().cpu().contiguous() for k, v in tensors.items()}, values
-
-
-def _take(key: str, value: Any, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
-    if isinstance(value, Tensor):
-        tensors[key] = value
-    elif isinstance(value, np.ndarray):
-        tensors[key] = torch.from_numpy(value)
-    elif isinstance(value, np.generic):
-        tensors[key] = torch.from_numpy(np.array(value))
-    elif _is_plain(value):
-        values[key] = value
-    elif isinstance(value, NearestNeighbors):
-        if hasattr(value, "_fit_X"):
-            tensors[key] = torch.from_numpy(value._fit_X)
-    elif isinstance(value, (DistanceHead, nn.ParameterDict)):
-        for name, parameter in value.state_dict().items():
-            tensors[f"{key}.{name}"] = parameter
-    elif isinstance(value, Mapping):
-        for name, item in value.items():
-            _take(f"{key}.{name}", item, tensors, values)
-    elif isinstance(value, Detector) or type(value).__module__.startswith(
-        "pytorch_ood.detector.openmax"
-    ):
-        for name, item in vars(value).items():
-            _take(f"{key}.{name}", item, tensors, values)
-    elif not (callable(value) or isinstance(value, (nn.Module, torch.device))):
-        raise InputError(
-            f"a {type(value).__name__} in {key} cannot be written into a model folder; choose "
-            "another detector, or score in Python with this one"
-        )
+    for key, value in wiring_of(detector).state(detector).items():
+        if isinstance(value, Tensor):
+            tensors[key] = value.detach().cpu().contiguous()
+        elif isinstance(value, (np.ndarray, np.generic)):
+            tensors[key] = torch.from_numpy(np.array(value))
+        elif _is_plain(value):
+            values[key] = value
+        elif isinstance(value, Detector):
+            inner_tensors, inner_values = state_of(value)
+            tensors |= {f"{key}.{name}": tensor for name, tensor in inner_tensors.items()}
+            values |= {f"{key}.{name}": plain for name, plain in inner_values.items()}
+        elif not (callable(value) or isinstance(value, (nn.Module, torch.device))):
+            raise InputError(
+                f"a {type(value).__name__} in {key} cannot be written into a model folder; choose "
+                "another detector, or score in Python with this one"
+            )
+    return tensors, values
 
 
 def _is_plain(value: Any) -> bool:
@@ -152,61 +135,18 @@ def _is_plain(value: Any) -> bool:
     return isinstance(value, PLAIN)
 
 
-def restore(detector: Any, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+def restore(detector: Any, state: Mapping[str, Any]) -> None:
     """Put back what :func:`state_of` took."""
-    own = {key: value for key, value in values.items() if "." not in key}
-    for key, value in own.items():
-        setattr(detector, key, value)
-    nested: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        first, dot, rest = key.partition(".")
-        if dot:
-            nested.setdefault(first, {})[rest] = tensor
-        elif isinstance(vars(detector).get(first), NearestNeighbors):
-            vars(detector)[first].fit(tensor.numpy())
+    own: dict[str, Any] = {}
+    nested: dict[str, dict[str, Any]] = {}
+    for key, value in state.items():
+        first, _, rest = key.partition(".")
+        if isinstance(vars(detector).get(first), Detector):
+            nested.setdefault(first, {})[rest] = value
         else:
-            setattr(detector, first, tensor)
-    for key, parts in nested.items():
-        plain = {k.partition(".")[2]: v for k, v in values.items() if k.startswith(f"{key}.")}
-        if key == "_openmax":
-            detector._openmax = _open_max(parts, plain)
-        elif isinstance(vars(detector).get(key), Detector):
-            restore(vars(detector)[key], parts, plain)
-        elif hasattr(detector, "head_class"):
-            classes, width = parts["prototypes"].shape
-            head = detector.head_class(
-                width, classes, device="meta", dtype=parts["prototypes"].dtype
-            ).to_empty(device="cpu")
-            head.load_state_dict(parts)
-            detector.head = head.eval()
-        else:
-            setattr(detector, key, nn.ParameterDict(_parameters(parts)))
+            own[key] = value
+    wiring_of(detector).restore(detector, own)
+    for first, inner in nested.items():
+        restore(vars(detector)[first], inner)
     if detector.device is not None:
         detector.to(detector.device)
-
-
-def _parameters(parts: Mapping[str, Tensor]) -> dict[str, nn.Parameter]:
-    ordered = sorted(parts, key=int)  # of classes
-    return {name: nn.Parameter(parts[name], requires_grad=False) for name in ordered}
-
-
-def _open_max(tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> Any:
-    from pytorch_ood.detector.openmax.libnotmr import LibNotMR
-    from pytorch_ood.detector.openmax.numpy import OpenMax
-
-    made = OpenMax()
-    made._reset()
-    weibulls: dict[int, Any] = {}
-    for content in (values, {name: tensor.numpy() for name, tensor in tensors.items()}):
-        for key, value in content.items():
-            first, _, rest = key.partition(".")
-            value = value[()] if isinstance(value, np.ndarray) and not value.ndim else value
-            if first == "centers":
-                made.centers[int(rest)] = value
-            elif first == "distributions":
-                label, _, name = rest.partition(".")
-                setattr(weibulls.setdefault(int(label), LibNotMR()), name, value)
-            else:
-                setattr(made, first, value)
-    made.distributions = {label: weibulls[label] for label in sorted(weibulls)}
-    return made

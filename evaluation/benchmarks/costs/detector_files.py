@@ -22,8 +22,8 @@ from torch.nn import functional as F
 
 from isomax_adapters.onnx.graph import assemble
 from isomax_adapters.onnx.network import export_network, with_detector, with_maps
-from isomax_adapters.onnx.scorers import kind_of, obstacle_to_export
-from isomax_adapters.pytorch_ood import Parts, detectors_for, with_bank
+from isomax_adapters.onnx.scorers import obstacle_to_export
+from isomax_adapters.pytorch_ood import Parts, detectors_for, kind_of, with_bank
 from isomax_adapters.runtime.metadata import METADATA_FORMAT, scaled_size
 from isomax_adapters.timm.attaching import classifier_names
 from isomax_evaluation.detection.fitting import fit

@@ -17,8 +17,8 @@ import torch
 from torch import nn
 
 from isomax_adapters.pytorch_ood import NAMES, Parts, detectors_for, why_not
-from isomax_evaluation.detection.fitting import attempt, fit_outputs
-from isomax_evaluation.detection.large import sample_size
+from isomax_evaluation.detection.fitting import attempt
+from isomax_evaluation.detection.large import fit_outputs, sample_size
 from isomax_evaluation.detection.scoring import score_outputs, scores_outputs
 from isomax_evaluation.extraction.store import Outputs, OutputsOnDisk
 

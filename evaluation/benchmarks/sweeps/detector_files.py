@@ -32,8 +32,8 @@ from evaluation.benchmarks.sweeps.detectors import see_every_class
 from isomax.calibration import Calibration
 from isomax_adapters.onnx.graph import assemble
 from isomax_adapters.onnx.network import export_network, with_detector, with_maps
-from isomax_adapters.onnx.scorers import kind_of, obstacle_to_export
-from isomax_adapters.pytorch_ood import NAMES, Parts, detectors_for
+from isomax_adapters.onnx.scorers import obstacle_to_export
+from isomax_adapters.pytorch_ood import NAMES, Parts, detectors_for, kind_of
 from isomax_adapters.runtime.metadata import METADATA_FORMAT
 from isomax_adapters.timm.attaching import classifier_names
 from isomax_adapters.timm.checkpoints import load_weights, read_checkpoint

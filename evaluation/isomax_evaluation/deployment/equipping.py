@@ -10,8 +10,7 @@ from pytorch_ood.api import Detector, FeaturesDetector
 
 from isomax.calibration import Calibration
 from isomax_adapters.onnx.scorers import obstacle_to_export
-from isomax_adapters.pytorch_ood import Saved, detectors_for, save_detector, with_bank
-from isomax_adapters.pytorch_ood.saving import state_of
+from isomax_adapters.pytorch_ood import Saved, detectors_for, save_detector, state_of, with_bank
 from isomax_adapters.timm import save_model
 from isomax_adapters.timm.sources import model_folder_of
 from isomax_evaluation.detection.fitting import doubt_of_fit, fit

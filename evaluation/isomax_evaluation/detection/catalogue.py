@@ -6,8 +6,8 @@ from pytorch_ood.api import Detector
 
 import isomax_adapters.timm  # noqa: F401  # registers the models
 from isomax.heads import HEADS
-from isomax_adapters.onnx.scorers import kind_of, why_not_exported
-from isomax_adapters.pytorch_ood import Parts, detectors_for, wiring_notes
+from isomax_adapters.onnx.scorers import why_not_exported
+from isomax_adapters.pytorch_ood import Parts, detectors_for, kind_of, wiring_notes
 
 #: models that most can work on, then one for each of the scores of our heads
 _MODELS = ("test_resnet", *(f"{head.prefix}test_resnet" for head in HEADS.values()))
@@ -27,7 +27,7 @@ def catalogue() -> pd.DataFrame:
         scores = file = values = ""
         if made is not None:
             scores = (kind_of(made) or "image").replace("_", " ")
-            file = "no" if why_not_exported(note.detector, made) else "yes"
+            file = "no" if why_not_exported(note.detector) else "yes"
             values = ", ".join(f"{k}={v}" for k, v in made.get_hyperparameters().items())
         rows.append((note.detector, scores, file, note.how, values, note.source))
     return pd.DataFrame(rows, columns=list(COLUMNS))

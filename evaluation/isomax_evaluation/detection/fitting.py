@@ -1,4 +1,5 @@
-"""One pass over the training images fits every detector, whatever it is fitted on."""
+"""One pass over the training images fits every detector of what a model makes of them; those of the
+images themselves have one each."""
 
 import shutil
 import tempfile
@@ -10,13 +11,12 @@ from typing import Any
 from pytorch_ood.api import Detector, FeatureMapsDetector, LogitsDetector
 
 from isomax_adapters.pytorch_ood import Parts
+from isomax_adapters.pytorch_ood.entries import wiring_of
 from isomax_evaluation.detection.draws import Draws
-from isomax_evaluation.detection.feeding import Feeding
-from isomax_evaluation.detection.large import fit_large, is_large, refuse_what_cannot_fit
-from isomax_evaluation.detection.map_fits import fit_on_maps
+from isomax_evaluation.detection.large import fit_outputs
 from isomax_evaluation.extraction.feature_maps import MapsOnDisk
-from isomax_evaluation.extraction.one_pass import Loader, one_pass
-from isomax_evaluation.extraction.store import Keeper, Outputs, OutputsInMemory
+from isomax_evaluation.extraction.one_pass import Known, Loader, nothing, one_pass
+from isomax_evaluation.extraction.store import Keeper, OutputsInMemory
 from isomax_evaluation.output.errors import one_line
 
 _SCRATCH = "feature-maps-"
@@ -27,16 +27,16 @@ def fit(
     detectors: Mapping[str, Detector],
     loader: Loader,
     scratch: Path | None = None,
-    advance: Callable[[int], None] = lambda done: None,
+    advance: Callable[[int], None] = nothing,
     keeper: Keeper | None = None,
     seed: int | None = None,
 ) -> dict[str, str]:
-    """Fit all detectors that need it, in at most one pass over the training images.
+    """Fit all detectors that need it.
 
-    Logits and pooled features go into ``keeper``, feature maps into a temporary file; detectors
-    that read images get each batch as it comes. If the keeper has the outputs already, there is a
-    pass only for detectors of feature maps and images. The scores are those of
-    ``detector.fit(loader)``.
+    One pass over the training images is for all of logits and pooled features, which go into
+    ``keeper``, and of feature maps, which go into a temporary file. If the keeper has the outputs
+    already, there is none unless maps are asked for. Each detector that is fitted on images has a
+    pass of its own on top. The scores are those of ``detector.fit(loader)``.
 
     :param parts: a model in evaluation mode
     :param detectors: by name
@@ -54,36 +54,36 @@ def fit(
     on_maps = {n: d for n, d in unfitted.items() if isinstance(d, FeatureMapsDetector)}
     on_outputs = {n: d for n, d in unfitted.items() if n not in on_maps and _takes_outputs(d)}
     on_images = {n: d for n, d in unfitted.items() if n not in on_maps and n not in on_outputs}
-    feedings = {name: Feeding(detector, Draws(seed)) for name, detector in on_images.items()}
+    failed: dict[str, str | None] = {}
+
+    def run(name: str, function: Callable[[], Any]) -> None:
+        with Draws(seed)():
+            failed[name] = attempt(function)
+
     with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=scratch) as folder:
         maps = MapsOnDisk(Path(folder) / "maps")
-        if on_maps or on_images or keeper.read() is None:
+        if on_maps or keeper.read() is None:
             for batch in one_pass(parts, loader, keeper, bool(on_maps), True, advance):
                 if batch.maps is not None:
                     maps.append(batch.maps)
-                for feeding in feedings.values():
-                    feeding.give((batch.images, batch.labels))
-        failed = {n: feeding.finish() for n, feeding in feedings.items()}
+            advance = nothing  # all images are done already
+        for name, detector in on_images.items():
+            run(name, partial(detector.fit, Known(parts, loader, advance)))
+            advance = nothing
         training = keeper.read()
         assert training is not None
         for name, detector in on_outputs.items():
-            with Draws(seed)():
-                failed[name] = attempt(partial(fit_outputs, detector, training))
+            run(name, partial(fit_outputs, detector, training))
         for name, detector in on_maps.items():
-            with Draws(seed)():
-                failed[name] = attempt(partial(fit_on_maps, detector, maps, training.labels))
+            fit_maps = wiring_of(detector).fit_maps
+            run(name, partial(fit_maps, detector, maps.array(), training.labels))
     return {name: reason for name, reason in failed.items() if reason is not None}
 
 
 def doubt_of_fit(name: str, detector: Detector) -> str | None:
     """Why the scores of a fitted detector are worth nothing, if they are."""
-    if not getattr(detector, "spans_nothing_else", False):
-        return None
-    return (
-        f"{name}: the images that it was fitted on lie in its principal subspace but for rounding "
-        "errors, by which the score is divided; fit it on more images, or with fewer dimensions "
-        "(isomax calibrate --set d=N, N far below their number)"
-    )
+    reason = wiring_of(detector).doubt(detector)
+    return reason and f"{name}: {reason}"
 
 
 def remove_scratch(scratch: Path) -> None:
@@ -104,22 +104,3 @@ def attempt(function: Callable[[], Any]) -> str | None:
 def _takes_outputs(detector: Detector) -> bool:
     # MahalanobisODIN is fitted on features, and scores images
     return isinstance(detector, LogitsDetector) or hasattr(detector, "fit_features")
-
-
-def fit_outputs(detector: Any, training: Outputs) -> None:
-    """Fit a detector of logits or features, with bounded memory however many images there are.
-
-    :raises ValueError: if what it holds for good is too large
-    """
-    refuse_what_cannot_fit(detector, training)
-    if is_large(training):
-        fit_large(detector, training, _fit_in_memory)
-    else:
-        _fit_in_memory(detector, training)
-
-
-def _fit_in_memory(detector: Any, training: Outputs) -> None:
-    if isinstance(detector, LogitsDetector):
-        detector.fit_logits(training.logits, training.labels)
-    else:
-        detector.fit_features(training.features, training.labels)

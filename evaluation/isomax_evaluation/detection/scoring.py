@@ -8,8 +8,7 @@ import torch
 from pytorch_ood.api import Detector, FeatureMapsDetector, FeaturesDetector, LogitsDetector
 from torch import Tensor
 
-from isomax_adapters.onnx.scorers import kind_of
-from isomax_adapters.pytorch_ood import Parts
+from isomax_adapters.pytorch_ood import Parts, kind_of
 from isomax_evaluation.detection.draws import Draws
 from isomax_evaluation.detection.fitting import attempt
 from isomax_evaluation.extraction.one_pass import Loader, one_pass

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from operator import length_hint
 
 import torch
 from torch import Tensor
@@ -10,6 +11,10 @@ from isomax_adapters.pytorch_ood import Parts
 from isomax_evaluation.extraction.store import Keeper
 
 Loader = Iterable[tuple[Tensor, Tensor]]
+
+
+def nothing(done: int) -> None:
+    """For whom it does not matter how many images are done."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +32,7 @@ def one_pass(
     keeper: Keeper,
     maps: bool = False,
     known_only: bool = False,
-    advance: Callable[[int], None] = lambda done: None,
+    advance: Callable[[int], None] = nothing,
 ) -> Iterator[Batch]:
     """Run a model over images, once; its logits and pooled features are kept.
 
@@ -63,6 +68,23 @@ def _batches(
         with torch.no_grad():
             found = parts.feature_maps(images) if maps else None
         yield Batch(images, labels, found)
+
+
+@dataclass(frozen=True)
+class Known:
+    """Batches on the model's device, without images whose labels are below 0."""
+
+    parts: Parts
+    loader: Loader
+    advance: Callable[[int], None] = nothing
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        with torch.random.fork_rng(devices=()):  # a loader draws a number, too
+            batches = iter(self.loader)
+        return _on_device(self.parts, batches, True, self.advance)
+
+    def __len__(self) -> int:
+        return length_hint(self.loader)
 
 
 def _on_device(

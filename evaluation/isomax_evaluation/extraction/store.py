@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Protocol
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from isomax.moments import Statistics
 from isomax_adapters.pytorch_ood import Digests
 from isomax_evaluation.output.cache import key_of
 from isomax_evaluation.output.errors import InputError
@@ -26,6 +28,11 @@ class Outputs:
     logits: Tensor  #: :math:`N \times C`
     features: Tensor  #: :math:`N \times D`
     labels: Tensor  #: :math:`N`; OOD < 0
+
+    @cached_property
+    def statistics(self) -> Statistics:
+        """Of the features; what several detectors are fitted on is found once."""
+        return Statistics(self.features, self.labels)
 
 
 def together(*several: Outputs) -> Outputs:

@@ -12,8 +12,7 @@ import torch
 from pytorch_ood.api import Detector, FeaturesDetector, GradientDetector, LogitsDetector
 from torch import Tensor, nn
 
-from isomax_adapters.onnx.scorers import kind_of
-from isomax_adapters.pytorch_ood import Parts
+from isomax_adapters.pytorch_ood import Parts, kind_of
 from isomax_evaluation.speed.timing import ratio_to, repeated, seconds_of
 
 COLUMNS = [

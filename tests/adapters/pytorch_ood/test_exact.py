@@ -7,8 +7,10 @@ import torch
 from pytorch_ood.api import RequiresFittingException
 from sklearn.metrics import roc_auc_score
 
-from isomax import MahalanobisPP
-from isomax_adapters.pytorch_ood import exact
+from isomax import MahalanobisPP, moments
+from isomax_adapters.pytorch_ood.entries.images import MahalanobisODIN
+from isomax_adapters.pytorch_ood.entries.logits import OpenMax, TemperatureScaling
+from isomax_adapters.pytorch_ood.entries.subspaces import PNML, ViM
 
 
 def draw(count, width=30, classes=4):
@@ -24,7 +26,7 @@ def _seed():
 
 def test_openmax_does_not_depend_on_the_batch():
     logits, labels = draw(200, width=4)
-    fitted = exact.OpenMax(None).fit_logits(logits, labels)
+    fitted = OpenMax(None).fit_logits(logits, labels)
     scores = fitted.predict_logits(logits)
     one_by_one = torch.cat([fitted.predict_logits(row[None]) for row in logits])
     torch.testing.assert_close(scores, one_by_one)
@@ -35,10 +37,10 @@ def test_openmax_does_not_depend_on_the_batch():
 
 def test_openmax_takes_a_class_that_was_not_fitted_as_unknown():
     logits, labels = draw(200, width=4)
-    fitted = exact.OpenMax(None).fit_logits(logits[labels < 3], labels[labels < 3])
+    fitted = OpenMax(None).fit_logits(logits[labels < 3], labels[labels < 3])
     assert fitted.predict_logits(torch.tensor([[0.0, 0.0, 0.0, 9.0]])) > 0.99
     with pytest.raises(RequiresFittingException):
-        exact.OpenMax(None).predict_logits(logits)
+        OpenMax(None).predict_logits(logits)
 
 
 @pytest.mark.parametrize("scale", [0.5, 3.0])
@@ -46,7 +48,7 @@ def test_temperature_scaling_finds_the_temperature(scale):
     logits = 2 * torch.randn(4000, 10)
     labels = torch.distributions.Categorical(logits=logits).sample()
     labels[:100] = -1
-    ours = exact.TemperatureScaling(None).fit_logits(scale * logits, labels)
+    ours = TemperatureScaling(None).fit_logits(scale * logits, labels)
     assert ours.t.item() == pytest.approx(scale, rel=0.05)
     theirs = ood.TemperatureScaling(None).fit_logits(scale * logits, labels)
     assert theirs.t.item() != pytest.approx(scale, rel=0.05)
@@ -62,12 +64,12 @@ def test_fitted_a_chunk_at_a_time_without_outliers(name, monkeypatch):
 
     def fitted(z, labels):
         if name == "PNML":
-            return exact.PNML(None, head).fit_features(z, labels)
-        return exact.ViM(None, 10, head.weight, head.bias).fit_features(z, labels)
+            return PNML(None, head).fit_features(z, labels)
+        return ViM(None, 10, head.weight, head.bias).fit_features(z, labels)
 
     with torch.no_grad():
         expected = fitted(z, labels).predict_features(z)
-        monkeypatch.setattr(exact, "CHUNK", 7 * 30)
+        monkeypatch.setattr(moments, "CHUNK", 7 * 30)
         padded = torch.cat([z, 9 * torch.randn(20, 30)])
         detector = fitted(padded, torch.cat([labels, torch.full((20,), -1)]))
         torch.testing.assert_close(detector.predict_features(z), expected)
@@ -79,7 +81,7 @@ def test_fitted_a_chunk_at_a_time_without_outliers(name, monkeypatch):
 def test_vim_knows_when_nothing_lies_outside_of_its_subspace(count, nothing):
     z, labels = draw(count)
     head = torch.nn.Linear(30, 4)
-    fitted = exact.ViM(None, 10, head.weight, head.bias).fit_features(z, labels)
+    fitted = ViM(None, 10, head.weight, head.bias).fit_features(z, labels)
     assert fitted.spans_nothing_else == nothing
     assert (fitted.alpha > 1e4) == nothing
 
@@ -88,7 +90,7 @@ def test_vim_needs_something_outside_of_its_subspace():
     z, labels = draw(40)
     head = torch.nn.Linear(30, 4)
     with pytest.raises(ValueError, match="d is 30, which is all of the features' dimensions"):
-        exact.ViM(None, 30, head.weight, head.bias).fit_features(z, labels)
+        ViM(None, 30, head.weight, head.bias).fit_features(z, labels)
 
 
 def test_mahalanobis_tells_outliers_where_float32_cannot_invert_the_covariance():
@@ -113,11 +115,11 @@ def test_mahalanobis_odin_moves_images_towards_their_class():
     images, labels = draw(120, width=48)
     images = images.unflatten(1, (3, 4, 4))
     encoder = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 10))
-    still = exact.MahalanobisODIN(encoder, (0.5,) * 3, eps=0.0).fit([(images, labels)])
-    moving = exact.MahalanobisODIN(encoder, (0.5,) * 3, eps=0.01).fit([(images, labels)])
+    still = MahalanobisODIN(encoder, (0.5,) * 3, eps=0.0).fit([(images, labels)])
+    moving = MahalanobisODIN(encoder, (0.5,) * 3, eps=0.01).fit([(images, labels)])
     plain = MahalanobisPP(encoder, normalize=False).fit([(images, labels)])
     torch.testing.assert_close(still(images), plain(images))
     assert (moving(images) < still(images)).all()
     # the step of a channel is in units of what it was divided by
-    uneven = exact.MahalanobisODIN(encoder, (0.5, 0.5, 1e6), eps=0.01).fit([(images, labels)])
+    uneven = MahalanobisODIN(encoder, (0.5, 0.5, 1e6), eps=0.01).fit([(images, labels)])
     assert (uneven(images) > moving(images)).all()

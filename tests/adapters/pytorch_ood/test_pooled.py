@@ -9,7 +9,12 @@ import torch
 from pytorch_ood.api import RequiresFittingException
 from pytorch_ood.utils import GridSearch
 
-from isomax_adapters.pytorch_ood.pooled import PooledASH, PooledReAct, PooledSCALE, PooledVRA
+from isomax_adapters.pytorch_ood.entries.rectified import (
+    PooledASH,
+    PooledReAct,
+    PooledSCALE,
+    PooledVRA,
+)
 
 ALL = [PooledASH, PooledReAct, PooledSCALE, PooledVRA]
 every = pytest.mark.parametrize("detector_class", ALL)

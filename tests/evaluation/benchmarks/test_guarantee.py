@@ -9,7 +9,7 @@ import torch
 from evaluation.benchmarks.promises.guarantee import ALPHA, rejected
 from isomax.calibration import Calibration
 from isomax_adapters.pytorch_ood import Parts, detectors_for
-from isomax_evaluation.detection.fitting import fit_outputs
+from isomax_evaluation.detection.large import fit_outputs
 from isomax_evaluation.detection.models import Model
 from isomax_evaluation.detection.scoring import score_outputs
 from isomax_evaluation.extraction.store import Outputs

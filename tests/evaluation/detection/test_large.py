@@ -5,8 +5,10 @@ import pytorch_ood.detector as ood
 import torch
 from torch import nn
 
+from isomax_adapters.pytorch_ood import wiring
+from isomax_adapters.pytorch_ood.entries.distances import GMM
 from isomax_evaluation.detection import large, scoring
-from isomax_evaluation.detection.fitting import fit_outputs
+from isomax_evaluation.detection.large import fit_outputs
 from isomax_evaluation.detection.scoring import score_outputs
 from isomax_evaluation.extraction.store import Outputs
 
@@ -51,7 +53,7 @@ def test_chunks_give_the_scores_of_the_whole(name, head, outputs, monkeypatch):
     whole, chunked = made(head)[name](), made(head)[name]()
     fit_outputs(whole, outputs)
     monkeypatch.setattr(large, "LARGE", 0)
-    monkeypatch.setattr(large, "CHUNK", 37)
+    monkeypatch.setattr(wiring, "CHUNK", 37)
     assert large.sample_size(chunked, outputs) is None
     fit_outputs(chunked, outputs)
     expected = score_outputs(whole, outputs)
@@ -76,5 +78,5 @@ def test_what_keeps_images_gets_a_stated_sample(name, head, outputs, monkeypatch
 def test_what_holds_too_much_is_refused_with_the_figure(outputs):
     wide = Outputs(torch.zeros(3, 1000), torch.zeros(3, 2048), torch.tensor([0, 1, 2]))
     with pytest.raises(ValueError, match=r"2048 x 2048 matrix for each of 1000 classes, 33\.6 GB"):
-        fit_outputs(ood.GMM(None), wide)
-    fit_outputs(ood.GMM(None, reg=1e-2), outputs)
+        fit_outputs(GMM(None), wide)
+    fit_outputs(GMM(None, reg=1e-2), outputs)

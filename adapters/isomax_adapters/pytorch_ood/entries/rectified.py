@@ -16,6 +16,7 @@ from pytorch_ood.utils import extract_features
 from torch import Tensor
 
 from isomax_adapters.pytorch_ood.quantiles import column_quantiles, overall_quantile
+from isomax_adapters.pytorch_ood.wiring import Wiring, fit_as_it_is, needs_one_classifier
 from isomax_adapters.runtime.errors import InputError
 
 
@@ -184,3 +185,38 @@ def _known(z: Tensor, y: Tensor) -> Tensor:
         raise InputError("no label is at least 0; fit on in-distribution samples")
     z = z.detach().cpu().float()
     return z if known.all() else z[known]
+
+
+ENTRIES: dict[str, Wiring] = {
+    "ASH": Wiring(
+        PooledASH,
+        "pooled features; ASH-S, 90% of them set to zero",
+        "https://github.com/andrijazz/ash: models/resnet_imagenet.py, config/imagenet_config.yml",
+        needs_one_classifier,
+        build=lambda p: PooledASH(p.encode, p.classify),
+    ),
+    "ReAct": Wiring(
+        PooledReAct,
+        "pooled features, cut off at the 90th percentile of all of them",
+        "https://github.com/deeplearning-wisc/react: compute_threshold.py, models/resnet.py",
+        needs_one_classifier,
+        build=lambda p: PooledReAct(p.encode, p.classify),
+        fit_large=fit_as_it_is,
+    ),
+    "SCALE": Wiring(
+        PooledSCALE,
+        "pooled features; scaled by the largest 15% of them",
+        "https://github.com/kai422/SCALE: openood/networks/scale_net.py, "
+        "configs/postprocessors/scale.yml",
+        needs_one_classifier,
+        build=lambda p: PooledSCALE(p.encode, p.classify),
+    ),
+    "VRA": Wiring(
+        PooledVRA,
+        "pooled features; set to zero below their 60th percentile, cut off at their 95th",
+        "https://github.com/zeroQiaoba/VRA: models/densenet.py, readme.md",
+        needs_one_classifier,
+        build=lambda p: PooledVRA(p.encode, p.classify),
+        fit_large=fit_as_it_is,
+    ),
+}
