@@ -118,8 +118,8 @@ def train(
         if not job.source.starts_trained:
             tell(
                 progress,
-                f"{job.source.model} starts from random weights, which takes many images and epochs; to start "
-                "from trained ones, give --pretrained or --weights FILE",
+                f"{job.source.model} starts from random weights, which takes many images and "
+                "epochs; to start from trained ones, give --pretrained or --weights FILE",
             )
         for line in splits.found:
             tell(progress, line)

@@ -260,7 +260,7 @@ def test_a_comparison_reads_images_as_each_of_its_models_does(deep, shallow, tmp
     assert "how often it is recognised, and rejected" in report
     settings = json.loads((done.output / "settings.json").read_text())
     assert settings["crop_mode"] == "squash"
-    # again, without saying it
+    # again, of fewer detectors
     again = compare(
         id=str(deep),
         ood={"other": str(other)},
@@ -272,7 +272,7 @@ def test_a_comparison_reads_images_as_each_of_its_models_does(deep, shallow, tmp
         recipe=SHORT,
         alpha=0.2,
         output=tmp_path / "out",
-        preprocessing=Preprocessing(image_size=32),
+        preprocessing=Preprocessing(image_size=32, crop_mode="squash"),
         reading=Reading(workers=0),
     )
     asked = done.results[done.results["detector"] == "MaxSoftmax"]
