@@ -139,7 +139,7 @@ def test_another_models_detector_is_refused_by_its_digest(model, tmp_path):
     )
     other = timm.create_model("test_resnet", num_classes=3)
     save_model(other, tmp_path / "other")
-    for name in ("detector.json", "detector.safetensors", "calibration.json"):
-        (tmp_path / "other" / name).write_bytes((folder / name).read_bytes())
+    for path in (*folder.glob("detector.*"), *folder.glob("calibration.*")):
+        (tmp_path / "other" / path.name).write_bytes(path.read_bytes())
     with pytest.raises(ValueError, match="fitted on a model with the digest"):
         export(tmp_path / "other", tmp_path / "m.onnx")

@@ -125,13 +125,13 @@ def test_unseen_images_calibrate_and_judge_a_reduced_file(isomax, photos, tmp_pa
     assert run.returncode == 0, run.stderr
     assert "guarantee" not in run.stderr
     metadata = Scorer(tmp_path / "m.onnx").metadata
-    assert (metadata["samples"], metadata["guarantee"]) == (30, "established")
+    assert (metadata["samples"], metadata["guarantee"]) == (39, "established")
     for wrong, message in (
         (
             make_folder(tmp_path / "other", ("ash", "oak"), 20, seed=1),
-            "has oak, which the model does not",
+            "has oak, not among the known classes",
         ),
-        (photos, "are also training images"),
+        (photos, "of the calibration images of photos"),
         (make_folder(tmp_path / "few", ("ash", "birch"), 4, seed=1), "takes 19"),
     ):
         run = isomax(*arguments, "--calibration", wrong)

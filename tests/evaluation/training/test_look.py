@@ -39,16 +39,16 @@ def test_a_check_says_what_would_be_done_and_writes_nothing(tmp_path, capfd):
     assert said.startswith("test_resnet starts from random weights, ")
     for part in (
         "to start from trained ones, give --pretrained or --weights FILE",
-        "images: 58 training, 6 calibration, 16 test; the smallest class has 29 to train on",
+        "images: 54 training, 10 calibration, 16 test; the smallest class has 27 to train on",
         "files: sizes",
-        "modes RGB 58",
+        "modes RGB 54",
         "model: test_resnet",
         "images become 3x32x32",
         "recipe: 1 epochs of 3 updates of 16 images, sgd at 0.1, pad-crop augmentation",
         "the last weights are kept",  # there are too few images to select on
         "memory: about",
         "images a second, measured on",
-        "the threshold is the largest score of 6 calibration images",
+        "so that the threshold is not the largest of the calibration scores",
     ):
         assert part in said
     looked(root, tmp_path / "out")
@@ -66,8 +66,8 @@ def test_a_check_says_how_long_features_take(epochs, tmp_path, capfd):
     change = {"weights": str(tmp_path / "weights.safetensors"), "check": True}
     looked(root, tmp_path / "out", recipe=replace(SHORT, epochs=epochs, augment_copies=1), **change)
     said = capfd.readouterr().err
-    assert "for the features of 116 images" in said  # 58, and a copy of each
-    assert "to try the model on 22 at the end" in said  # 16 to test on, 6 to calibrate on
+    assert "for the features of 108 images" in said  # 54, and a copy of each
+    assert "to try the model on 26 at the end" in said  # 16 to test on, 10 to calibrate on
     assert ("an epoch takes about" in said) == (epochs == 1)
     assert "recipe: the head alone for 20 epochs" in said
     assert "unchanged images and 1 augmented copies" in said
