@@ -167,7 +167,7 @@ def _listed(sets: Mapping[str, Images]) -> pd.DataFrame:
             {
                 "part": name,
                 "path": as_they_are(map(images.name_of, range(len(images)))),
-                "class": [images.class_of(at) for at in range(len(images))],
+                "class": as_they_are(map(images.class_of, range(len(images)))),
                 "content": _contents(images),
             }
         )

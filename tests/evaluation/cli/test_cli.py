@@ -283,7 +283,7 @@ def test_register_is_refused_before_training(isomax, tmp_path, photos):
          "compare --models {model} --detectors MaxLogit --no-track --output {out}"),
         ("isomax_evaluation.deployment.calibrating.equip",
          "calibrate {model} --id digits --output {out}"),
-        ("isomax_adapters.onnx.exporting.load_model", "export {model} {out}/m.onnx"),
+        ("isomax_adapters.onnx.exporting.open_folder", "export {model} {out}/m.onnx"),
         ("isomax_adapters.timm.importing.load_weights",
          "import {model}/model.safetensors {out} --model test_resnet"),
     ],
@@ -339,11 +339,14 @@ def test_train_then_export_then_score(isomax, tmp_path, photos):
         (["train", "--data", "{bad}", "--seed", "-3"], "the seed is -3; expected 0 to 4294967295"),
         (["train", "--data", "{bad}", "--seed", "4294967296"], "the seed is 4294967296; expected"),
         (["train", "--data", "{bad}", "--model", "resnet18.nonesuch"], "no weights 'nonesuch' of"),
-        (["train", "--data", "{bad}", "--image-size", "0"], "the image size is 0"),
+        (
+            ["train", "--data", "{bad}", "--image-size", "0"],
+            "image_size is 0; expected a number",
+        ),
         (["train", "--data", "{bad}", "--val-share", "1"], "validation images is 1.0"),
         (
             ["train", "--data", "{bad}", "--alpha", "0.4", "--val-share", "0.5"],
-            "1 of 10 images of bad do not decode: ",
+            "1 of 13 images of bad do not decode: ",
         ),
         (["compare", "--output", "{one}"], "holds no run of isomax"),
         (

@@ -52,9 +52,10 @@ def test_the_console_and_the_home_change_nothing(poor, odd, tmp_path, monkeypatc
     rows = list(csv.DictReader(content.decode("utf-8", "surrogateescape").splitlines()))
     assert len(rows) == 90
     run = tmp_path / "run"
+    other = make_folder(tmp_path / "other", ("Vögel",), 9, seed=1)
     for more in (
         ("calibrate", run, "--id", odd, "--detector", "SHE", "--output", tmp_path / "she"),
-        ("compare", "--models", run, "--id", odd, "--ood", f"Vögel={odd}", "--detectors",
+        ("compare", "--models", run, "--id", odd, "--ood", f"Vögel={other}", "--detectors",
          "MaxLogit", "--no-track", "--output", tmp_path / "compared"),
         ("track", tmp_path / "compared"),
     ):  # fmt: skip

@@ -11,6 +11,8 @@ from isomax_evaluation.output.errors import InputError
 from isomax_evaluation.training.jobs import LAUNCHED, accelerator_for
 from isomax_evaluation.training.recipes import RECIPES
 
+from ...settings import grouped
+
 WHOLE = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"} | {
     "MASTER_ADDR": "localhost",
     "MASTER_PORT": "29501",
@@ -57,10 +59,10 @@ def test_what_one_process_may_have_says_nothing(monkeypatch):
 def test_the_environment_changes_nothing_of_a_training(tmp_path, monkeypatch):
     recipe = replace(RECIPES["digits"], epochs=1)
     given = {"model": "test_resnet", "recipe": recipe, "image_size": 32, "images_per_class": 60}
-    expected = train("digits", tmp_path / "plain", **given)
+    expected = train("digits", tmp_path / "plain", **grouped(given))
     for name, value in (("GRADIENT_ACCUMULATION_STEPS", "10"), ("DYNAMO_BACKEND", "eager")):
         monkeypatch.setenv(f"ACCELERATE_{name}", value)
-    found = train("digits", tmp_path / "set", **given)
+    found = train("digits", tmp_path / "set", **grouped(given))
     first, second = (load_file(folder / "model.safetensors") for folder in (expected, found))
     assert first.keys() == second.keys()
     assert all((first[name] == second[name]).all() for name in first)

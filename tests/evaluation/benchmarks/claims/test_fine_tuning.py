@@ -35,7 +35,7 @@ def stages(tmp_path_factory):
         )
         made.append(
             compare(
-                model=Source(weights=str(folder / "weights.safetensors")),
+                model=Source("test_resnet", weights=str(folder / "weights.safetensors")),
                 losses=["softmax", "isomax+"],
                 seeds=1,
                 detectors=DETECTORS,
