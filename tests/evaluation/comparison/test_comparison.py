@@ -344,7 +344,7 @@ def short(output, **arguments):
 
 
 def test_a_detector_that_fails_is_named_in_its_cells_and_the_rest_stands(tmp_path, monkeypatch):
-    def refuse(self, z, y):
+    def refuse(self, statistics):
         raise ValueError("No correct predictions for class 3")
 
     def undefined(self, z):
@@ -356,7 +356,7 @@ def test_a_detector_that_fails_is_named_in_its_cells_and_the_rest_stands(tmp_pat
     def alike(self, z):
         return torch.full((len(z),), 0.25)
 
-    monkeypatch.setattr(MahalanobisPP, "fit_features", refuse)
+    monkeypatch.setattr(MahalanobisPP, "fit_statistics", refuse)
     monkeypatch.setattr(ood.LTS, "predict_features", undefined)
     monkeypatch.setattr(ood.SHE, "predict_features", alike)
     done = short(tmp_path / "out", detectors=["MaxLogit", "Mahalanobis", "LTS", "KNN", "SHE"])
