@@ -93,8 +93,8 @@ def test_cpp_reads_grey_values_as_the_runtime_does(tmp_path):
 
 def own_loop():
     """What a training loop of one's own has at its end."""
-    images = torch.randn(40, 3, 160, 160)
-    loader = DataLoader(TensorDataset(images, torch.arange(40) % 3), batch_size=20)
+    images = torch.randn(160, 3, 160, 160)  # more than features, which ViM takes
+    loader = DataLoader(TensorDataset(images, torch.arange(160) % 3), batch_size=20)
     return {
         "model": timm.create_model("test_resnet", num_classes=3),
         "held_out": loader,

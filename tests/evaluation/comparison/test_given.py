@@ -356,8 +356,8 @@ def test_a_class_without_images_on_one_side_is_named(imagenet_model, tmp_path, c
 # -- Python ----------------------------------------------------------------------------------------
 
 
-def tensors(count, classes, shift=0.0):
-    generator = torch.Generator().manual_seed(count)  # two sets share no image
+def tensors(count, classes, shift=0.0, seed=0):
+    generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(count) % classes if classes else torch.full((count,), -1)
     images = torch.randn(count, 3, 32, 32, generator=generator) + shift
     return TensorDataset(images + labels[:, None, None, None], labels)

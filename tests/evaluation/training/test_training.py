@@ -293,7 +293,7 @@ def test_weights_of_a_training_that_diverged_are_refused(tmp_path):
     tensors["bn1.running_var"][0] = float("nan")
     save_file(tensors, tmp_path / "w.safetensors")
     with pytest.raises(InputError, match=r"NaN or infinity in bn1\.running_var"):
-        train("digits", tmp_path / "out", weights=str(tmp_path / "w.safetensors"))
+        train("digits", tmp_path / "out", Source(weights=str(tmp_path / "w.safetensors")))
     assert not (tmp_path / "out").exists()
 
 
