@@ -85,7 +85,7 @@ def hub(monkeypatch):
 def folder(tmp_path):
     torch.manual_seed(0)
     model = create_model("isomaxplus_test_resnet", num_classes=3).eval()
-    logits = torch.randn(40, 3).double()
+    logits = -torch.rand(40, 3).double()
     calibration = Calibration.fit(logits, torch.arange(40) % 3, "minimum_distance_score", 0.1)
     save_model(model, tmp_path / "model", ["ash", "birch", "cedar"], calibration=calibration)
     (tmp_path / "model/README.md").write_text('timm.create_model("hf-hub:USER/NAME")')

@@ -177,7 +177,12 @@ def test_a_file_that_cannot_be_exported_costs_no_table(tmp_path, monkeypatch, ca
 
     monkeypatch.setattr("isomax_evaluation.comparison.deploying.export", refuse)
     done = compare(
-        losses=["isomax"], seeds=1, recipe=SHORT, detectors=["MaxLogit"], output=tmp_path / "out"
+        losses=["isomax"],
+        seeds=1,
+        recipe=SHORT,
+        detectors=["MaxLogit"],
+        output=tmp_path / "out",
+        export="isomax/MaxLogit",
     )
     assert "the file disagrees" in done.chosen.error
     assert (tmp_path / "out/results.csv").is_file()
